@@ -1,0 +1,19 @@
+"""Errors a user can act on. Each is one sentence: what, where, how to fix. The command line turns them into exit codes."""
+
+
+class QVLError(Exception):
+    """The run failed (exit 1)."""
+
+    exit_code = 1
+
+
+class BadInput(QVLError):
+    """A recipe, a data file or an argument is wrong (exit 2)."""
+
+    exit_code = 2
+
+
+class Preempted(QVLError):
+    """The run was asked to stop; its state is saved and the same command continues it (exit 75)."""
+
+    exit_code = 75

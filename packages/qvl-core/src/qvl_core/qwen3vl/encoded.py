@@ -1,0 +1,41 @@
+"""One encoded sample, as every method receives it: plain NumPy, so that data code needs no torch.
+
+Shapes: L tokens, P vision patches, C = channels * temporal_patch * patch**2 numbers per patch, M media.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE = -100  # label of a token that is not learned from; the value torch and transformers ignore by default
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A chat as token ids, labels and pixels.
+
+    ids      (L,) int64    token ids, media placeholders expanded
+    labels   (L,) int64    ids where the sample is learned from, else IGNORE; not shifted
+    types    (L,) int64    0 text, 1 image, 2 video (`mm_token_type_ids` of transformers)
+    images   (P, C) float32 or None   patches of all images, in order (`pixel_values`)
+    image_grid (M, 3) int64 or None   time, height, width in patches of each image (`image_grid_thw`)
+    videos, video_grid                the same for videos (`pixel_values_videos`, `video_grid_thw`)
+    """
+
+    id: str
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    types: NDArray[np.int64]
+    images: NDArray[np.float32] | None = None
+    image_grid: NDArray[np.int64] | None = None
+    videos: NDArray[np.float32] | None = None
+    video_grid: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def count(self) -> int:
+        """Number of labels that the next-token loss sees: the first token is never predicted."""
+        return int((self.labels[1:] != IGNORE).sum())

@@ -1,0 +1,1 @@
+"""Recipes: pydantic models written in YAML and overridden on the command line."""

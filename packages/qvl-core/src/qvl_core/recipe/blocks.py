@@ -1,0 +1,259 @@
+"""The blocks that the recipes of all packages share. Each field's description is its help text and its reference page."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Block(BaseModel):
+    """A recipe block: unknown keys are errors, values are converted to the declared type."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Model(Block):
+    """Which Qwen3-VL to train, and how to hold it."""
+
+    name: str
+    """Hub id, local folder, or `tiny` (a small random Qwen3-VL built on the spot)."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit); the commit that was loaded is recorded in environment.json."""
+    attention: Literal["auto", "packed", "sdpa", "eager"] = "auto"
+    """Attention implementation; auto takes `packed`: varlen kernels on a GPU, one SDPA call per document length elsewhere."""
+    init_from: str | None = None
+    """Folder whose weights are loaded before step 1 (weights only: to continue a run use --resume)."""
+
+
+class Group(Block):
+    """What happens to one named group of modules."""
+
+    mode: Literal["frozen", "lora", "full"] = "frozen"
+    """`frozen`: not trained; `lora`: low-rank adapters on its linear layers; `full`: every weight trained."""
+    rank: Annotated[int, Field(ge=1)] = 16
+    """LoRA rank."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """LoRA scale numerator: the update is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the LoRA input; the same for all LoRA groups of a recipe."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of this group; default: optim.lr."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of this group; default: optim.weight_decay (never on norms, biases, embeddings)."""
+
+
+class Source(Block):
+    """One data source of a list."""
+
+    source: str
+    """File or dataset folder (JSONL, JSON, Parquet)."""
+    split: str | None = None
+    """Split inside a dataset folder; default: the list's own name (train, validation, test)."""
+    take: Annotated[int, Field(ge=1)] | None = None
+    """Use only this many samples: a fixed random choice, the same in every run."""
+    percent: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Use only this percentage of the samples: a fixed random choice, the same in every run."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often each sample is seen per epoch; 0.5 is every second epoch, 2 is twice."""
+    format: str | None = None
+    """Sample format (qvl, openai, qwenvl); default: recognised from the first sample."""
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Augmentation: move each picture by up to this many pixels both ways, from (seed, epoch, sample)."""
+
+    @model_validator(mode="after")
+    def _one_subset(self) -> "Source":
+        if self.take is not None and self.percent is not None:
+            raise ValueError("`take` and `percent` exclude each other; keep one")
+        return self
+
+
+def _as_source(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+Sources = Annotated[list[Annotated[Source, BeforeValidator(_as_source)]], BeforeValidator(_as_list)]
+
+
+class Data(Block):
+    """What is learned from, and what is measured on."""
+
+    train: Sources
+    """Sources that are trained on."""
+    validation: Sources = []
+    """Sources for the validation loss and the metrics during training."""
+    test: Sources = []
+    """Sources for the final evaluation; never looked at before the end."""
+    media_root: str | None = None
+    """Folder that relative media paths start from; default: the folder of the data file."""
+    allow_root: list[str] = []
+    """Folders outside media_root from which absolute media paths may be read."""
+    max_bad: Annotated[int, Field(ge=0)] = 0
+    """How many bad samples may be left out (counted and listed) before the run stops."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Worker processes that read, decode and encode ahead of the training step."""
+
+
+class Batch(Block):
+    """How samples become optimizer steps."""
+
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Samples per optimizer step, over all devices. Give either size or tokens."""
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens per optimizer step, over all devices, in packed rows of max_length. Give either size or tokens."""
+    micro: Annotated[int, Field(ge=1)] | None = None
+    """Samples (with size) or packed rows (with tokens) per forward on each device; default: all with size, 1 with tokens."""
+    packing: bool = True
+    """Lay samples end to end, each attending only to itself; false pads them, grouped by length."""
+    max_length: Annotated[int, Field(ge=8)] = 4096
+    """Longest sample in tokens, and the length of a packed row."""
+    too_long: Literal["drop", "error", "cut"] = "error"
+    """A sample over max_length is left out and counted, is an error, or loses its oldest turns (never inside media)."""
+
+    @model_validator(mode="after")
+    def _size_or_tokens(self) -> "Batch":
+        if (self.size is None) == (self.tokens is None):
+            raise ValueError("give exactly one of `size` and `tokens`")
+        if self.tokens is not None:
+            if not self.packing:
+                raise ValueError("`tokens` needs `packing: true`; use `size` for padded batches")
+            if self.tokens < self.max_length:
+                raise ValueError(f"`tokens` ({self.tokens}) is below max_length ({self.max_length}); raise it")
+        return self
+
+
+class Optim(Block):
+    """AdamW."""
+
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate of every group that names none."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay; never applied to norms, biases and embeddings."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """AdamW's exponential averages of the gradient and of its square."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's term against division by zero."""
+
+
+class Schedule(Block):
+    """The learning rate over the run, as a factor of each group's peak."""
+
+    name: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape after the warm-up."""
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    """Steps of linear warm-up; below 1: the part of all steps."""
+    min_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Factor that linear and cosine end at."""
+
+
+class Train(Block):
+    """How long, from which seed, in which precision."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps. Give steps, epochs or both: whichever ends first."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training sources."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides order, augmentation, dropout and initialisation of new weights."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Compute type; trained weights are always kept in fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
+    tf32: bool = True
+    """Allow TF32 matrix products where fp32 is computed on a GPU."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest global gradient norm; null leaves it unclipped."""
+    recompute: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    max_nonfinite: Annotated[int, Field(ge=1)] = 5
+    """Steps in a row with a non-finite loss or gradient (never applied) before the run stops."""
+
+    @model_validator(mode="after")
+    def _some_end(self) -> "Train":
+        if self.steps is None and self.epochs is None:
+            raise ValueError("give `steps`, `epochs` or both")
+        return self
+
+
+class Checkpoint(Block):
+    """When the state is saved."""
+
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between checkpoints; default: only at the end and when asked to stop."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """Newest checkpoints that are kept, beside the best one under early stopping."""
+
+
+class EarlyStop(Block):
+    """End the run when a figure stops improving; final/ then holds the best checkpoint."""
+
+    metric: str = "validation_loss"
+    """Figure of the evaluation that decides."""
+    mode: Literal["min", "max"] = "min"
+    """Whether smaller or larger is better."""
+    patience: Annotated[int, Field(ge=1)] = 3
+    """Evaluations without improvement before the run ends."""
+
+
+class Evaluate(Block):
+    """What is measured during training."""
+
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between evaluations; default: only at the end."""
+    metrics: list[str] = ["exact_match"]
+    """Figures computed from greedy answers; an empty list leaves only the validation loss."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """Evaluate at most this many samples of each list during training; the final evaluation takes all."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Longest generated answer in tokens."""
+    early_stop: EarlyStop | None = None
+    """Stop early on one figure."""
+
+
+class Media(Block):
+    """How pictures become tokens (one token covers 32 x 32 pixels)."""
+
+    max_pixels: Annotated[int, Field(ge=1024)] | None = None
+    """Largest picture in pixels after resizing; default: the checkpoint's own."""
+    min_pixels: Annotated[int, Field(ge=1024)] | None = None
+    """Smallest picture in pixels after resizing; default: the checkpoint's own."""
+
+
+class Parallel(Block):
+    """How many processes, and what each holds."""
+
+    strategy: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
+    """auto: single with one process, ddp with several. fsdp2 shards weights, gradients and optimizer over all devices."""
+    nproc: Annotated[int, Field(ge=1)] | None = None
+    """Processes per node that must be there; asserted at start."""
+    nodes: Annotated[int, Field(ge=1)] | None = None
+    """Nodes that must be there; asserted at start."""
+
+
+class Log(Block):
+    """What is shown and written while training."""
+
+    every: Annotated[int, Field(ge=1)] = 10
+    """Steps between lines; between them nothing waits for the device."""
+    to: list[Literal["tensorboard", "wandb"]] = []
+    """Further places for the figures, beside metrics.jsonl and report.html."""
+
+
+class Recipe(Block):
+    """The common recipe. A method subclasses it and adds its own blocks."""
+
+    version: Literal[1]
+    """Version of the recipe format."""
+    model: Model
+    tune: dict[str, Group]
+    """What happens to each module group; a group not named is frozen."""
+    data: Data
+    batch: Batch
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    train: Train
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    media: Media = Media()
+    parallel: Parallel = Parallel()
+    log: Log = Log()
