@@ -128,10 +128,16 @@ def tiny(folder: Path, texts: Sequence[str] = DEFAULT_TEXTS, seed: int = 0, *, t
     seed:  decides the weights; the tokenizer depends on the texts alone
     tied:  embedding and lm_head share one matrix, as in the 2B and 4B models (the 8B's are apart)
     """
+    from transformers.utils import logging
+
     processor = tiny_processor(texts)
     model = tiny_model(processor.tokenizer, seed, tied=tied)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it takes no time
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    if bars:
+        logging.enable_progress_bar()
     return folder
 
 
@@ -224,14 +230,9 @@ def tiny_tokenizer(texts: Sequence[str] = DEFAULT_TEXTS) -> "Qwen2Tokenizer":
     trainer = BpeTrainer(vocab_size=256 + MERGES, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
     blank.train_from_iterator(texts, trainer)
     bpe = json.loads(blank.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=bpe["vocab"],
-        merges=[tuple(pair) for pair in bpe["merges"]],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token=None,
-        model_max_length=32768,
-    )
+    merges = [tuple(pair) for pair in bpe["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=bpe["vocab"], merges=merges, unk_token=None, model_max_length=32768)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKER_TOKENS])
+    tokenizer.eos_token = "<|im_end|>"  # the pad token is the class's own <|endoftext|>
     return tokenizer
