@@ -1,4 +1,4 @@
-"""Every routine of the project, one session each. `uv run nox -l` lists them; words after `--` go to the command inside.
+"""Every routine of the project, one session each: `uv run nox -l`. Words after `--` go to the command inside.
 
 Sessions work in the project's own environment (`uv run` locks, syncs and enters it), with two exceptions: packages are
 also tried in `.nox/isolated`, which holds only what one package declares, and `gpu` takes the interpreter at hand, so
@@ -123,7 +123,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session(name="release-check")
 def release_check(session: nox.Session) -> None:
-    """Every wheel resolves against freshly built siblings, newest and oldest allowed, and its commands answer --help."""
+    """Every wheel resolves with freshly built siblings, newest and oldest allowed; its commands answer --help."""
     build(session)
     project(session, "python", "-m", "tools.release", "dist")
 

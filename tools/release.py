@@ -7,7 +7,8 @@ is resolved twice, its siblings always given as wheel files, third-party package
 - with every sibling it names at the oldest released version (tag `qvl-x/v1.2.3`) in the range; while no release of a
   sibling lies in the range, the checkout's version is the oldest.
 
-Then its commands must answer `--help` in a fresh environment. Run by `nox -s release-check`: python -m tools.release dist
+Then its commands must answer `--help` in a fresh environment. `nox -s release-check` builds dist/ and runs
+`python -m tools.release dist`.
 """
 
 import os
