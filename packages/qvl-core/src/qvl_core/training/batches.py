@@ -1,0 +1,190 @@
+"""From an endless order of samples to the micro-batches of each step, the same for any number of processes and workers.
+
+A step's global batch is a list of rows; a row is one sample (`batch.size`) or a packed row of samples (`batch.tokens`).
+Rows are dealt to processes like cards (row i to process i mod world) and cut into micro-batches of `batch.micro` rows.
+Where lengths decide (packed rows, length grouping), they decide within a window of at most 4,096 samples that never
+crosses an epoch, so that the plan of a step is a pure function of (seed, window).
+"""
+
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.recipe.blocks import Batch
+from qvl_core.training.parts import Bad, Micro, TensorBatch
+from qvl_core.training.seeds import mix
+
+WINDOW = 4096
+
+Row = tuple[int, ...]  # positions in the order of samples
+
+
+class LeftOut(BadInput):
+    """This sample cannot be used; `bad` says why. The run counts it and goes on, up to data.max_bad."""
+
+    def __init__(self, bad: Bad) -> None:
+        super().__init__(bad.message)
+        self.bad = bad
+
+
+class Samples(Protocol):
+    """An endless, seeded order of samples; position p is sample p of the run. Pickled to workers."""
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        ...
+
+    def length(self, position: int) -> int:
+        """Tokens of a sample, cheaply (no pictures decoded); 0 if it cannot be used."""
+        ...
+
+    def encode(self, position: int) -> Encoded:
+        """Raises LeftOut if it cannot be used."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """This process's micro-batches of one step: the rows of each, and the slot its first row has in the global batch."""
+
+    micros: tuple[tuple[int, tuple[Row, ...]], ...]
+    witness: bool  # several processes: each forward has to use the vision tower, or they would wait for one another
+
+
+@dataclass
+class SampleBatches:
+    """Batches of samples for a loss over token sequences.
+
+    `collate` turns encoded samples into tensors; `witness` is a sample without labels but with a picture, which joins a
+    micro-batch without pictures when several processes train: it changes no gradient and keeps them in step.
+    """
+
+    samples: Samples
+    batch: Batch
+    seed: int
+    collate: Callable[[Sequence[Encoded]], TensorBatch]
+    witness: Encoded
+
+    def __post_init__(self) -> None:
+        self._starts = [0]  # first step of each window planned so far
+        self._windows: dict[int, list[list[Row]]] = {}
+        if len(self.samples) == 0:
+            raise BadInput("data.train: there are no samples to train on; check source, split and take.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_windows": {}, "_starts": [0]}  # workers build, they do not plan
+
+    def plan(self, step: int, rank: int, world: int) -> Plan:
+        rows = self.rows(step)
+        mine = rows[rank::world]
+        share = -(-len(rows) // world)  # every process makes as many forwards as the one with most rows
+        micro = self.batch.micro or (1 if self.batch.tokens else share)
+        micros = tuple((rank + world * first, tuple(mine[first : first + micro])) for first in range(0, share, micro))
+        return Plan(micros, witness=world > 1)
+
+    def build(self, plan: Plan) -> list[Micro]:
+        return [self._micro(slot, rows, plan.witness) for slot, rows in plan.micros]
+
+    def rows(self, step: int) -> list[Row]:
+        """The global batch of a step."""
+        if self.batch.size and self.batch.packing:
+            return [(position,) for position in range(step * self.batch.size, (step + 1) * self.batch.size)]
+        window = self._window_of(step)
+        return self._window(window)[step - self._starts[window]]
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps in `epochs` passes over the samples."""
+        if self.batch.size:
+            return max(1, -(-round(epochs * len(self.samples)) // self.batch.size))
+        position, window, steps = 0, 0, 0
+        while position < round(epochs * len(self.samples)):
+            position = self._span(window).stop
+            steps += len(self._window(window))
+            window += 1
+        return steps
+
+    def _micro(self, slot: int, rows: Sequence[Row], witness: bool) -> Micro:
+        samples, bad = [], []
+        for position in (position for row in rows for position in row):
+            try:
+                samples.append(self.samples.encode(position))
+            except LeftOut as error:
+                bad.append(error.bad)
+        names, tokens, count = tuple(s.id for s in samples), sum(map(len, samples)), sum(s.count for s in samples)
+        if witness and all(sample.images is None and sample.videos is None for sample in samples):
+            samples.append(self.witness)
+        return Micro(self.collate(samples) if samples else None, count, slot, names, tokens, tuple(bad))
+
+    def _window_of(self, step: int) -> int:
+        while self._starts[-1] <= step:
+            self._starts.append(self._starts[-1] + len(self._window(len(self._starts) - 1)))
+        return bisect_right(self._starts, step) - 1
+
+    def _window(self, window: int) -> list[list[Row]]:
+        """The steps of a window, each a list of rows; the newest two windows are kept."""
+        if window not in self._windows:
+            self._windows = {key: value for key, value in self._windows.items() if key == window - 1}
+            positions = self._span(window)
+            lengths = {position: self.samples.length(position) for position in positions}
+            make = self._packed if self.batch.tokens else self._grouped
+            self._windows[window] = make(lengths, random.Random(mix(self.seed, "window", window)))
+        return self._windows[window]
+
+    def _span(self, window: int) -> range:
+        """Positions of a window: an epoch is cut into windows of WINDOW samples, the last one shorter."""
+        epoch = len(self.samples)
+        if self.batch.size:  # whole steps only, so that every step has its full size
+            width = max(self.batch.size, min(WINDOW, epoch) // self.batch.size * self.batch.size)
+            return range(window * width, (window + 1) * width)
+        per_epoch = -(-epoch // WINDOW)
+        start = window // per_epoch * epoch + window % per_epoch * WINDOW
+        return range(start, min(start + WINDOW, (window // per_epoch + 1) * epoch))
+
+    def _packed(self, lengths: dict[int, int], rng: random.Random) -> list[list[Row]]:
+        """Rows of at most max_length tokens, dealt evenly to as few steps as `tokens` allows."""
+        assert self.batch.tokens
+        rows = best_fit(lengths, self.batch.max_length)
+        rng.shuffle(rows)  # best fit sorts by length
+        steps = -(-len(rows) // (self.batch.tokens // self.batch.max_length))
+        return [rows[index::steps] for index in range(steps)]
+
+    def _grouped(self, lengths: dict[int, int], rng: random.Random) -> list[list[Row]]:
+        """Steps of samples of similar length, in random order."""
+        assert self.batch.size
+        order = sorted(lengths, key=lambda position: (lengths[position], position))
+        steps = [
+            [(position,) for position in order[i : i + self.batch.size]] for i in range(0, len(order), self.batch.size)
+        ]
+        rng.shuffle(steps)
+        return steps
+
+
+def best_fit(lengths: dict[int, int], capacity: int) -> list[Row]:
+    """Best-fit decreasing: each item, longest first, goes into the fullest row that has room.
+
+    Items over `capacity` get a row of their own: encoding decides what becomes of them.
+    """
+    rows: list[list[int]] = []
+    room: dict[int, list[int]] = {}  # free tokens -> rows with that much room
+    free_sizes: list[int] = []  # the keys of room, sorted
+    for position in sorted(lengths, key=lambda position: (-lengths[position], position)):
+        length = lengths[position]
+        at = bisect_right(free_sizes, length - 1)
+        if at < len(free_sizes):
+            free = free_sizes[at]
+            row = room[free].pop()
+            if not room[free]:
+                del room[free], free_sizes[at]
+        else:
+            free, row = max(capacity, length), len(rows)
+            rows.append([])
+        rows[row].append(position)
+        if left := free - length:
+            if left not in room:
+                free_sizes.insert(bisect_right(free_sizes, left), left)
+            room.setdefault(left, []).append(row)
+    return [tuple(row) for row in rows]

@@ -1,0 +1,265 @@
+"""Checkpoints that survive anything: written aside, fsynced, described by a manifest, renamed.
+
+    checkpoints/step-000200/
+        weights-00000.safetensors     what is trained, by name; fp32
+        optimizer-00000.safetensors   AdamW's averages and step counts, `<name>/exp_avg`
+        state.json                    step, loss scale, early stopping, bad samples, CPU seconds so far
+        manifest.json                 size and SHA-256 of each file above, step, identity, base, its own SHA-256; written last
+
+Nothing here is ever unpickled. A folder without a whole manifest, or whose files differ from it, does not count.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qvl_core.errors import BadInput, QVLError
+from qvl_core.files import fsync_folder, sha256, write_atomic
+
+SCHEMA = "qvl.checkpoint/1"
+SHARD_BYTES = 4 * 2**30
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were found to be whole."""
+
+    path: Path
+    step: int
+    identity: dict[str, Any]
+    base: str
+    state: dict[str, Any]
+    files: tuple[str, ...]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Trained weights by name, on the CPU."""
+        return self._load("weights")
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """AdamW's state by `<parameter>/<key>`, on the CPU."""
+        return self._load("optimizer")
+
+    def _load(self, kind: str) -> dict[str, Tensor]:
+        files = [name for name in self.files if name.startswith(f"{kind}-")]
+        return {name: tensor for file in files for name, tensor in load_file(self.path / file).items()}
+
+
+def save(
+    folder: Path,
+    step: int,
+    *,
+    tensors: Mapping[str, Iterable[tuple[str, Tensor]]],
+    state: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    base: str,
+) -> Path:
+    """Write `folder/step-NNNNNN` whole or not at all.
+
+    `tensors` maps a kind ("weights", "optimizer") to named CPU tensors, drawn one by one: at most `SHARD_BYTES` are held.
+    """
+    target = folder / f"step-{step:06d}"
+    partial = folder / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        files = [_write_shard(partial, kind, *shard) for kind in tensors for shard in _shards(tensors[kind])]
+        files.append(_write_json(partial / "state.json", state))
+        manifest = {
+            "schema": SCHEMA,
+            "step": step,
+            "base": base,
+            "identity": identity,
+            "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
+        }
+        _write_json(partial / "manifest.json", manifest | {"sha256": _digest(manifest)})
+        fsync_folder(partial)
+        _replace_folder(partial, target)
+    except (OSError, SafetensorError, QVLError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise QVLError(
+            f"{target}: the checkpoint could not be written ({error}); earlier checkpoints are untouched: "
+            "free some disk space and run the same command again."
+        ) from error
+    return target
+
+
+def read(path: Path) -> Checkpoint:
+    """Check every byte of a checkpoint. Raises QVLError naming the file that is missing or damaged."""
+    manifest = _read_manifest(path / "manifest.json")
+    for name, facts in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise QVLError(f"{file}: missing.")
+        if file.stat().st_size != facts["bytes"]:
+            raise QVLError(f"{file}: {file.stat().st_size} bytes, expected {facts['bytes']}.")
+        if sha256(file) != facts["sha256"]:
+            raise QVLError(f"{file}: content differs from the manifest's SHA-256.")
+    state = _read_json(path / "state.json")
+    return Checkpoint(path, manifest["step"], manifest["identity"], manifest["base"], state, tuple(manifest["files"]))
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and one sentence for each newer one that was skipped.
+
+    Raises QVLError if there are checkpoints but none is whole: starting over in silence would hide the loss.
+    """
+    skipped: list[str] = []
+    for path in sorted(_all(folder), key=step_of, reverse=True):
+        try:
+            return read(path), skipped
+        except QVLError as error:
+            skipped.append(f"{path.name} is skipped: {error}")
+    if skipped:
+        raise QVLError(
+            f"{folder}: no checkpoint is whole ({'; '.join(skipped)}); restore one, or start over with --fresh."
+        )
+    return None, skipped
+
+
+def named(path: Path, own: Path) -> Checkpoint:
+    """The checkpoint a user named by --resume, for a run whose checkpoints lie in `own`."""
+    if not (path / "manifest.json").is_file():
+        raise BadInput(
+            f"--resume {path}: is no checkpoint folder (it has no manifest.json); name one like runs/x/checkpoints/step-000200, "
+            "or take weights alone with model.init_from."
+        )
+    found = read(path)
+    later = [other.name for other in _all(own) if step_of(other) > found.step]
+    if later:
+        raise BadInput(f"--resume {path}: {own} already holds {max(later)}, which is newer; choose another --out.")
+    return found
+
+
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the one of step `best`, and what interrupted saves left behind."""
+    steps = sorted((step_of(path) for path in _all(folder)), reverse=True)
+    for step in steps[keep:]:
+        if step != best:
+            path = folder / f"step-{step:06d}"
+            doomed = folder / f".{path.name}.removed"  # renamed first: a half-deleted folder must not look damaged
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    """Refuse to continue another run. Names every value that differs."""
+    before, now = dict(_flat(saved)), dict(_flat(wanted))
+    changes = [
+        f"{key} was {_show(before.get(key))}, is {_show(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if changes:
+        raise BadInput(
+            f"{path}: this checkpoint belongs to another run ({'; '.join(changes)}); start over with --fresh, choose "
+            "another --out, or continue with the change by --allow-change."
+        )
+
+
+def step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    return int(match[1])
+
+
+def _all(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    index, size, shard = 0, 0, dict[str, Tensor]()
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            yield index, shard
+            index, size, shard = index + 1, 0, {}
+        shard[name] = tensor.contiguous()
+        size += tensor.nbytes
+    yield index, shard
+
+
+def _write_shard(folder: Path, kind: str, index: int, shard: dict[str, Tensor]) -> Path:
+    path = folder / f"{kind}-{index:05d}.safetensors"
+    save_file(shard, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    _written(path)
+    return path
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    write_atomic(path, _text(value))
+    _written(path)
+    return path
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(manifest).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest vouches for all other files, and by its own digest and exact layout for itself."""
+    manifest = _read_json(path)
+    if manifest.get("schema") != SCHEMA:
+        raise QVLError(f"{path}: schema is {manifest.get('schema')!r}, expected {SCHEMA!r}.")
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != _digest(body) or path.read_text(encoding="utf-8") != _text(manifest):
+        raise QVLError(f"{path}: content differs from its own SHA-256.")
+    return manifest
+
+
+def _written(path: Path) -> None:
+    """Called after each file of a save; the fault sweeps stall here."""
+
+
+def _replace_folder(partial: Path, target: Path) -> None:
+    """Rename; a folder of that name is a damaged one or an earlier save of the same step."""
+    if target.exists():
+        doomed = target.with_name(f".{target.name}.removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        target.rename(doomed)
+    partial.rename(target)
+    fsync_folder(target.parent)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise QVLError(f"{path}: missing.") from None
+    except (OSError, ValueError) as error:
+        raise QVLError(f"{path}: not readable as JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise QVLError(f"{path}: not a JSON object.")
+    return value
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{prefix}.{index}")
+    else:
+        yield prefix, value
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is None else str(value)

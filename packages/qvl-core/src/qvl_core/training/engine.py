@@ -1,0 +1,189 @@
+"""The device side of a step: forward and backward in the right precision and strategy, and one fused update.
+
+Nothing here waits for the device: what a step computed stays in `Figures` until someone asks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from qvl_core.errors import QVLError
+from qvl_core.recipe.blocks import Recipe
+from qvl_core.training import optim
+from qvl_core.training.parts import Loss, Micro, ParameterGroup, Parts
+from qvl_core.training.schedule import lr_factor
+from qvl_core.training.seeds import reseed
+from qvl_core.training.world import World
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GROWTH_STEPS = 2000  # finite fp16 steps after which the loss scale doubles (torch.amp.GradScaler's figure)
+
+
+class Root(nn.Module):
+    """The model as one module whose forward is any function of it, so that DDP and FSDP hooks see losses and generation alike."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return call(self.model, *arguments)
+
+
+class Figures(NamedTuple):
+    """What one step found, still on the device: scalars."""
+
+    loss: Tensor  # sum over the global batch
+    norm: Tensor  # of the mean gradient, before clipping
+    finite: Tensor  # bool: the update was applied
+    poisoned: Tensor  # bool: not finite for another reason than a loss scale that was too high
+    parts: dict[str, Tensor]
+
+
+class Engine:
+    """Model, optimizer and loss scale of a run on this process."""
+
+    def __init__(self, parts: Parts, recipe: Recipe, world: World) -> None:
+        self.parts, self.recipe, self.world = parts, recipe, world
+        self.precision = resolve_precision(recipe.train.precision, world.device)
+        torch.set_float32_matmul_precision("high" if recipe.train.tf32 else "highest")
+        parts.model.to(world.device)
+        for group in parts.groups:
+            for parameter in group.parameters.values():
+                parameter.data = parameter.data.float()  # small updates vanish in 16 bits
+        self._inside, self._outside = self._wrap(Root(parts.model))
+        self.groups = self._wrapped_groups()
+        self.optimizer = optim.adamw(self.groups, recipe.optim)
+        self.scale = torch.tensor(65536.0 if self.precision == "fp16" else 1.0, device=world.device)
+        self.finite_steps = torch.zeros((), device=world.device)
+        parts.model.train()
+
+    def step(self, step: int, share: list[Micro], count: int) -> Figures:
+        """Forward, backward and update of the global step `step`, whose loss is a sum over `count` on all processes."""
+        device = self.world.device
+        loss_sum = torch.zeros((), device=device)
+        sums: dict[str, Tensor] = {}
+        for index, micro in enumerate(share):
+            reseed(self.recipe.train.seed, "step", step, micro.slot)
+            with self._synchronise(last=index == len(share) - 1):
+                loss: Loss = self._inside(self._loss, micro.batch.to(device, non_blocking=True))
+                # DDP and FSDP average over processes; the loss is a mean over the global count.
+                (loss.total * (self.scale * self.world.size / count)).backward()
+            loss_sum += loss.total.detach()
+            for name, part in loss.parts.items():
+                sums[name] = sums.get(name, 0.0) + part.detach()
+        return self._update(
+            step, self.world.reduce(loss_sum), {name: self.world.reduce(part) for name, part in sums.items()}
+        )
+
+    def call(self, function: Callable[[nn.Module], Any]) -> Any:
+        """Run `function(model)` in evaluation mode without gradients, with sharded weights gathered."""
+        self.parts.model.eval()
+        try:
+            with torch.no_grad():
+                return self._outside(lambda model: self._cast(function, model))
+        finally:
+            self.parts.model.train()
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the first group at `step`, for the log."""
+        return float(self.groups[0].lr * lr_factor(self.recipe.schedule, step, self.parts.steps))
+
+    def tensors(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
+        """All that a checkpoint holds, gathered one by one; every process has to draw all of it."""
+        weights = ((name, optim.whole(p)) for group in self.groups for name, p in group.parameters.items())
+        return {"weights": weights, "optimizer": optim.state_tensors(self.optimizer, self.groups)}
+
+    def load(self, weights: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        self.load_weights(weights)
+        optim.load_state(self.optimizer, self.groups, state)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put back trained weights. Raises QVLError if names or shapes differ."""
+        own = {name: p for group in self.groups for name, p in group.parameters.items()}
+        if weights.keys() != own.keys():
+            odd = sorted(weights.keys() ^ own.keys())
+            raise QVLError(f"the checkpoint's trained weights are others than the recipe's: {', '.join(odd[:3])}.")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                if weights[name].shape != parameter.shape:
+                    raise QVLError(
+                        f"{name} is {tuple(weights[name].shape)} in the checkpoint, {tuple(parameter.shape)} here."
+                    )
+                parameter.copy_(optim.like(weights[name], parameter))
+
+    def state(self) -> dict[str, float]:
+        return {"scale": self.scale.item(), "finite_steps": self.finite_steps.item()}
+
+    def load_scalars(self, state: Mapping[str, float]) -> None:
+        self.scale.fill_(state["scale"])
+        self.finite_steps.fill_(state["finite_steps"])
+
+    def _update(self, step: int, loss: Tensor, parts: dict[str, Tensor]) -> Figures:
+        factor = lr_factor(self.recipe.schedule, step, self.parts.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        norm = (optim.gradient_norm(self.groups) / self.scale).to(self.world.device)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        optim.update(self.optimizer, norm, self.recipe.train.clip, self.scale, finite)
+        self.optimizer.zero_grad(set_to_none=True)
+        poisoned = ~finite & (~torch.isfinite(loss) | (self.scale <= 1))
+        if self.precision == "fp16":
+            self._rescale(finite)
+        return Figures(loss, norm, finite, poisoned, parts)
+
+    def _rescale(self, finite: Tensor) -> None:
+        """Halve the loss scale after an overflow, double it after GROWTH_STEPS finite steps."""
+        self.finite_steps = torch.where(finite, self.finite_steps + 1, 0.0)
+        grown = self.finite_steps >= GROWTH_STEPS
+        factor = torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5)
+        self.scale = (self.scale * factor).clamp(min=1.0)
+        self.finite_steps = torch.where(grown, 0.0, self.finite_steps)
+
+    def _loss(self, model: nn.Module, batch: Any) -> Any:
+        return self._cast(self.parts.loss, model, batch)
+
+    def _cast(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call under autocast; inside the root's forward, so that recomputed layers see it too."""
+        enabled = self.precision != "fp32"
+        with torch.autocast(self.world.device.type, DTYPES[self.precision] if enabled else None, enabled=enabled):
+            return function(*arguments)
+
+    def _wrap(self, root: Root) -> tuple[nn.Module, nn.Module]:
+        """The module for training steps and the one for everything else."""
+        if self.world.strategy == "ddp":
+            return DistributedDataParallel(root, broadcast_buffers=False, gradient_as_bucket_view=True), root
+        if self.world.strategy == "fsdp2":
+            dtype = None if self.precision == "fp32" else DTYPES[self.precision]
+            policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+            for module in (*self.parts.shards, root):
+                fully_shard(module, mesh=self.world.mesh, mp_policy=policy)
+        return root, root
+
+    def _wrapped_groups(self) -> list[ParameterGroup]:
+        """The groups with the parameters as they are after sharding (FSDP replaces them)."""
+        now = dict(self.parts.model.named_parameters())
+        return [
+            group._replace(parameters={name: now[name] for name in group.parameters}) for group in self.parts.groups
+        ]
+
+    def _synchronise(self, last: bool) -> AbstractContextManager[Any]:
+        """Exchange gradients in the last micro-batch's backward only (FSDP: in each, which holds sharded gradients)."""
+        if isinstance(self._inside, DistributedDataParallel) and not last:
+            return self._inside.no_sync()
+        return nullcontext()
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"

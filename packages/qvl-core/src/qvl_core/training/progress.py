@@ -1,0 +1,65 @@
+"""How far a run has come: the part of its state that is not tensors, kept in each checkpoint's state.json."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from qvl_core.errors import BadInput, QVLError
+from qvl_core.recipe.blocks import EarlyStop
+from qvl_core.run import Spent, spent
+from qvl_core.training.parts import Bad
+
+
+@dataclass
+class Progress:
+    """Steps done, the best evaluation so far, samples left out, steps not applied, seconds used."""
+
+    step: int = 0
+    tokens: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    stale: int = 0  # evaluations since the best one
+    skipped: int = 0  # steps that were not applied because a loss or gradient was not finite
+    streak: int = 0  # of them, the last ones in a row
+    bad: dict[str, dict[str, Any]] = field(default_factory=dict)  # left-out samples by id
+    before: Spent = field(default_factory=Spent)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(replace(self, before=spent(self.before)))
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "Progress":
+        return cls(**{**state, "before": Spent(*state["before"])})
+
+    def leave_out(self, bad: Bad, max_bad: int) -> None:
+        """Count a sample, once. Raises BadInput, without counting it, when it is one more than the recipe bears."""
+        grave = sum(not entry["tolerated"] for entry in self.bad.values())
+        if bad.id not in self.bad and not bad.tolerated and grave >= max_bad:
+            raise BadInput(
+                f"{bad.message.rstrip('.')}; data.max_bad allows {max_bad} bad samples and this is one more: mend or remove it, "
+                "or raise data.max_bad, and run the same command again (bad_samples.jsonl lists those before)."
+            )
+        self.bad[bad.id] = asdict(bad)
+
+    def improves(self, figures: dict[str, float], stop: EarlyStop) -> bool:
+        """Note an evaluation at the present step; true if it is the best so far."""
+        if stop.metric not in figures:
+            raise BadInput(
+                f"evaluate.early_stop.metric: there is no figure {stop.metric!r}; choose one of {', '.join(sorted(figures))}."
+            )
+        value = figures[stop.metric]
+        better = self.best_value is None or (value < self.best_value if stop.mode == "min" else value > self.best_value)
+        if better:
+            self.best_step, self.best_value, self.stale = self.step, value, 0
+        else:
+            self.stale += 1
+        return better
+
+    def note_step(self, step: int, applied: bool, poisoned: bool, limit: int) -> None:
+        """Count a finished step. Raises QVLError after `limit` poisoned ones in a row."""
+        self.skipped += not applied
+        self.streak = self.streak + 1 if poisoned else 0
+        if self.streak >= limit:
+            raise QVLError(
+                f"the loss or gradient was not finite {self.streak} steps in a row, up to step {step}; nothing of them was "
+                "applied or saved: look at the samples named in metrics.jsonl, lower the learning rate, or use fp32."
+            )

@@ -1,0 +1,232 @@
+"""What surrounds the steps of one run: agreeing with the other processes, logging, evaluating, saving, finishing."""
+
+import json
+import shutil
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qvl_core.errors import BadInput
+from qvl_core.files import write_atomic
+from qvl_core.recipe.blocks import Recipe
+from qvl_core.run import RunFolder
+from qvl_core.training import checkpoint
+from qvl_core.training.engine import Engine, Figures
+from qvl_core.training.log import RunLog
+from qvl_core.training.parts import Bad, Micro, Parts
+from qvl_core.training.progress import Progress
+from qvl_core.training.world import World
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    steps: int  # optimizer steps done
+    final_step: int  # step of the weights in final/: the best under early stopping, else the last
+    figures: dict[str, float]  # of the final evaluation
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A finished step whose figures still lie on the device."""
+
+    step: int
+    count: int
+    tokens: int
+    samples: tuple[str, ...]
+    figures: Figures
+
+
+class Session:
+    """One run on this process. Every method is called by all processes at the same step."""
+
+    def __init__(
+        self, parts: Parts, recipe: Recipe, run: RunFolder, world: World, resume: Path | None, allow_change: bool
+    ) -> None:
+        self.parts, self.recipe, self.run, self.world = parts, recipe, run, world
+        self.engine = Engine(parts, recipe, world)
+        self.progress = Progress()
+        self._pending: list[_Done] = []
+        self._tokens = 0  # of the step that was agreed on
+        self._saved_step: int | None = None
+        remarks = self._restore(resume, allow_change)
+        self._log = RunLog(
+            run,
+            parts.steps,
+            to=recipe.log.to,
+            flops_per_token=parts.flops_per_token,
+            start_step=self.step,
+            rank=world.rank,
+            devices=world.size,
+        )
+        for kind, fields in remarks:
+            self._log.event(self.step, kind, **fields)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.progress.step
+
+    def agree(self, share: Sequence[Micro], asked: bool) -> tuple[list[Micro], int, bool]:
+        """Micro-batches to train on here, labels in the global batch, and whether any process was asked to stop."""
+        bad = [entry for micro in share for entry in micro.bad]
+        count, self._tokens, bads, stop = self.world.sum(
+            [sum(micro.count for micro in share), sum(micro.tokens for micro in share), len(bad), int(asked)]
+        )
+        if bads and not stop:
+            self._leave_out([entry for entries in self.world.gather(bad) for entry in entries])
+        return [micro for micro in share if micro.batch is not None], count, bool(stop)
+
+    def train(self, step: int, micros: list[Micro], count: int) -> None:
+        """Make one optimizer step; a step whose samples were all left out only counts."""
+        if count:
+            samples = tuple(sample for micro in micros for sample in micro.samples)
+            self._pending.append(_Done(step + 1, count, self._tokens, samples, self.engine.step(step, micros, count)))
+        self.progress.step = step + 1
+        self.progress.tokens += self._tokens
+        for callback in self.parts.callbacks:
+            if callback.on_step:
+                callback.on_step(self.step)
+
+    def log(self) -> None:
+        """Read the figures of the steps since the last call from the device, and write them down as one record."""
+        if not self._pending:
+            return
+        done, self._pending = self._pending, []
+        columns = [torch.stack([entry.figures[index] for entry in done]).tolist() for index in range(4)]
+        losses, norms, applied, poisoned = columns
+        for entry, was_applied, was_poisoned in zip(done, applied, poisoned, strict=True):
+            if was_poisoned:
+                samples = [name for names in self.world.gather(entry.samples) for name in names]
+                self._log.event(entry.step, "nonfinite", samples=samples)
+            self.progress.note_step(entry.step, was_applied, was_poisoned, self.recipe.train.max_nonfinite)
+        good = [index for index, was_applied in enumerate(applied) if was_applied]
+        count = sum(done[index].count for index in good)
+        figures: dict[str, float] = {"lr": self.engine.lr(done[-1].step - 1), "nonfinite": float(self.progress.skipped)}
+        if good:
+            figures |= {"loss": sum(losses[index] for index in good) / count, "grad_norm": norms[good[-1]]}
+            for name in done[0].figures.parts:
+                figures[name] = sum(done[index].figures.parts[name].item() for index in good) / count
+        self._log.step(done[-1].step, figures, sum(entry.tokens for entry in done))
+        for callback in self.parts.callbacks:
+            if callback.on_log:
+                callback.on_log(done[-1].step, dict(figures))
+
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """Measure, note whether it is the best so far, show pictures."""
+        self.log()
+        evaluate, preview = self.parts.evaluate, self.parts.preview
+        figures: dict[str, float] = {}
+        if evaluate:
+            with self._log.paused():
+                figures = self.engine.call(lambda model: evaluate(model, self.world, final))
+        if self.recipe.evaluate.early_stop and not final:
+            self.progress.improves(figures, self.recipe.evaluate.early_stop)
+        self._log.event(self.step, "evaluation", **figures)
+        if preview:
+            self.engine.call(lambda model: preview(model, self.run.samples, self.step))
+        for callback in self.parts.callbacks:
+            if callback.on_evaluate:
+                callback.on_evaluate(self.step, dict(figures))
+        return figures
+
+    def is_best(self) -> bool:
+        """Whether the evaluation at this very step was the best so far."""
+        return self.progress.best_step == self.step
+
+    def stopped_early(self) -> bool:
+        stop = self.recipe.evaluate.early_stop
+        return stop is not None and self.progress.stale >= stop.patience
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step. Processes other than the first only help to gather."""
+        self.log()  # a lasting non-finite loss must stop the run before it is saved
+        if self._saved_step == self.step:
+            return
+        tensors = self.engine.tensors()
+        if self.world.rank == 0:
+            state = {"progress": self.progress.to_json(), "engine": self.engine.state()}
+            identity, base = self.parts.identity, self.parts.base
+            with self._log.paused():
+                path = checkpoint.save(
+                    self.run.checkpoints, self.step, tensors=tensors, state=state, identity=identity, base=base
+                )
+            checkpoint.prune(self.run.checkpoints, self.recipe.checkpoint.keep, self.progress.best_step)
+            self._log.event(self.step, "checkpoint", path=str(path))
+            for callback in self.parts.callbacks:
+                if callback.on_checkpoint:
+                    callback.on_checkpoint(self.step, path)
+        else:
+            for named in tensors.values():
+                deque(named, maxlen=0)
+        self.world.barrier()
+        self._saved_step = self.step
+
+    def finish(self) -> Outcome:
+        """Save, take the best weights under early stopping, write final/, and measure it."""
+        self.save()
+        final_step = self.progress.best_step if self.progress.best_step is not None else self.step
+        weights = checkpoint.read(self.run.checkpoints / f"step-{final_step:06d}").weights()
+        if final_step != self.step:
+            self.engine.load_weights(weights)
+        if self.world.rank == 0 and self.parts.export:
+            self._export(weights)
+        figures = self.evaluate(final=True)
+        self._log.close()
+        return Outcome(self.step, final_step, figures, self.progress)
+
+    def _restore(self, resume: Path | None, allow_change: bool) -> list[tuple[str, dict[str, str]]]:
+        """Continue from `resume`, else from the newest whole checkpoint of the run, else start at step 0."""
+        skipped: list[str] = []
+        if resume is None:
+            found, skipped = checkpoint.newest(self.run.checkpoints)
+        else:
+            found = checkpoint.named(resume, self.run.checkpoints)
+        if found is not None:
+            if not allow_change:
+                wanted = {**self.parts.identity, "base": self.parts.base}
+                checkpoint.same_run({**found.identity, "base": found.base}, wanted, found.path)
+            self.progress = Progress.from_json(found.state["progress"])
+            self.engine.load(found.weights(), found.optimizer())
+            self.engine.load_scalars(found.state["engine"])
+            self._saved_step = self.step if resume is None else None
+        if self.world.rank == 0:
+            self.run.truncate_metrics(self.step)
+            self._write_bad()
+        self.world.barrier()
+        resumed = [] if found is None else [("resume", {"checkpoint": str(found.path)})]
+        return [*(("checkpoint_skipped", {"reason": reason}) for reason in skipped), *resumed]
+
+    def _export(self, weights: dict[str, Tensor]) -> None:
+        """Write final/ aside and rename it, so that it is whole or absent."""
+        assert self.parts.export
+        aside = self.run.path / ".final.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        self.parts.export(aside, weights)
+        shutil.rmtree(self.run.final, ignore_errors=True)
+        aside.rename(self.run.final)
+
+    def _leave_out(self, bad: list[Bad]) -> None:
+        """Count left-out samples and list them; one too many ends the run with its state saved."""
+        new = [entry for entry in bad if entry.id not in self.progress.bad]
+        try:
+            for entry in new:
+                self._log.event(self.step, "bad_sample", sample=entry.id, reason=entry.reason, message=entry.message)
+                self.progress.leave_out(entry, self.recipe.data.max_bad)
+        except BadInput:
+            self.save()
+            raise
+        finally:
+            self._write_bad()
+
+    def _write_bad(self) -> None:
+        if self.world.rank == 0 and self.progress.bad:
+            lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.progress.bad.values())
+            write_atomic(self.run.bad_samples_file, "".join(lines))

@@ -1,0 +1,119 @@
+"""The processes of a run: who am I, on which device, and sums over all of us.
+
+The environment says it (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), set by our own launcher, torchrun,
+accelerate launch or srun alike. Counts and flags travel over gloo on the host, so that they never wait for a GPU.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from qvl_core.errors import BadInput
+from qvl_core.recipe.blocks import Parallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    strategy: str  # single, ddp or fsdp2
+    mesh: DeviceMesh | None = None  # over all processes, for fsdp2
+
+    def sum(self, values: Sequence[int]) -> list[int]:
+        """Add up integers over all processes, on the host."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(total)
+        return [int(value) for value in total]
+
+    def reduce(self, value: Tensor) -> Tensor:
+        """Add up a tensor over all processes, on its device and without waiting for it."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """The small Python objects of all processes, in the order of their ranks, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, value: Any) -> Any:
+        """Rank 0's small Python object, on every process."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def barrier(self) -> None:
+        self.sum([0])
+
+
+@contextmanager
+def processes(parallel: Parallel) -> Iterator[World]:
+    """Join the run's processes and leave them at the end. The number that was asked for is asserted."""
+    rank, size, local = (int(os.environ.get(name, fallback)) for name, fallback in _ENVIRONMENT)
+    _assert_size(parallel, size)
+    strategy = ("ddp" if size > 1 else "single") if parallel.strategy == "auto" else parallel.strategy
+    if strategy == "single" and size > 1:
+        raise BadInput(f"parallel.strategy is single but {size} processes were started; use ddp or fsdp2.")
+    device = _device(local)
+    if strategy == "single":
+        yield World(rank, size, device, strategy)
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, **_rendezvous(rank, size), timeout=timedelta(minutes=30))
+    try:
+        mesh = dist.init_device_mesh(device.type, (size,)) if strategy == "fsdp2" else None
+        yield World(rank, size, device, strategy, mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+_ENVIRONMENT = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def _rendezvous(rank: int, size: int) -> dict[str, Any]:
+    """A lone process needs no address: it meets itself in memory."""
+    if "MASTER_ADDR" in os.environ:
+        return {}
+    return {"store": dist.HashStore(), "rank": rank, "world_size": size}
+
+
+def _assert_size(parallel: Parallel, size: int) -> None:
+    if parallel.nproc is None and parallel.nodes is None:
+        return
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    nproc, nodes = parallel.nproc or local, parallel.nodes or max(1, size // local)
+    if size != nproc * nodes:
+        raise BadInput(
+            f"parallel: {nproc} processes on each of {nodes} nodes were asked for but {size} were started; "
+            f"start with --nproc {nproc} or torchrun --nnodes {nodes} --nproc-per-node {nproc}."
+        )
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise BadInput(
+            f"LOCAL_RANK is {local_rank} but this machine has {torch.cuda.device_count()} GPUs; start fewer processes."
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
