@@ -1,0 +1,43 @@
+"""The next-token loss of a batch: body, label rows, chunked head. Works on packed and padded batches alike.
+
+Shapes: B rows, T tokens per row, D hidden width, N labels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qvl_core.qwen3vl.batch import Batch
+from qvl_core.qwen3vl.head import head_nll
+
+
+def next_token_loss(model: nn.Module, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood in nats, summed over the batch's labels: a scalar in fp32, with gradients.
+
+    model   Qwen3VLForConditionalGeneration, as loaded or with peft adapters. Under FSDP2 or DDP call this from the
+            wrapped root's forward, where the weights are whole.
+    weights (N,) factor of each label; default 1
+    """
+    core = _core(model)
+    return head_nll(core.lm_head, label_states(core, batch), batch.targets, weights)[0]
+
+
+@torch.no_grad()
+def token_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Negative log-likelihood of each label (N,) in nats, fp32, without gradients."""
+    core = _core(model)
+    return head_nll(core.lm_head, label_states(core, batch), batch.targets)[1]
+
+
+def label_states(model: nn.Module, batch: Batch) -> Tensor:
+    """Hidden states (N, D) that predict the labels: all that the head has to see."""
+    body: Any = _core(model).model
+    hidden = body(**batch.inputs(), use_cache=False).last_hidden_state  # (B, T, D)
+    return hidden.flatten(0, 1).index_select(0, batch.label_rows)
+
+
+def _core(model: nn.Module) -> Any:
+    """The Qwen3-VL inside a PeftModel; any other model is its own core."""
+    wrapped: Any = model
+    return wrapped.get_base_model() if hasattr(model, "get_base_model") else model

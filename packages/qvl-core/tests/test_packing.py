@@ -1,0 +1,180 @@
+"""Packed = unpacked = padded, in logits and in gradients, on every attention path; and no mask is ever built."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qvl_core.qwen3vl import attention
+from qvl_core.qwen3vl.batch import collate
+from qvl_core.qwen3vl.encoded import IGNORE, Encoded
+from qvl_core.qwen3vl.loss import label_states, next_token_loss, token_losses
+from qvl_core.qwen3vl.tiny import tiny_model, tiny_processor
+
+MERGE = 2
+PROCESSOR = tiny_processor()
+PAD = PROCESSOR.tokenizer.pad_token_id
+
+
+@pytest.fixture(params=["packed", "sdpa"])
+def model(request):
+    model = tiny_model(PROCESSOR.tokenizer, seed=1)
+    with torch.no_grad():  # away from the small initial weights, so that attention matters
+        for weight in model.parameters():
+            weight.mul_(2) if weight.ndim > 1 else None
+    if request.param == "packed":
+        attention.use(model)
+    return model
+
+
+def sample(seed: int, words: int, images: list[tuple[int, int]] = (), videos: list[tuple[int, int, int]] = ()):
+    """Random text, pictures of (height, width) tokens, clips of (frames, height, width); the last words are labels."""
+    rng = np.random.default_rng(seed)
+    names = ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]
+    start, image, video, end = PROCESSOR.tokenizer.convert_tokens_to_ids(names)
+    ids = rng.integers(5, 250, 3).tolist()
+    for h, w in images:
+        ids += [start, *[image] * (h * w), end]
+    for t, h, w in videos:
+        for second in range(t):
+            ids += [20 + second, start, *[video] * (h * w), end]
+    ids = np.array([*ids, *rng.integers(5, 250, words)])
+    labels = np.where(np.arange(len(ids)) < len(ids) - words // 2, IGNORE, ids)
+    labels[:1] = ids[:1]  # a label on the first token is not predicted from anything
+
+    def media(grid):
+        grid = np.array(grid, np.int64).reshape(-1, 3) * [1, MERGE, MERGE]
+        patches = rng.normal(size=(grid.prod(1).sum(), 3 * 2 * 16 * 16)).astype(np.float32)
+        return (patches, grid) if len(grid) else (None, None)
+
+    types = (ids == image) + 2 * (ids == video)
+    return Encoded(f"sample {seed}", ids, labels, types, *media([(1, h, w) for h, w in images]), *media(videos))
+
+
+SETS = {
+    "text": [sample(0, 9), sample(1, 4), sample(2, 9), sample(3, 2)],
+    "images": [
+        sample(0, 5, [(2, 2), (2, 3)]),
+        sample(1, 6, [(2, 2)]),
+        sample(2, 6, [(2, 2)]),
+        sample(3, 4, [(3, 1)] * 3),
+    ],
+    "video": [sample(0, 5, videos=[(2, 2, 2)]), sample(1, 7, videos=[(3, 1, 2), (1, 2, 2)])],
+    "mixed": [
+        sample(0, 5, [(2, 2)], [(2, 2, 2)]),
+        sample(1, 8),
+        sample(2, 4, videos=[(2, 2, 1)]),
+        sample(3, 6, [(2, 3), (1, 1)]),
+    ],
+}
+
+
+def logits(model, samples, packing: bool) -> Tensor:
+    batch = collate(samples, packing, MERGE, PAD)
+    return model.lm_head(label_states(model, batch))  # (N, V)
+
+
+def gradients(model, batches) -> dict[str, Tensor]:
+    model.zero_grad()
+    for batch in batches:
+        next_token_loss(model, batch).backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("samples", SETS.values(), ids=SETS)
+def test_together_equals_alone(model, samples, packing):
+    alone = torch.cat([logits(model, [one], packing=False) for one in samples])
+    together = logits(model, samples, packing)
+    assert alone.std() > 0.1  # the model says something
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+    expected = gradients(model, [collate([one], False, MERGE, PAD) for one in samples])
+    grads = gradients(model, [collate(samples, packing, MERGE, PAD)])
+    assert expected.keys() == grads.keys()
+    for name, grad in grads.items():
+        error = (grad - expected[name]).norm() / expected[name].norm().clamp(min=1e-6)
+        assert error < 1e-5, (name, error)
+
+
+@pytest.mark.parametrize("samples", SETS.values(), ids=SETS)
+def test_loss_equals_the_librarys_on_single_samples(model, samples):
+    for one in samples:
+        batch = collate([one], True, MERGE, PAD)
+        arguments = {name: value for name, value in batch.inputs().items() if name != "position_ids"}
+        labels = torch.from_numpy(one.labels)[None]
+        with torch.no_grad():
+            expected = model(**arguments, labels=labels).loss * one.count
+        torch.testing.assert_close(next_token_loss(model, batch), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(token_losses(model, batch).sum(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_no_mask_is_built_and_equal_lengths_share_a_call(monkeypatch):
+    model = tiny_model(PROCESSOR.tokenizer)
+    attention.use(model)
+    calls = []
+
+    def spy(query, key, value, attn_mask=None, *rest, **options):
+        calls.append((tuple(query.shape), attn_mask))
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **options)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(attention, "sdpa_mask", lambda **_: pytest.fail("a mask was built"))
+    samples = SETS["images"]
+    label_states(model, collate(samples, True, MERGE, PAD))
+    assert all(mask is None for _, mask in calls)
+    tower = [shape for shape, _ in calls if shape[1] == 4 and shape[3] == 24]
+    text = [shape for shape, _ in calls if shape[3] == 32]
+    # 3 tower layers x 3 picture sizes; 3 text layers x the distinct document lengths
+    assert sorted(set(tower)) == [(1, 4, 24, 24), (3, 4, 12, 24), (3, 4, 16, 24)]
+    assert len(tower) == 9
+    assert len(text) == 3 * len({len(one) for one in samples})
+
+
+def test_positions_alone_tell_documents_apart(model):
+    batch = collate(SETS["mixed"], True, MERGE, PAD)
+    arguments = batch.inputs()
+    bare = {name: value for name, value in arguments.items() if not name.startswith(("cu_seq", "max_length"))}
+    with torch.no_grad():
+        expected = model.model(**arguments, use_cache=False).last_hidden_state
+        torch.testing.assert_close(model.model(**bare, use_cache=False).last_hidden_state, expected)
+
+
+def test_attention_dropout_acts_in_training_only():
+    model = tiny_model(PROCESSOR.tokenizer)
+    attention.use(model)
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    batch = collate(SETS["text"], True, MERGE, PAD)
+    still = next_token_loss(model, batch)
+    torch.testing.assert_close(still, next_token_loss(model, batch))
+    model.train()
+    torch.manual_seed(0)
+    first = next_token_loss(model, batch)
+    assert not torch.equal(first, next_token_loss(model, batch))
+    torch.manual_seed(0)
+    assert torch.equal(first, next_token_loss(model, batch))
+
+
+def test_recompute_and_autocast_keep_the_packed_loss(model):
+    batch = collate(SETS["mixed"], True, MERGE, PAD)
+    model.train()
+    expected = gradients(model, [batch])
+    model.activation_checkpointing_enable()
+    for name, grad in gradients(model, [batch]).items():
+        torch.testing.assert_close(grad, expected[name])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = next_token_loss(model, batch)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, next_token_loss(model, batch), rtol=0.02, atol=0)
+
+
+def test_saved_configuration_does_not_name_the_implementation(tmp_path):
+    model = tiny_model(PROCESSOR.tokenizer)
+    attention.use(model)
+    assert {c._attn_implementation for c in (model.config, model.model.visual.config)} == {attention.NAME}
+    model.save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text(encoding="utf-8")
+    model.set_attn_implementation("sdpa")
+    assert model.model.language_model.config._attn_implementation == "sdpa"
