@@ -98,7 +98,7 @@ def docs(session: nox.Session) -> None:
     """Write docs/reference/ from the recipe models, run the code blocks of all pages, build the site into site/."""
     project(session, "python", "-m", "tools.reference")
     project(session, "pytest", "tests/test_docs.py")
-    session.run(UV, "run", "--group", "docs", "mkdocs", "build", "--strict", "--quiet")
+    session.run(UV, "run", "--group", "docs", "zensical", "build", "--strict")
 
 
 @nox.session

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.reference import FOLDER, pages
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -139,6 +141,11 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = "pip install uv && uv run nox -s tests"
     assert command in (ROOT / "README.md").read_text("utf-8")
     assert command.replace("pip install", "pip install --quiet") in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_the_recipe_reference_is_current() -> None:
+    written = {path.name: path.read_text("utf-8") for path in FOLDER.glob("*.md")}
+    assert written == pages(), "a recipe model changed; run `uv run nox -s docs` and commit docs/reference/"
 
 
 # The checks themselves.
