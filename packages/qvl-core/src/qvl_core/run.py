@@ -115,17 +115,8 @@ class RunFolder:
             file.write((_json(record) + "\n").encode("utf-8"))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All records, without a last line that a killed process left unfinished. Raises BadInput on any other one."""
-        if not self.metrics_file.is_file():
-            return []
-        *lines, _torn = self.metrics_file.read_bytes().split(b"\n")  # what follows the last newline is unfinished
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise BadInput(f"{self.metrics_file}:{number}: is not a JSON record; remove the line.") from error
-        return records
+        """All records so far (see `read_records`)."""
+        return read_records(self.metrics_file)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop the records after `step`, the one the run resumes from (0: start again), and an unfinished last line."""
@@ -140,6 +131,23 @@ class RunFolder:
     def read_result(self) -> dict[str, Any] | None:
         """The stored result, or None if the run has none yet."""
         return _read_object(self.result_file) or None
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file that grows: without a last line that a killed process left unfinished.
+
+    No file means no records. Raises BadInput on any other line that is not JSON.
+    """
+    if not file.is_file():
+        return []
+    *lines, _torn = file.read_bytes().split(b"\n")  # what follows the last newline is unfinished
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise BadInput(f"{file}:{number}: is not a JSON record; remove the line.") from error
+    return records
 
 
 class Spent(NamedTuple):

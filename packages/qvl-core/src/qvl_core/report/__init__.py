@@ -1,0 +1,47 @@
+"""The report of a run: one HTML file, readable anywhere, that asks for nothing from outside.
+
+from qvl_core.report import Curves, Section, render
+html = render("My run", [Section("Training", [Curves("Loss", {"training": [(1, 2.3), (2, 1.9)]})])])
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qvl_core.errors import BadInput
+from qvl_core.files import write_atomic
+from qvl_core.report.blocks import (
+    Block,
+    Code,
+    Curves,
+    Figure,
+    Figures,
+    Matrix,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    Text,
+)
+from qvl_core.report.render import render
+from qvl_core.report.sections import run_sections
+from qvl_core.run import RunFolder
+
+__all__ = [
+    "Block", "Code", "Curves", "Figure", "Figures", "Matrix", "Picture", "Pictures", "Section", "Table", "Text",
+    "render", "report", "run_sections", "write",
+]  # fmt: skip
+
+
+def write(run: RunFolder, sections: Sequence[Section] | None = None, title: str | None = None, lead: str = "") -> Path:
+    """Write the run's report.html; sections default to what every run shows, the title to the folder's name."""
+    page = render(title or run.path.resolve().name, run_sections(run) if sections is None else sections, lead)
+    write_atomic(run.report_file, page)
+    return run.report_file
+
+
+def report(path: Path) -> Path:
+    """Write the report of the run in `path` anew. Raises BadInput if there is no run."""
+    run = RunFolder(Path(path))
+    if not run.recipe_file.is_file():
+        raise BadInput(f"{path}: is not a run folder (it has no recipe.yaml); give the --out of a training run.")
+    return write(run)

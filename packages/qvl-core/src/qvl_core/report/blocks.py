@@ -1,0 +1,117 @@
+"""What a report is made of: plain values. How they look is decided by page.html.jinja and page.css alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Mark = Literal["good", "bad"]
+Point = tuple[float, float | None]  # step, value; None where there is none
+
+
+@dataclass(frozen=True)
+class Text:
+    """Paragraphs, separated by blank lines. A tone sets them off as a note, a success or a problem."""
+
+    text: str
+    tone: Literal["plain", "note", "good", "bad"] = "plain"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A command or a file, in monospace; long lines wrap."""
+
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One headline number. With a bar it is marked as met or missed; with `at_most` the bar is an upper one."""
+
+    label: str
+    value: str | float | None
+    bar: float | None = None
+    chance: float | None = None
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def mark(self) -> Mark | None:
+        if self.bar is None or not isinstance(self.value, int | float):
+            return None
+        return "good" if (self.value <= self.bar if self.at_most else self.value >= self.bar) else "bad"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A row of headline numbers."""
+
+    items: Sequence[Figure]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as mappings; columns in the order given or first seen. Columns of numbers are aligned as numbers."""
+
+    rows: Sequence[Mapping[str, Any]]
+    title: str = ""
+    columns: Sequence[str] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG or JPEG file's bytes, its caption (lines are kept), and whether what it shows is right."""
+
+    data: bytes
+    caption: str = ""
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A grid of pictures, each cell at least `width` CSS pixels wide. Tiny pictures are enlarged with hard edges."""
+
+    items: Sequence[Picture]
+    title: str = ""
+    width: int = 112
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Named series over steps in one chart. Long series are shown smoothed, with the raw values lightly behind."""
+
+    title: str
+    series: Mapping[str, Sequence[Point]]
+    x: str = "step"
+    log: bool = False
+    smooth: bool = True
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Confusion matrix: counts[i][j] items of true label i were answered with label j. Extra columns may follow.
+
+    `columns` defaults to `labels`; give more of them for answers that are no label ("other").
+    """
+
+    labels: Sequence[str]
+    counts: Sequence[Sequence[int]]
+    title: str = ""
+    columns: Sequence[str] = ()
+    rows_are: str = "true"
+    columns_are: str = "answered"
+
+
+Block = Text | Code | Figures | Table | Pictures | Curves | Matrix
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and its blocks. A folded section shows only its heading until it is opened."""
+
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""
+    folded: bool = False
