@@ -20,7 +20,7 @@ def pages() -> dict[str, str]:
         kind = import_module(f"{path.parent.name}.recipe").Recipe
         found[f"{package}.md"] = reference(kind).replace("# Recipe reference", f"# Recipes of {package}", 1)
     lines = [f"- [{name.removesuffix('.md')}]({name})" for name in found]
-    index = "# Recipe reference\n\nEvery key, with type, default and meaning, written from the recipe models themselves.\n\n"
+    index = "# Recipe reference\n\nEvery key: type, default and meaning, written from the recipe models themselves.\n\n"
     return {"index.md": index + "\n".join(lines) + "\n"} | found
 
 

@@ -89,8 +89,8 @@ def build_release(root: Path, name: str, version: Version, out: Path) -> Path:
 
 def resolve(wheels: Iterable[Path], python: Path, *options: str) -> str | None:
     """Why these wheels cannot be installed together, or None if they can; nothing is installed."""
-    command = [UV, "pip", "install", "--dry-run", "--python", python, *options, *wheels]
-    run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    command = [UV, "pip", "install", "--dry-run", "--python", str(python), *options, *map(str, wheels)]
+    run = subprocess.run(command, capture_output=True, text=True)
     return run.stderr if run.returncode else None
 
 
