@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from qvl_core.recipe.typed import alternatives
 
@@ -18,8 +17,13 @@ def reference(kind: type[BaseModel]) -> str:
     """A Markdown page with every key of the recipe: type, default, description; one table per block."""
     parts = ["# Recipe reference", _paragraph(kind)]
     parts += [_table(kind.model_fields, "")]
+    seen: dict[type[BaseModel], str] = {}
     for path, block in _blocks(kind, ""):
-        parts += [f"## `{path}`", _paragraph(block), _table(block.model_fields, f"{path}.")]
+        if block in seen:
+            parts += [f"## `{path}`", f"The same keys as `{seen[block]}`."]
+        else:
+            parts += [f"## `{path}`", _paragraph(block), _table(block.model_fields, f"{path}.")]
+            seen[block] = path
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -58,19 +62,20 @@ def _models(annotation: Any, path: str) -> list[tuple[str, type[BaseModel]]]:
 def _table(fields: dict[str, FieldInfo], prefix: str) -> str:
     rows = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
     for name, field in fields.items():
-        cells = (f"`{prefix}{name}`", _type(field), _default(field), field.description or "")
+        meaning = field.description or " ".join(_paragraph(block) for _, block in _models(field.annotation, ""))
+        cells = (f"`{prefix}{name}`", _type(field), _default(field), meaning)
         rows.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
 
 def _type(field: FieldInfo) -> str:
-    return ", ".join([_named(field.annotation), *_limits(field.metadata)])
+    return " ".join([_named(field.annotation), *_limits(field.metadata)])
 
 
 def _named(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return ", ".join([_named(arguments[0]), *_limits(arguments[1:])])
+        return " ".join([_named(arguments[0]), *_limits(arguments[1:])])
     if origin in (Union, types.UnionType):
         return " or ".join(_named(part) for part in arguments)
     if origin is Literal:
@@ -78,9 +83,9 @@ def _named(annotation: Any) -> str:
     if origin is list:
         return f"list of {_named(arguments[0])}"
     if origin is tuple:
-        return "list of " + ", ".join(_named(part) for part in arguments)
+        return f"list of {len(arguments)}: " + ", ".join(_named(part) for part in arguments)
     if origin is dict:
-        return f"named {_named(arguments[1])}"
+        return f"{_named(arguments[1])} for each name"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "block"
     return _NAMES.get(annotation, "any")
@@ -89,15 +94,16 @@ def _named(annotation: Any) -> str:
 def _limits(metadata: Any) -> list[str]:
     """The ranges among a type's annotations, which may be bundled in a Field."""
     plain = [limit for one in metadata for limit in (one.metadata if isinstance(one, FieldInfo) else [one])]
-    return [f"{sign}{getattr(one, name):g}" for one in plain for name, sign in _SIGNS.items() if hasattr(one, name)]
+    limits = [f"{sign}{getattr(one, name):g}" for one in plain for name, sign in _SIGNS.items() if hasattr(one, name)]
+    return [" and ".join(limits)] if limits else []
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel) or value is PydanticUndefined:
-        return ""
+    if isinstance(value, BaseModel):
+        return "see there"
     return f"`{_written(value)}`"
 
 
