@@ -82,9 +82,12 @@ def build_release(root: Path, name: str, version: Version, out: Path) -> Path:
         tree = Path(folder, "tree")
         with tarfile.open(archive) as tar:
             tar.extractall(tree, filter="data")
-        command = [UV, "build", "--quiet", "--wheel", "--package", name, "--out-dir", out.absolute()]
+        command = [UV, "build", "--quiet", "--wheel", "--package", name, "--out-dir", str(out.absolute())]
         subprocess.run(command, cwd=tree, check=True)
-    return wheel(out, name, version)
+    built = wheel(out, name, version)
+    if not built.exists():
+        sys.exit(f"tag {name}/v{version}: its pyproject.toml holds another version; a tag is never moved or misnamed")
+    return built
 
 
 def resolve(wheels: Iterable[Path], python: Path, *options: str) -> str | None:
