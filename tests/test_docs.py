@@ -1,8 +1,9 @@
 """The pages tell the truth: code blocks run, commands exist, links lead somewhere.
 
 In every page a ```python block is executed, in a fresh folder, with the names of the page's earlier blocks. In a
-```bash block each command of ours is checked, not run (training takes minutes): the verb exists and has the options.
-A comment on the line above a block changes that:
+```bash block each command of ours is checked, not run (training takes minutes): the verb exists, has the options, and
+the recipe loads with its overrides. A ```yaml block with a version is a recipe and loads. A comment on the line above a
+block changes that:
 
     <!-- run -->               the bash block is run, too
     <!-- run: slow -->         the same, but only by `nox -s full`
@@ -17,10 +18,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from qvl_core.errors import BadInput
+from qvl_core.recipe.load import load
 from tools.reference import FOLDER, pages
 
 ROOT = Path(__file__).parents[1]
@@ -117,10 +121,25 @@ def complaint(command: list[str]) -> str | None:
         return f"nox has no session {', '.join(missing)}" if missing else None
     if program.startswith("qvl-"):
         verb = [] if not words or words[0].startswith("-") else [words[0]]
-        known = answer(program, *verb, "--help")
+        known = answer(program, *verb, "--help") + answer(program, "--help")
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
         missing = [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", known)]
-        return f"{' '.join([program, *verb])} has no {', '.join(missing)}" if missing else None
+        if missing:
+            return f"{' '.join([program, *verb])} has no {', '.join(missing)}"
+        if verb and verb[0] in ("train", "check", "plan", "slurm"):
+            return recipe_complaint(program, words[1], [word for word in words[2:] if re.match(r"[a-z][\w.]*=", word)])
+    return None
+
+
+def recipe_complaint(program: str, source: str | Path, overrides: list[str]) -> str | None:
+    """Why a recipe does not load, or None; a file that the reader would write is not looked at."""
+    if isinstance(source, str) and source.endswith(".yaml"):
+        return None
+    package = program.replace("-", "_")
+    try:
+        load(import_module(f"{package}.recipe").RECIPE, source, overrides, package)
+    except BadInput as error:
+        return str(error)
     return None
 
 
@@ -129,6 +148,16 @@ def test_commands_exist(page: str) -> None:
     shell = [block for block in blocks(page) if block.language == "bash"]
     found = [(block.line, complaint(command)) for block in shell for command in commands(block.code)]
     assert [f"{page}:{line}: {said}" for line, said in found if said] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_recipes_load(page: str, tmp_path: Path) -> None:
+    program = Path(page).parts[1] if page.startswith("packages/") else "qvl-sft"
+    file = tmp_path / "recipe.yaml"
+    for block in blocks(page):
+        if block.language == "yaml" and block.code.startswith(("version:", "#")):
+            file.write_text(block.code, encoding="utf-8")
+            assert recipe_complaint(program, file, []) is None
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -169,6 +198,10 @@ def test_a_wrong_command_is_found() -> None:
     assert complaint(["qvl-sft", "demo", "--outt=demo"]) == "qvl-sft demo has no --outt"
     with pytest.raises(AssertionError, match="qvl-sft dmo --help exits 2"):
         complaint(["qvl-sft", "dmo"])
+    assert complaint(["qvl-sft", "train", "tiny", "optim.lr=1e-4", "--out", "runs/mine"]) is None
+    assert complaint(["qvl-sft", "train", "mine.yaml"]) is None
+    assert "optimm" in str(complaint(["qvl-sft", "train", "tiny", "optimm.lr=1e-4"]))
+    assert "tinny" in str(complaint(["qvl-sft", "train", "tinny"]))
 
 
 def test_a_failing_block_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,11 @@ FOLDER = ROOT / "docs" / "reference"
 
 
 def pages() -> dict[str, str]:
-    """The pages by file name: an index, and one for each package whose recipe.py has a Recipe."""
+    """The pages by file name: an index, and one for each package with recipes."""
     found = {}
     for path in sorted(ROOT.glob("packages/*/src/*/recipe.py")):
         package = path.parts[-4]
-        kind = import_module(f"{path.parent.name}.recipe").Recipe
+        kind = import_module(f"{path.parent.name}.recipe").RECIPE
         found[f"{package}.md"] = reference(kind).replace("# Recipe reference", f"# Recipes of {package}", 1)
     lines = [f"- [{name.removesuffix('.md')}]({name})" for name in found]
     index = "# Recipe reference\n\nEvery key: type, default and meaning, written from the recipe models themselves.\n\n"
