@@ -1,4 +1,4 @@
-"""A run with everything but Qwen3-VL: a two-layer network with dropout on noise, small enough to be killed at every step."""
+"""A run with everything but Qwen3-VL: a two-layer network with dropout on noise, small enough to be killed at any step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qvl_core.recipe.blocks import Recipe
-from qvl_core.training.parts import Bad, Loss, Micro, ParameterGroup, Parts
-from qvl_core.training.seeds import mix
 from torch import Tensor, nn
+
+from qvl_core.recipe.blocks import Recipe
+from qvl_core.training.parts import Loss, Micro, ParameterGroup, Parts
+from qvl_core.training.samples import Bad
+from qvl_core.training.seeds import mix
 
 STEPS = 8
 SIZE = 8  # samples per step
@@ -30,7 +32,7 @@ class ToyBatch:
 
 @dataclass(frozen=True)
 class ToyBatches:
-    """Sample s of step t is a function of (seed, t, s), noise included; sample s counts s + 1, so means are weighted."""
+    """Sample s of step t is a function of (seed, t, s), noise included; it counts s + 1, so means are weighted."""
 
     seed: int
     micro: int = 4

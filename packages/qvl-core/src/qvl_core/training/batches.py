@@ -8,14 +8,15 @@ crosses an epoch, so that the plan of a step is a pure function of (seed, window
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.recipe.blocks import Batch
-from qvl_core.training.parts import Bad, Micro, TensorBatch
+from qvl_core.training.parts import Micro, TensorBatch
+from qvl_core.training.samples import LeftOut, Samples
 from qvl_core.training.seeds import mix
 
 WINDOW = 4096
@@ -23,33 +24,9 @@ WINDOW = 4096
 Row = tuple[int, ...]  # positions in the order of samples
 
 
-class LeftOut(BadInput):
-    """This sample cannot be used; `bad` says why. The run counts it and goes on, up to data.max_bad."""
-
-    def __init__(self, bad: Bad) -> None:
-        super().__init__(bad.message)
-        self.bad = bad
-
-
-class Samples(Protocol):
-    """An endless, seeded order of samples; position p is sample p of the run. Pickled to workers."""
-
-    def __len__(self) -> int:
-        """Samples in one epoch."""
-        ...
-
-    def length(self, position: int) -> int:
-        """Tokens of a sample, cheaply (no pictures decoded); 0 if it cannot be used."""
-        ...
-
-    def encode(self, position: int) -> Encoded:
-        """Raises LeftOut if it cannot be used."""
-        ...
-
-
 @dataclass(frozen=True)
 class Plan:
-    """This process's micro-batches of one step: the rows of each, and the slot its first row has in the global batch."""
+    """This process's micro-batches of one step: the rows of each, and its first row's slot in the global batch."""
 
     micros: tuple[tuple[int, tuple[Row, ...]], ...]
     witness: bool  # several processes: each forward has to use the vision tower, or they would wait for one another
@@ -92,7 +69,7 @@ class SampleBatches:
     def rows(self, step: int) -> list[Row]:
         """The global batch of a step."""
         if self.batch.size and self.batch.packing:
-            return [(position,) for position in range(step * self.batch.size, (step + 1) * self.batch.size)]
+            return _single(range(step * self.batch.size, (step + 1) * self.batch.size))
         window = self._window_of(step)
         return self._window(window)[step - self._starts[window]]
 
@@ -156,11 +133,14 @@ class SampleBatches:
         """Steps of samples of similar length, in random order."""
         assert self.batch.size
         order = sorted(lengths, key=lambda position: (lengths[position], position))
-        steps = [
-            [(position,) for position in order[i : i + self.batch.size]] for i in range(0, len(order), self.batch.size)
-        ]
+        steps = [_single(order[i : i + self.batch.size]) for i in range(0, len(order), self.batch.size)]
         rng.shuffle(steps)
         return steps
+
+
+def _single(positions: Iterable[int]) -> list[Row]:
+    """A row for each sample."""
+    return [(position,) for position in positions]
 
 
 def best_fit(lengths: dict[int, int], capacity: int) -> list[Row]:

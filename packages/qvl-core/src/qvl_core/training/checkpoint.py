@@ -4,7 +4,7 @@
         weights-00000.safetensors     what is trained, by name; fp32
         optimizer-00000.safetensors   AdamW's averages and step counts, `<name>/exp_avg`
         state.json                    step, loss scale, early stopping, bad samples, CPU seconds so far
-        manifest.json                 size and SHA-256 of each file above, step, identity, base, its own SHA-256; written last
+        manifest.json                 sizes and SHA-256 of the files above, step, identity, base, its own SHA-256
 
 Nothing here is ever unpickled. A folder without a whole manifest, or whose files differ from it, does not count.
 """
@@ -66,7 +66,7 @@ def save(
 ) -> Path:
     """Write `folder/step-NNNNNN` whole or not at all.
 
-    `tensors` maps a kind ("weights", "optimizer") to named CPU tensors, drawn one by one: at most `SHARD_BYTES` are held.
+    `tensors` maps a kind ("weights", "optimizer") to named CPU tensors, drawn one by one: `SHARD_BYTES` are held.
     """
     target = folder / f"step-{step:06d}"
     partial = folder / f".{target.name}.partial"
@@ -131,8 +131,8 @@ def named(path: Path, own: Path) -> Checkpoint:
     """The checkpoint a user named by --resume, for a run whose checkpoints lie in `own`."""
     if not (path / "manifest.json").is_file():
         raise BadInput(
-            f"--resume {path}: is no checkpoint folder (it has no manifest.json); name one like runs/x/checkpoints/step-000200, "
-            "or take weights alone with model.init_from."
+            f"--resume {path}: is no checkpoint folder (it has no manifest.json); name one like "
+            "runs/x/checkpoints/step-000200, or take weights alone with model.init_from."
         )
     found = read(path)
     later = [other.name for other in _all(own) if step_of(other) > found.step]
@@ -142,7 +142,7 @@ def named(path: Path, own: Path) -> Checkpoint:
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the one of step `best`, and what interrupted saves left behind."""
+    """Remove all but the newest `keep` checkpoints and that of step `best`, and what interrupted saves left behind."""
     steps = sorted((step_of(path) for path in _all(folder)), reverse=True)
     for step in steps[keep:]:
         if step != best:

@@ -25,7 +25,7 @@ GROWTH_STEPS = 2000  # finite fp16 steps after which the loss scale doubles (tor
 
 
 class Root(nn.Module):
-    """The model as one module whose forward is any function of it, so that DDP and FSDP hooks see losses and generation alike."""
+    """One module whose forward is any function of the model, so that DDP and FSDP see losses and generation alike."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -69,6 +69,7 @@ class Engine:
         loss_sum = torch.zeros((), device=device)
         sums: dict[str, Tensor] = {}
         for index, micro in enumerate(share):
+            assert micro.batch is not None
             reseed(self.recipe.train.seed, "step", step, micro.slot)
             with self._synchronise(last=index == len(share) - 1):
                 loss: Loss = self._inside(self._loss, micro.batch.to(device, non_blocking=True))

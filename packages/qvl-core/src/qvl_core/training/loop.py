@@ -27,8 +27,8 @@ def fit(
 ) -> Outcome:
     """Train for `parts.steps` optimizer steps and leave checkpoints and final/ in the run folder.
 
-    Continues from `resume`, else from the run's newest whole checkpoint. Raises Preempted when asked to stop (the state is
-    saved), BadInput for too many bad samples, QVLError for lasting non-finite losses or a full disk.
+    Continues from `resume`, else from the run's newest whole checkpoint. Raises Preempted when asked to stop (the state
+    is saved), BadInput for too many bad samples, QVLError for lasting non-finite losses or a full disk.
     """
     session = Session(parts, recipe, run, world, resume, allow_change)
 

@@ -1,7 +1,7 @@
 """AdamW with the gradient's scale, clipping and skipping folded into one fused update that never waits for the device.
 
-The fused kernel divides each gradient by `grad_scale` and leaves weights, averages and step counts alone where `found_inf`
-is 1. Clipping is thus a division by norm / clip, and a step with a non-finite gradient is skipped on the device.
+The fused kernel divides each gradient by `grad_scale` and leaves weights, averages and step counts alone where
+`found_inf` is 1. Clipping is thus a division by norm / clip, and a step with a non-finite gradient is skipped on the device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ def gradient_norm(groups: Sequence[ParameterGroup]) -> Tensor:
 
 
 def update(optimizer: torch.optim.AdamW, norm: Tensor, clip: float | None, scale: Tensor, finite: Tensor) -> None:
-    """Apply the gradients, which are `scale` times too large and of (unscaled) norm `norm`, unless `finite` is false."""
+    """Apply the gradients, which are `scale` times too large and of unscaled norm `norm`, unless `finite` is false."""
     factor = torch.ones_like(norm) if clip is None else torch.clamp(norm / clip, min=1.0)
     setattr(optimizer, "grad_scale", scale * torch.where(finite, factor, 1.0))  # noqa: B010 - attributes torch reads
     setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010
@@ -52,7 +52,7 @@ def update(optimizer: torch.optim.AdamW, norm: Tensor, clip: float | None, scale
 
 
 def state_tensors(optimizer: torch.optim.AdamW, groups: Sequence[ParameterGroup]) -> Iterator[tuple[str, Tensor]]:
-    """AdamW's state as `<parameter>/<key>`, whole (gathered) and on the CPU; drawn in the same order on every process."""
+    """AdamW's state as `<parameter>/<key>`, gathered and on the CPU; drawn in the same order on every process."""
     for group in groups:
         for name, parameter in group.parameters.items():
             state = optimizer.state.get(parameter, {})

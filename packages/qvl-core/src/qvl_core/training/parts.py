@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from torch import Tensor, nn
 
+from qvl_core.training.samples import Bad
+
 if TYPE_CHECKING:
     from qvl_core.training.world import World
 
@@ -31,16 +33,6 @@ class Loss(NamedTuple):
 
     total: Tensor
     parts: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A sample that was left out, and why."""
-
-    id: str
-    reason: str
-    message: str
-    tolerated: bool = False  # left out because the recipe says so (too_long: drop): not counted against max_bad
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,8 @@ class Parts:
 
     `evaluate(model, world, final)` returns figures (the same on every rank); `export(folder, weights)` writes what the
     ecosystem loads, from the trained weights by name (on rank 0).
-    `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on.
+    `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on; `about` is
+    recorded in environment.json (its "tune" is the report's tune table).
     """
 
     model: nn.Module
@@ -104,6 +97,7 @@ class Parts:
     steps: int
     identity: Mapping[str, Any]
     base: str
+    about: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Callable[[nn.Module, "World", bool], dict[str, float]] | None = None
     export: Callable[[Path, Mapping[str, Tensor]], None] | None = None
     preview: Callable[[nn.Module, Path, int], None] | None = None

@@ -1,6 +1,7 @@
 """Micro-batches ahead of the step: planned in the main process, read and encoded in spawned workers.
 
-A step's batches are a pure function of (seed, step), so workers hold no state and any number of them gives the same run.
+A step's batches are a pure function of (seed, step), so workers hold no state and any number of them gives the same
+run.
 """
 
 import signal
@@ -22,7 +23,7 @@ def shares(batches: Batches, first: int, steps: int, world: World, workers: int)
         return
     yield from DataLoader(
         _Built(batches),
-        sampler=plans,  # type: ignore[arg-type]  # any iterable will do
+        sampler=plans,
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="spawn",

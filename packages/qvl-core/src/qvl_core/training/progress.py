@@ -6,7 +6,7 @@ from typing import Any
 from qvl_core.errors import BadInput, QVLError
 from qvl_core.recipe.blocks import EarlyStop
 from qvl_core.run import Spent, spent
-from qvl_core.training.parts import Bad
+from qvl_core.training.samples import Bad
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Progress:
         grave = sum(not entry["tolerated"] for entry in self.bad.values())
         if bad.id not in self.bad and not bad.tolerated and grave >= max_bad:
             raise BadInput(
-                f"{bad.message.rstrip('.')}; data.max_bad allows {max_bad} bad samples and this is one more: mend or remove it, "
-                "or raise data.max_bad, and run the same command again (bad_samples.jsonl lists those before)."
+                f"{bad.message.rstrip('.')}; data.max_bad allows {max_bad} bad samples and this is one more: mend or "
+                "remove it, or raise data.max_bad, and run the same command again (bad_samples.jsonl lists those before)."
             )
         self.bad[bad.id] = asdict(bad)
 
@@ -44,7 +44,8 @@ class Progress:
         """Note an evaluation at the present step; true if it is the best so far."""
         if stop.metric not in figures:
             raise BadInput(
-                f"evaluate.early_stop.metric: there is no figure {stop.metric!r}; choose one of {', '.join(sorted(figures))}."
+                f"evaluate.early_stop.metric: there is no figure {stop.metric!r}; "
+                f"choose one of {', '.join(sorted(figures))}."
             )
         value = figures[stop.metric]
         better = self.best_value is None or (value < self.best_value if stop.mode == "min" else value > self.best_value)
@@ -60,6 +61,6 @@ class Progress:
         self.streak = self.streak + 1 if poisoned else 0
         if self.streak >= limit:
             raise QVLError(
-                f"the loss or gradient was not finite {self.streak} steps in a row, up to step {step}; nothing of them was "
-                "applied or saved: look at the samples named in metrics.jsonl, lower the learning rate, or use fp32."
+                f"the loss or gradient was not finite {self.streak} steps in a row, up to step {step}; nothing of them "
+                "was applied or saved: look at the samples named in metrics.jsonl, lower the learning rate, or use fp32."
             )

@@ -14,12 +14,14 @@ from torch import Tensor
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
 from qvl_core.recipe.blocks import Recipe
+from qvl_core.recipe.load import dump
 from qvl_core.run import RunFolder
 from qvl_core.training import checkpoint
 from qvl_core.training.engine import Engine, Figures
 from qvl_core.training.log import RunLog
-from qvl_core.training.parts import Bad, Micro, Parts
+from qvl_core.training.parts import Micro, Parts
 from qvl_core.training.progress import Progress
+from qvl_core.training.samples import Bad
 from qvl_core.training.world import World
 
 
@@ -56,6 +58,9 @@ class Session:
         self._tokens = 0  # of the step that was agreed on
         self._saved_step: int | None = None
         remarks = self._restore(resume, allow_change)
+        if world.rank == 0:  # only now: a run that may not be continued is left as it was
+            run.write_recipe(dump(recipe))
+            run.write_environment(parts.about)
         self._log = RunLog(
             run,
             parts.steps,
@@ -99,8 +104,10 @@ class Session:
         if not self._pending:
             return
         done, self._pending = self._pending, []
-        columns = [torch.stack([entry.figures[index] for entry in done]).tolist() for index in range(4)]
-        losses, norms, applied, poisoned = columns
+        losses = torch.stack([entry.figures.loss for entry in done]).tolist()
+        norms = torch.stack([entry.figures.norm for entry in done]).tolist()
+        applied = torch.stack([entry.figures.finite for entry in done]).tolist()
+        poisoned = torch.stack([entry.figures.poisoned for entry in done]).tolist()
         for entry, was_applied, was_poisoned in zip(done, applied, poisoned, strict=True):
             if was_poisoned:
                 samples = [name for names in self.world.gather(entry.samples) for name in names]

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, SIGUSR1 (SLURM's warning) and Ctrl-Break become a flag that the loop reads between steps."""
+"""Requests to stop: SIGTERM, SIGUSR1 (SLURM's warning) and Ctrl-Break become a flag that the loop reads each step."""
 
 import signal
 import threading

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Parallel
@@ -79,7 +79,7 @@ def processes(parallel: Parallel) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, **_rendezvous(rank, size), timeout=timedelta(minutes=30))
     try:
-        mesh = dist.init_device_mesh(device.type, (size,)) if strategy == "fsdp2" else None
+        mesh = init_device_mesh(device.type, (size,)) if strategy == "fsdp2" else None
         yield World(rank, size, device, strategy, mesh)
     finally:
         dist.destroy_process_group()
@@ -92,7 +92,8 @@ def _rendezvous(rank: int, size: int) -> dict[str, Any]:
     """A lone process needs no address: it meets itself in memory."""
     if "MASTER_ADDR" in os.environ:
         return {}
-    return {"store": dist.HashStore(), "rank": rank, "world_size": size}
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    return {"store": store, "rank": rank, "world_size": size}
 
 
 def _assert_size(parallel: Parallel, size: int) -> None:
