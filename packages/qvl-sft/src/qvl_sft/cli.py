@@ -1,0 +1,63 @@
+"""The verbs of qvl-sft; each imports what it needs when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+from qvl_core.cli import App, Argument, Option
+
+app = App("qvl-sft", package="qvl_sft", help="Fine-tune Qwen3-VL on your pictures and answers.")
+app.common("train", "check", "plan", "demo", "tiny", "recipes", "report", "doctor", "slurm")
+
+Trained = Annotated[str, Argument(metavar="MODEL", help="Run folder, adapter folder, model folder or hub id.")]
+Base = Annotated[str | None, Option(help="Base model of an adapter; default: the one it names.")]
+
+
+@app.command()
+def chat(
+    model: Trained,
+    prompt: Annotated[str | None, Argument(help="Question; without it, a conversation is opened.")] = None,
+    image: Annotated[list[Path] | None, Option(help="Picture that belongs to the question; repeatable.")] = None,
+    base: Base = None,
+    system: Annotated[str | None, Option(help="System message.")] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer in tokens.")] = 512,
+    temperature: Annotated[float, Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, Option(help="Decides what is drawn when temperature is above 0.")] = 0,
+) -> None:
+    """Talk to a model about pictures; the answer appears as it is written."""
+    from qvl_sft.chat import chat as run
+
+    run(model, prompt, image or [], base, system, max_new_tokens, temperature, seed)
+
+
+@app.command()
+def evaluate(
+    model: Trained,
+    data: Annotated[list[str], Argument(help="Data files or dataset folders.")],
+    out: Annotated[Path, Option(help="Folder for result.json, predictions.jsonl and report.html.")] = Path(
+        "runs/evaluation"
+    ),
+    split: Annotated[str, Option(help="Split of a dataset folder.")] = "test",
+    base: Base = None,
+    samples: Annotated[int | None, Option(min=1, help="At most this many samples: a fixed random choice.")] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer in tokens.")] = 64,
+) -> None:
+    """Answer held-out questions and compare with the reference answers."""
+    from qvl_sft.evaluate import evaluate as run
+
+    run(model, data, out, split=split, base=base, samples=samples, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, Argument(help="Run folder or adapter folder.")],
+    out: Annotated[Path, Option(help="New folder for the merged model and its processor.")],
+    base: Base = None,
+    dtype: Annotated[str, Option(help="Type of the merged weights: bf16, fp16 or fp32.")] = "bf16",
+) -> None:
+    """Fold an adapter into its full-precision base: a folder that transformers, vLLM and others load."""
+    from qvl_sft.merge import merge as run
+
+    run(adapter, out, base, dtype)
+
+
+main = app.main

@@ -1,0 +1,47 @@
+"""Open what training left behind, or any Qwen3-VL: a run folder, an adapter folder, a model folder or a hub id."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.load import load_model
+from qvl_core.qwen3vl.lora import CONFIG_FILE, load_adapter
+from qvl_core.recipe.blocks import Model
+from qvl_core.training.engine import resolve_precision
+
+
+def load_trained(name: str, base: str | None = None, precision: str = "auto") -> tuple[Any, Any]:
+    """Model (in evaluation mode, on the best device) and processor. Raises BadInput for a folder that is none of these."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(precision, device)
+    folder = final_folder(Path(name))
+    if folder is None or not (folder / CONFIG_FILE).is_file():
+        model, processor = load_model(Model(name=str(folder or name)), precision=precision, device=device, seed=0)
+    else:
+        model, processor = load_model(Model(name=base or base_of(folder)), precision=precision, device=device, seed=0)
+        load_adapter(model, folder)
+    return model.eval(), processor
+
+
+def final_folder(path: Path) -> Path | None:
+    """The folder with the weights: a run's final/, or the folder itself; None if there is no such folder."""
+    if not path.is_dir():
+        return None
+    if (path / "final").is_dir():
+        return path / "final"
+    if (path / "recipe.yaml").is_file():
+        raise BadInput(f"{path}: this run is not finished, it has no final/; run its `qvl-sft train` command again.")
+    return path
+
+
+def base_of(adapter: Path) -> str:
+    """The base that an adapter names; a base inside the run folder is found there when the folder was moved."""
+    config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise BadInput(f"{adapter / CONFIG_FILE}: names no base model; give it with --base.")
+    moved = adapter.parent / Path(name).name
+    return str(moved) if not Path(name).is_dir() and moved.is_dir() else str(name)
