@@ -13,7 +13,6 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2026.4"
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["tests"]
 
@@ -62,7 +61,7 @@ def tests(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Everything: slow tests, each package's suite with only what it declares, and every demo."""
     for package in PACKAGES:
-        isolate(session, package, "--group", "test")
+        isolate(session, package, "--all-extras", "--group", "test")
         in_isolation(session, "pytest", "-m", FAST, f"packages/{package}")
     demo(session)
     project(session, "pytest")
