@@ -114,7 +114,7 @@ def collate(samples: Sequence[Encoded], packing: bool, merge: int, pad_id: int) 
     # The token before a label predicts it, so a document's first token is never predicted from another document.
     before = [np.flatnonzero(sample.labels[1:] != IGNORE) for sample in samples]
     starts = np.cumsum([0, *lengths[:-1]]) if packing else np.arange(len(samples)) * max(lengths)
-    join = _end_to_end if packing else _padded
+    join = _end_to_end if packing else padded
     return Batch(
         ids=tuple(sample.id for sample in samples),
         documents=tuple(lengths),
@@ -125,7 +125,7 @@ def collate(samples: Sequence[Encoded], packing: bool, merge: int, pad_id: int) 
         row_of_label=torch.from_numpy(np.repeat(np.arange(len(samples)), [len(row) for row in before])),
         input_ids=join([sample.ids for sample in samples], pad_id),
         position_ids=join([four_rows(sample, merge) for sample in samples]),
-        attention_mask=None if packing else _padded([np.ones_like(sample.ids) for sample in samples]),
+        attention_mask=None if packing else padded([np.ones_like(sample.ids) for sample in samples]),
         **media(samples),
     )
 
@@ -160,7 +160,7 @@ def _end_to_end(rows: list[Array], fill: int = 0) -> Tensor:
     return torch.from_numpy(np.concatenate(rows, axis=-1)[..., None, :])
 
 
-def _padded(rows: list[Array], fill: int = 0) -> Tensor:
+def padded(rows: list[Array], fill: int = 0) -> Tensor:
     """(..., L) of each sample as (..., B, T), padded on the right."""
     out = np.full((*rows[0].shape[:-1], len(rows), max(row.shape[-1] for row in rows)), fill, dtype=rows[0].dtype)
     for i, row in enumerate(rows):

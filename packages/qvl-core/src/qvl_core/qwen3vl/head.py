@@ -64,7 +64,8 @@ class _LabelNLL(torch.autograd.Function):
             factor = torch.ones_like(nll) if weights is None else weights.to(nll.dtype)  # (N,)
             scale = _scale(factor, dtype)
             grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-            grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            blank = torch.empty_like if len(rows) else torch.zeros_like
+            grad_weight = blank(weight) if ctx.needs_input_grad[1] else None
             size = max(1, CHUNK // len(weight))
             for chunk in (slice(start, start + size) for start in range(0, len(rows), size)):
                 nll[chunk], softmax = _nll_and_softmax(rows[chunk] @ matrix.T, targets[chunk])
@@ -76,7 +77,7 @@ class _LabelNLL(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[chunk] = (grad @ matrix).to(nll.dtype) / scale
                 if grad_weight is not None:
-                    _add_product(grad_weight, grad, rows[chunk])
+                    _add_product(grad_weight, grad, rows[chunk], first=chunk.start == 0)
             if grad_weight is not None and dtype == torch.float16:
                 grad_weight.div_(scale)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -105,14 +106,15 @@ def _nll_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return (norm.log() + top - chosen).squeeze(1), exp.div_(norm)
 
 
-def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
-    """total (V, D) += grad (C, V).T @ rows (C, D), without a second (V, D) tensor where the types differ."""
+def _add_product(total: Tensor, grad: Tensor, rows: Tensor, first: bool) -> None:
+    """total (V, D) = or += grad (C, V).T @ rows (C, D), without a second (V, D) tensor where the types differ."""
     if total.dtype == rows.dtype:
-        total.addmm_(grad.T, rows)
+        total.addmm_(grad.T, rows, beta=0 if first else 1)
         return
     size = max(1, CHUNK // total.shape[1])
-    for start in range(0, len(total), size):
-        total[start : start + size] += grad[:, start : start + size].T @ rows
+    for block, part in zip(total.split(size), grad.split(size, dim=1), strict=True):
+        product = part.T @ rows
+        block.copy_(product) if first else block.add_(product)
 
 
 def _scale(factor: Tensor, dtype: torch.dtype) -> Tensor | float:

@@ -1,0 +1,80 @@
+"""Greedy answers to encoded prompts, batched, and the figure that judges them: exact match.
+
+Prompts are sorted by length, so that most batches need little padding or none, and padded on the left, so that every
+row continues at its end. Greedy decoding draws nothing: the same model and prompts give the same answers, alone or in
+a batch. A batch ends as soon as its last row has.
+
+Shapes: B prompts of a batch, T tokens of the longest.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qvl_core.qwen3vl.batch import four_rows, media, padded
+from qvl_core.qwen3vl.encoded import Encoded
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module, processor: Any, prompts: Sequence[Encoded], max_new_tokens: int, batch_size: int = 64
+) -> list[str]:
+    """Answers, in the order of the prompts, without special tokens.
+
+    model     Qwen3VLForConditionalGeneration, as loaded or with peft adapters; generates in evaluation mode
+    processor its processor, for the tokenizer
+    prompts   chats up to and including the generation prompt; labels are not looked at
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # the largest batch comes first
+    answers = [""] * len(prompts)
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            texts = _answer(model, processor.tokenizer, [prompts[i] for i in chosen], max_new_tokens)
+            for i, text in zip(chosen, texts, strict=True):
+                answers[i] = text
+    finally:
+        model.train(training)
+    return answers
+
+
+def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Part of the answers, in 0..1, that equal their reference up to white space at the ends. nan if there are none."""
+    equal = [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
+    return sum(equal) / len(equal) if equal else float("nan")
+
+
+def _answer(model: Any, tokenizer: Any, prompts: list[Encoded], max_new_tokens: int) -> list[str]:
+    inputs = _inputs(prompts, model.config.vision_config.spatial_merge_size, tokenizer.pad_token_id)
+    device = model.get_input_embeddings().weight.device
+    tokens = model.generate(
+        **{name: tensor.to(device) for name, tensor in inputs.items()},
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    new = tokens[:, inputs["input_ids"].shape[1] :]
+    return list(tokenizer.batch_decode(new, skip_special_tokens=True))
+
+
+def _inputs(prompts: list[Encoded], merge: int, pad_id: int) -> dict[str, Tensor]:
+    """What the library's generate() takes; with positions of our own it need not work them out row by row."""
+    return {
+        "input_ids": _left([prompt.ids for prompt in prompts], pad_id),
+        "attention_mask": _left([np.ones_like(prompt.ids) for prompt in prompts]),
+        "mm_token_type_ids": _left([prompt.types for prompt in prompts]),
+        "position_ids": _left([four_rows(prompt, merge) for prompt in prompts]),
+        # generate() refuses the bounds of the frames; the vision tower finds them itself
+        **{name: value for name, value in media(prompts).items() if "seqlen" not in name},
+    }
+
+
+def _left(rows: list[Any], fill: int = 0) -> Tensor:
+    """(..., L) of each prompt as (..., B, T), padded on the left."""
+    return padded([row[..., ::-1] for row in rows], fill).flip(-1)
