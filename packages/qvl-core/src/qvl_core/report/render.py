@@ -57,8 +57,8 @@ def number(value: float) -> str:
     """A number for reading: 12,345; 0.3512; 2e-4."""
     if isinstance(value, int):
         return f"{value:,}"
-    if abs(value) >= 1e9 or 0 < abs(value) < 1e-3:
-        return re.sub(r"e([+-])0?", lambda sign: "e" + sign[1].strip("+"), f"{value:.3g}")
+    if abs(value) >= 1e9 or 0 < abs(value) <= 1e-3:
+        return charts.scientific(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

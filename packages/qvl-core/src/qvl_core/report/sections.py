@@ -63,7 +63,7 @@ def _result(result: Mapping[str, Any] | None, metrics: Sequence[Mapping[str, Any
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[Any]:
     """A chart per figure; `lr/llm` and `lr/merger` share one, and so do the training and the validation loss."""
-    charts: dict[str, dict[str, list[Point]]] = {}
+    charts: dict[str, dict[str, dict[int, float | None]]] = {}
     for record in metrics:
         evaluation = record.get("event") == "evaluation"
         if "event" in record and not evaluation:
@@ -72,13 +72,18 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[Any]:
             if name in {"step", "event", "elapsed"} or not isinstance(value, int | float | None):
                 continue
             chart, series = _place(name, evaluation)
-            charts.setdefault(chart, {}).setdefault(series, []).append((record["step"], value))
-    if not any(y for points in charts.get("nonfinite", {}).values() for _, y in points):
+            charts.setdefault(chart, {}).setdefault(series, {})[record["step"]] = value  # the last one of a step counts
+    if not any(charts.get("nonfinite", {}).get("nonfinite", {}).values()):
         charts.pop("nonfinite", None)
     return [
-        Curves(_TITLES.get(chart, _words(chart)), series, log=_wide(series), smooth=chart not in {"lr", "memory_gb"})
+        _chart(chart, {name: list(points.items()) for name, points in series.items()})
         for chart, series in charts.items()
     ]
+
+
+def _chart(name: str, series: Mapping[str, Sequence[Point]]) -> Curves:
+    exact = name in {"lr", "memory_gb", "nonfinite"}
+    return Curves(_TITLES.get(name, _words(name)), series, log=not exact and _wide(series), smooth=not exact)
 
 
 def _place(name: str, evaluation: bool) -> tuple[str, str]:

@@ -186,7 +186,7 @@ class RunLog:
         self.screen.line(step / self.total, step_line(step, self.total, shown, eta))
         return record
 
-    def event(self, step: int, kind: str, **fields: Any) -> None:
+    def event(self, step: int, kind: str, /, **fields: Any) -> None:
         """Record and show something that happened: `checkpoint`, `evaluation`, `nonfinite`, `resume`, ..."""
         if self.silent:
             return
