@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from typer import Context, Option, Typer
+from typer import Context, Exit, Option, Typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -49,7 +49,8 @@ class App:
         ) -> None:
             if version:
                 print(failure.versions(name))
-            elif ctx.invoked_subcommand is None:
+                raise Exit
+            if ctx.invoked_subcommand is None:
                 print(ctx.get_help())
 
     def command(self, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

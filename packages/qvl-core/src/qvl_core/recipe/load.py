@@ -5,7 +5,6 @@
 Everything that is wrong is reported at once, one line each: the place, what is wrong, and what was probably meant.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -39,8 +38,8 @@ def load(kind: type[R], source: str | Path, overrides: Sequence[str] = (), packa
 
     recipe = None
     try:
-        # JSON, because its strict mode takes lists for tuples but neither "yes" for true nor true for 1.
-        recipe = kind.model_validate_json(json.dumps(value(root, [kind])), strict=True)
+        # Strict, because the types are right already: neither "yes" for true nor true for 1 may pass.
+        recipe = kind.model_validate(value(root, [kind]), strict=True)
     except ValidationError as error:
         found += sentences.problems(error, kind, root)
     if found or recipe is None:

@@ -70,20 +70,24 @@ PEERS = {
 
 
 def suggestion(kind: type[BaseModel], block: str, key: str, siblings: list[str]) -> str:
-    """The end of the sentence about an unknown key: what was probably meant, else what is allowed there."""
-    dotted = f"{block}.{key}".lstrip(".")
-    near = get_close_matches(key.lower(), siblings, n=1)
-    if key not in PEERS and near:
-        meant = f"{block}.{near[0]}".lstrip(".")
-    elif key in PEERS and PEERS[key].split(".")[0] in kind.model_fields and PEERS[key] != dotted:
-        meant = PEERS[key]
-    elif elsewhere := [path for path in _paths(kind) if path.split(".")[-1] == key]:
-        meant = elsewhere[0]
-    elif near:
-        meant = f"{block}.{near[0]}".lstrip(".")
-    else:
-        return f"allowed here: {', '.join(siblings)}" if siblings else "nothing can be set here"
-    return f'did you mean "{meant}"?'
+    """The end of the sentence about an unknown key of `block`: what was probably meant, else what is allowed there."""
+    meant = _meant(kind, block, key, siblings)
+    if meant:
+        return f'did you mean "{meant}"?'
+    return f"allowed here: {', '.join(siblings)}" if siblings else "nothing can be set here"
+
+
+def _meant(kind: type[BaseModel], block: str, key: str, siblings: list[str]) -> str | None:
+    here = f"{block}." if block else ""
+    if key in PEERS:
+        first, *_, last = PEERS[key].split(".")
+        if first == block.split(".")[0] and last in siblings:  # tune.merger.lora_r is tune.merger.rank
+            return here + last
+        if first in kind.model_fields:
+            return PEERS[key]
+    if near := get_close_matches(key.lower(), siblings, n=1):
+        return here + near[0]
+    return next((path for path in _paths(kind) if path.split(".")[-1] == key), None)  # right name, wrong block
 
 
 def close(word: str, known: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from qvl_core.recipe.typed import alternatives
+from qvl_core.recipe.typed import alternatives, meaning
 
 _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", type(None): "null"}
 _SIGNS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= "}
@@ -62,9 +62,8 @@ def _models(annotation: Any, path: str) -> list[tuple[str, type[BaseModel]]]:
 def _table(fields: dict[str, FieldInfo], prefix: str) -> str:
     rows = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
     for name, field in fields.items():
-        meaning = field.description or " ".join(_paragraph(block) for _, block in _models(field.annotation, ""))
-        cells = (f"`{prefix}{name}`", _type(field), _default(field), meaning)
-        rows.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
+        cells = (f"`{prefix}{name}`", _type(field), _default(field), meaning(field))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
 

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from qvl_core.recipe.names import close, suggestion
 from qvl_core.recipe.nodes import Node, Place, Problem
-from qvl_core.recipe.typed import alternatives, inside
+from qvl_core.recipe.typed import alternatives, inside, meaning
 
 Path = tuple[str | int, ...]
 
@@ -71,8 +71,8 @@ def _follow(root: Node, location: Path) -> tuple[Node, Path]:
 def _missing(kind: type[BaseModel], path: Path, key: str | int) -> str:
     for owner in _types(kind, path):
         if isinstance(owner, type) and issubclass(owner, BaseModel) and key in owner.model_fields:
-            help = (owner.model_fields[str(key)].description or "").strip()
-            return f'missing key "{_dotted((*path, key))}"' + (f": {_first_sentence(help)}" if help else "")
+            help = meaning(owner.model_fields[str(key)]).split(". ")[0].rstrip(".")
+            return f'missing key "{_dotted((*path, key))}"' + (f": {help}" if help else "")
     return f'missing entry "{_dotted((*path, key))}"'
 
 
@@ -136,11 +136,7 @@ def _dotted(path: Path) -> str:
 def _shown(given: Any) -> str:
     if isinstance(given, Mapping):
         return "a block"
-    if isinstance(given, list):
+    if isinstance(given, list | tuple):
         return f"a list of {len(given)}"
-    text = json.dumps(given, ensure_ascii=False)
+    text = json.dumps(given, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f'{text[:57]}..."'
-
-
-def _first_sentence(text: str) -> str:
-    return " ".join(text.split()).split(". ")[0].rstrip(".")

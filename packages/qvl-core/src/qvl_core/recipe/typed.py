@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from qvl_core.recipe.nodes import Node, Scalar
 
@@ -52,26 +53,33 @@ def inside(kinds: list[Any], key: str | int) -> list[Any]:
     return found
 
 
+def meaning(field: FieldInfo) -> str:
+    """What a field is for: its description, else that of the block in it."""
+    blocks = [kind for kind in alternatives(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return " ".join((field.description or " ".join(block.__doc__ or "" for block in blocks)).split())
+
+
 def value(node: Node, kinds: list[Any]) -> Any:
     """The plain Python value of a node for a field that has one of the types `kinds`."""
     content = node.content
     if isinstance(content, dict):
         return {key: value(child, inside(kinds, key)) for key, child in content.items()}
     if isinstance(content, list):
-        return [value(child, inside(kinds, index)) for index, child in enumerate(content)]
+        entries = [value(child, inside(kinds, index)) for index, child in enumerate(content)]
+        return tuple(entries) if any(get_origin(kind) is tuple for kind in kinds) else entries
     return scalar(content, kinds)
 
 
-def scalar(written: Scalar, kinds: list[Any]) -> Plain:
+def scalar(written: Scalar, kinds: list[Any]) -> Plain | Path:
     """`written` as the value that `kinds` ask for; where they leave it open, as YAML 1.2 reads it."""
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     wants_text = any(kind in (str, Path) for kind in kinds)
     wants_number = any(kind in (int, float) for kind in kinds)
-    if written.text in choices or (not written.plain and not wants_number):
+    if written.text in choices:
         return written.text
-    read = resolve(written.text)
+    read = resolve(written.text) if written.plain or wants_number else written.text
     if wants_text and not wants_number and read is not None:
-        return written.text
+        return written.text if str in kinds else Path(written.text)
     if isinstance(read, float) and read.is_integer() and int in kinds and float not in kinds:
         return int(read)  # 1e3 steps
     return read
