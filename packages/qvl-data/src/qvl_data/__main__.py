@@ -1,0 +1,3 @@
+from qvl_data.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""Small real data sets that the demos and the documentation run on.
+
+    qvl-data example digits DIR
+
+The 1,797 handwritten digits of the UCI set (see assets/digits/ATTRIBUTION.md), enlarged from 8 x 8 to 64 x 64 pixels,
+with questions of several kinds. A picture belongs to one split in every kind, so that no kind's test picture is another
+kind's training picture.
+"""
+
+import gzip
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qvl_core.errors import BadInput
+
+from .order import mix, order
+from .sample import Media, Message, Meta, Part, Sample
+
+Split = Literal["train", "validation", "test"]
+SPLITS: dict[Split, tuple[int, int]] = {"train": (0, 1257), "validation": (1257, 1437), "test": (1437, 1797)}
+SIDE = 64
+LICENSE = "CC-BY-4.0"
+
+# kind -> question (with one picture), and the answer for digit d
+_ONE: dict[str, tuple[str, Callable[[int], str]]] = {
+    "digit": ("Which digit is this?", str),
+    "parity": ("Is this digit odd or even?", lambda d: "odd" if d % 2 else "even"),
+    "size": ("Is this digit larger than four?", lambda d: "yes" if d > 4 else "no"),
+    "next": ("Which number comes after this digit?", lambda d: str(d + 1)),
+}
+_TWO = ("larger", "Which picture shows the larger digit, the first or the second?")
+KINDS = (*_ONE, _TWO[0])
+
+
+def digits_dataset(kind: str, split: Split, seed: int = 0) -> list[Sample]:
+    """All samples of one question kind (`digit`, `parity`, `size`, `next`, `larger`) in one split.
+
+    The split (1,257 / 180 / 360 pictures) is random by `seed`, and the same for all kinds.
+    """
+    check_kinds([kind])
+    _, labels = _digits()
+    chosen = [order(seed, position, len(labels)) for position in range(*SPLITS[split])]
+    if kind in _ONE:
+        question, answer = _ONE[kind]
+        return [_sample(kind, split, (i,), question, answer(int(labels[i]))) for i in chosen]
+    samples = []
+    for i in chosen:
+        others = [j for j in chosen if labels[j] != labels[i]]
+        j = others[mix(seed, i) % len(others)]
+        samples.append(_sample(kind, split, (i, j), _TWO[1], "first" if labels[i] > labels[j] else "second"))
+    return samples
+
+
+def digits(split: Split, kinds: Sequence[str] = KINDS, seed: int = 0) -> Iterator[Sample]:
+    """The samples of several kinds, picture by picture."""
+    by_kind = [digits_dataset(kind, split, seed) for kind in kinds]
+    return (sample for samples in zip(*by_kind, strict=True) for sample in samples)
+
+
+def check_kinds(kinds: Sequence[str] | None) -> Sequence[str]:
+    """The kinds of question asked for, all by default. Raises BadInput for an unknown one."""
+    for kind in kinds or ():
+        if kind not in KINDS:
+            raise BadInput(f'unknown kind of question "{kind}"; known are {", ".join(KINDS)}.')
+    return kinds or KINDS
+
+
+@cache
+def _digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pictures (1797, 8, 8) with values 0..16, and their digits (1797,)."""
+    packed = files("qvl_data").joinpath("assets/digits/digits.csv.gz").read_bytes()
+    table = np.loadtxt(io.BytesIO(gzip.decompress(packed)), delimiter=",").astype(np.uint8)
+    return table[:, :64].reshape(-1, 8, 8), table[:, 64]
+
+
+@cache
+def digit_png(index: int) -> bytes:
+    """Digit `index` as a PNG of 64 x 64 grey pixels, white on black, bicubic."""
+    pictures, _ = _digits()
+    small = Image.fromarray((pictures[index].astype(np.uint16) * 255 // 16).astype(np.uint8))
+    file = io.BytesIO()
+    small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _sample(kind: str, split: Split, pictures: tuple[int, ...], question: str, answer: str) -> Sample:
+    shown = [Part(type="image", media=number) for number in range(len(pictures))]
+    return Sample(
+        id=f"digits-{kind}-{pictures[0]:04d}",
+        task="chat",
+        media=tuple(
+            Media(
+                kind="image",
+                bytes=digit_png(i),
+                mime="image/png",
+                width=SIDE,
+                height=SIDE,
+                origin=f"digits/{i:04d}.png",
+            )
+            for i in pictures
+        ),
+        messages=(
+            Message(role="user", parts=(*shown, Part(type="text", text=question))),
+            Message(role="assistant", parts=(Part(type="text", text=answer),)),
+        ),
+        meta=Meta(dataset=f"digits/{kind}", license=LICENSE, split=split),
+    )

@@ -1,0 +1,72 @@
+"""The formats samples are read from and written to, each in its own file, behind one registry.
+
+A format is a class with `matches(row)`, `read(row, place)` and `write(sample)`, decorated with `@register(name)`.
+`write(read(row)) == row` for every row it reads: what the sample has no field for travels in `sample.extra`.
+"""
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Protocol, TypeVar
+
+from qvl_core.errors import BadInput
+
+from ..errors import BadSample
+from ..sample import Sample
+
+
+class Format(Protocol):
+    """How one format turns a parsed JSON value into a sample, and back."""
+
+    def matches(self, row: Any) -> bool:
+        """Whether a row looks like this format; used to recognise a file by its first sample."""
+        ...
+
+    def read(self, row: Any, place: str) -> Sample:
+        """The sample of one row. Raises BadSample at `place`."""
+        ...
+
+    def write(self, sample: Sample) -> Any:
+        """The row of one sample. Raises BadSample where the format cannot say it."""
+        ...
+
+
+_SHIPPED = ("qvl", "qwenvl", "openai")  # in the order in which a file is recognised
+_formats: dict[str, Format] = {}
+F = TypeVar("F", bound=Format)
+
+
+def register(name: str) -> Callable[[type[F]], type[F]]:
+    """Class decorator: make a format known under `name`."""
+
+    def add(kind: type[F]) -> type[F]:
+        _formats[name] = kind()
+        return kind
+
+    return add
+
+
+def formats() -> dict[str, Format]:
+    """All known formats by name."""
+    for name in _SHIPPED:
+        import_module(f"{__name__}.{name}")
+    return _formats
+
+
+def get_format(name: str) -> Format:
+    """The format called `name`. Raises BadInput."""
+    known = formats()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f'did you mean "{close[0]}"?' if close else f"known are {', '.join(sorted(known))}"
+        raise BadInput(f'unknown format "{name}"; {hint}')
+    return known[name]
+
+
+def recognise(row: Any, place: str) -> Format:
+    """The format that a file's first sample is written in. Raises BadSample."""
+    for name in dict.fromkeys((*_SHIPPED, *formats())):
+        if _formats[name].matches(row):
+            return _formats[name]
+    found = f"keys {', '.join(map(str, row))[:80]}" if isinstance(row, dict) else type(row).__name__
+    raise BadSample("format", f"no known format ({found}); name one of {', '.join(sorted(_formats))}", place)

@@ -1,0 +1,82 @@
+"""What the formats share: building a chat, and telling paths, addresses and data URLs apart."""
+
+import base64
+import json
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import BadSample
+from ..sample import Media, Message, Meta, Sample, check_path, sentence
+
+_ADDRESS = re.compile(r"(https?|file)://|data:", re.IGNORECASE)
+_MIME = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+    b"BM": "image/bmp",
+}
+
+
+def build(
+    name: str,
+    place: str,
+    row: dict[str, Any],
+    fields: dict[str, Any],
+    layout: dict[str, Any],
+    media: list[Media],
+    messages: list[Message],
+) -> Sample:
+    """The chat that a row in the format `name` says; unknown `fields` and `layout` hints go into `extra`.
+
+    An id that is no text (a number, null, or none at all) is written back as it was. Raises BadSample.
+    """
+    identity = row.get("id")
+    fields = {key: value for key, value in fields.items() if key != "id"}
+    if not isinstance(identity, str) or not identity:
+        layout = {**layout, "id": {"id": identity} if "id" in row else {}}
+    extra = {key: value for key, value in (("fields", fields), ("layout", layout)) if value}
+    try:
+        return Sample(
+            id="" if identity is None else str(identity),
+            task="chat",
+            media=tuple(media),
+            messages=tuple(messages),
+            meta=Meta(format=name, locator=place),
+            extra=json.dumps(extra, ensure_ascii=False) if extra else None,
+        )
+    except ValidationError as error:
+        raise BadSample("schema", sentence(error), place) from None
+
+
+def unpack_extra(sample: Sample) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Unknown fields and layout hints of `Sample.extra`."""
+    extra = json.loads(sample.extra) if sample.extra else {}
+    return extra.get("fields", {}), extra.get("layout", {})
+
+
+def write_id(sample: Sample, layout: dict[str, Any]) -> dict[str, Any]:
+    """The id field as it was read: `{}` where the row had none."""
+    written: dict[str, Any] = layout.get("id", {"id": sample.id})
+    return written
+
+
+def source_fields(source: str, place: str) -> dict[str, str]:
+    """Media fields for a path or an address. Raises BadSample."""
+    if _ADDRESS.match(source):
+        return {"url": source}
+    try:
+        check_path(source)
+    except ValueError as error:
+        raise BadSample("media_path", str(error), place) from None
+    return {"path": source}
+
+
+def source_of(media: Media) -> str:
+    """Path or address of media; embedded bytes as a data URL."""
+    if media.bytes is None:
+        return media.path or media.url or ""
+    mime = media.mime or next((name for head, name in _MIME.items() if media.bytes.startswith(head)), "image/png")
+    return f"data:{mime};base64,{base64.b64encode(media.bytes).decode()}"

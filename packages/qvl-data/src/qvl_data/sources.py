@@ -1,0 +1,143 @@
+"""Several sources as one endless sequence of samples: which sample stands at a position is computed, never stored.
+
+    mixture = Mixture(recipe.data.train, "train")
+    item = mixture.locate(seed, position)       # pure: the same in every process and after every restart
+    sample = mixture.sample(item)
+
+An epoch draws round(weight * n) samples of a source with n samples. A source's draws go through all of its samples
+before one comes again, across epochs; the draws of all sources are shuffled together within the epoch.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvl_core.errors import BadInput
+
+from .dataset import Dataset
+from .media import MAX_PIXELS
+from .order import mix, order
+from .sample import Sample
+
+if TYPE_CHECKING:
+    from qvl_core.recipe.blocks import Source
+
+_SUBSET, _EPOCH, _PASS, _SHIFT = range(4)  # what a random choice is about, so that no two are the same
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One draw: sample `index` of source `source`, in the source's pass number `epoch`, under `seed`.
+
+    `epoch` None stands for an evaluation, which is not augmented.
+    """
+
+    source: int
+    index: int
+    epoch: int | None = None
+    seed: int = 0
+
+
+class Mixture:
+    """The sources of one list (`data.train`, ...). Picklable. Raises BadInput for what is wrong with a source."""
+
+    def __init__(
+        self,
+        sources: "Sequence[Source]",
+        default_split: str = "train",
+        media_root: str | Path | None = None,
+        allow_root: Sequence[str | Path] = (),
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if not sources:
+            raise BadInput(f"data.{default_split}: no sources; name at least one.")
+        self.sources = tuple(sources)
+        self.datasets = tuple(
+            Dataset(
+                source.source,
+                source.split if source.split is not None or Path(source.source).is_file() else default_split,
+                source.format,
+                media_root,
+                allow_root,
+                max_pixels,
+            )
+            for source in sources
+        )
+        self._sizes = [_size(source, dataset) for source, dataset in zip(self.sources, self.datasets, strict=True)]
+        draws = [max(1, round(source.weight * n)) for source, n in zip(self.sources, self._sizes, strict=True)]
+        self._ends = list(accumulate(draws))
+        self._draws = draws
+
+    def __len__(self) -> int:
+        """Samples per epoch."""
+        return self._ends[-1]
+
+    def locate(self, seed: int, position: int) -> Item:
+        """What stands at `position` (0, 1, ..., without end) of the order that `seed` gives."""
+        epoch = position // len(self)
+        slot = order(mix(seed, _EPOCH), position, len(self))
+        source = bisect_right(self._ends, slot)
+        within = slot - (self._ends[source] - self._draws[source])
+        draw = epoch * self._draws[source] + within
+        chosen = order(mix(seed, _PASS, source), draw, self._sizes[source])
+        return Item(source, self._original(source, chosen), draw // self._sizes[source], seed)
+
+    def items(self) -> Iterator[Item]:
+        """Every chosen sample once, source by source, without augmentation: the order of evaluations."""
+        for source, size in enumerate(self._sizes):
+            chosen = sorted(self._original(source, i) for i in range(size))
+            yield from (Item(source, index) for index in chosen)
+
+    def sample(self, item: Item) -> Sample:
+        """The sample of one draw; its pictures open augmented as the source says. Raises BadSample."""
+        sample = self.datasets[item.source][item.index]
+        shift = self.sources[item.source].shift
+        if not shift or item.epoch is None:
+            return sample
+        key = (item.seed, _SHIFT, item.epoch, item.source, item.index)
+        return sample.opened_by(sample.opener.moved(shift, *key))
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the data files' contents, in order (of their size and ends, if large).
+
+        Pictures outside the files are not read. What the sources say (take, weight, ...) stands in the recipe.
+        """
+        digest = hashlib.sha256()
+        for dataset in self.datasets:
+            digest.update(_file_digest(dataset.file))
+        return digest.hexdigest()
+
+    def _original(self, source: int, chosen: int) -> int:
+        """Index in the file of the chosen-th sample of a source's fixed random subset."""
+        count = len(self.datasets[source])
+        return chosen if self._sizes[source] == count else order(_SUBSET, chosen, count)
+
+
+def _size(source: "Source", dataset: Dataset) -> int:
+    count = len(dataset)
+    if source.take is not None:
+        if source.take > count:
+            raise BadInput(f"{dataset.file}: take {source.take} of only {count} samples; lower `take`.")
+        return source.take
+    if source.percent is not None:
+        return max(1, round(count * source.percent / 100))
+    return count
+
+
+def _file_digest(file: Path, whole: int = 64 << 20, end: int = 1 << 20) -> bytes:
+    """SHA-256 of a file; of its size, first and last MiB if it is over 64 MiB."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as data:
+        if size <= whole:
+            while block := data.read(end):
+                digest.update(block)
+        else:
+            digest.update(data.read(end))
+            data.seek(size - end)
+            digest.update(data.read(end))
+    return digest.digest()

@@ -1,0 +1,55 @@
+"""The endless order of encoded chats that the training loop asks for: mixture, chat encoding, and what was left out.
+
+Every method that trains on chats uses this; position p is the same sample with the same augmentation in every run.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.training.samples import Bad, LeftOut
+
+from .chat import encode, length
+from .errors import BadSample, TooLong
+from .sources import Item, Mixture
+
+
+@dataclass
+class ChatSamples:
+    """`qvl_core.training.samples.Samples` over a mixture of chats."""
+
+    mixture: Mixture
+    processor: Any
+    seed: int
+    max_length: int
+    too_long: Literal["drop", "error", "cut"] = "error"
+    _lengths: dict[tuple[int, int], int] = field(default_factory=dict, init=False, repr=False)  # by source and index
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def length(self, position: int) -> int:
+        """Tokens of the sample at `position`, from its text and picture headers; 0 if it cannot be used."""
+        item = self.mixture.locate(self.seed, position)
+        key = item.source, item.index
+        if key not in self._lengths:
+            try:
+                tokens = length(self.mixture.sample(item), self.processor)
+            except BadSample:
+                tokens = 0
+            if tokens > self.max_length:
+                tokens = self.max_length if self.too_long == "cut" else 0
+            self._lengths[key] = tokens
+        return self._lengths[key]
+
+    def encode(self, position: int) -> Encoded:
+        """The sample at `position`. Raises LeftOut if it cannot be used."""
+        item = self.mixture.locate(self.seed, position)
+        try:
+            return encode(self.mixture.sample(item), self.processor, max_length=self.max_length, too_long=self.too_long)
+        except BadSample as error:
+            tolerated = isinstance(error, TooLong) and self.too_long == "drop"
+            raise LeftOut(Bad(self._name(error, item), error.reason, str(error), tolerated)) from None
+
+    def _name(self, error: BadSample, item: Item) -> str:
+        return error.sample_id or f"{item.source}:{item.index}"
