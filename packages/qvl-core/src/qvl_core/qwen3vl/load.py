@@ -1,0 +1,279 @@
+"""From a recipe's `model` block to a Qwen3-VL and its processor, with errors that say what to do.
+
+    model, processor = load_model(recipe.model, precision="bf16", device="cuda", seed=0)
+    apply_media(processor, recipe.media)
+    print(summary(model))
+
+Hub names are fetched once as a snapshot folder (safetensors and JSON only, never pickles or code); from there on a hub
+model and a local folder are the same thing.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qvl_core.errors import BadInput
+from qvl_core.recipe.blocks import Media, Model
+
+if TYPE_CHECKING:
+    import torch
+
+NEEDED = {"torch": "2.11", "transformers": "5.23"}
+FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+SAMPLES = 64  # values of each frozen tensor that the fingerprint looks at
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def load_model(model: Model, *, precision: Precision, device: "str | torch.device", seed: int = 0) -> tuple[Any, Any]:
+    """The model in evaluation mode, its weights in `precision`, and its processor.
+
+    `tiny` is built from the seed, on the default texts. A model folder in `init_from` gives its weights to the
+    architecture of `name`; an adapter folder there is for `lora.load_adapter`, after `apply_tune`.
+    Raises BadInput for everything a user can put right: versions, names, missing files, other kinds of model.
+    """
+    check_versions()
+    import torch
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if model.name == "tiny":
+        from qvl_core.qwen3vl.tiny import tiny_model, tiny_processor
+
+        processor = tiny_processor()
+        loaded = tiny_model(processor.tokenizer, seed).to(dtype)
+    else:
+        folder = find_folder(model.name, model.revision)
+        config, processor = _read_config(folder), _read_processor(folder)
+        loaded = _read_weights(_weights_folder(model, folder), config, dtype)
+        if processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") != loaded.config.image_token_id:
+            raise BadInput(f"{folder}: the tokenizer is another model's; copy the one that belongs to the weights.")
+    _attend(loaded, model.attention)
+    return loaded.to(device).eval(), processor
+
+
+def find_folder(name: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint; a hub name is fetched into the hub's cache, or found there when offline."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or "\\" in name:
+        raise BadInput(
+            f"model.name: there is no folder {name}; give a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or tiny."
+        )
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    place = f"model.name: {name}" + (f" at revision {revision}" if revision else "")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except GatedRepoError:
+        raise BadInput(f"{place} asks for consent; accept it on huggingface.co and run `hf auth login`.") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise BadInput(f"{place} is neither a folder here nor a model on the hub; check the spelling.") from None
+    except RevisionNotFoundError:
+        raise BadInput(f"{place}: the hub has no such branch, tag or commit; correct model.revision.") from None
+    except LocalEntryNotFoundError:
+        raise BadInput(
+            f"{place} is not in the local cache and the hub cannot be reached; connect once, or run "
+            f"`hf download {name} --local-dir FOLDER` elsewhere and give the folder as model.name."
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise BadInput(f"{place} cannot be fetched ({_first_line(error)}); try again, or give a folder.") from None
+
+
+def commit_of(name: str, revision: str | None = None) -> str | None:
+    """The commit of a hub model that `load_model` has fetched; None for folders and `tiny`."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if name == "tiny" or Path(name).expanduser().is_dir():
+        return None
+    path = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
+def apply_media(processor: Any, media: Media) -> None:
+    """Set the picture budgets of a processor, in pixels after resizing; what is not given stays the checkpoint's.
+
+    The budgets live in the image processor's `size`; `min_pixels` and `max_pixels` as attributes do nothing since 5.x.
+    """
+    images = processor.image_processor
+    low = media.min_pixels or images.size["shortest_edge"]
+    high = media.max_pixels or images.size["longest_edge"]
+    if low > high:
+        raise BadInput(f"media: the smallest picture ({low} pixels) is over the largest ({high}); set both budgets.")
+    images.size = type(images.size)(shortest_edge=low, longest_edge=high)
+
+
+def summary(model: Any) -> str:
+    """One line for the terminal: what was loaded, in which type, with which attention, where."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.2f}M"
+    dtype = str(model.dtype).removeprefix("torch.")
+    attention = str(model.config._attn_implementation)
+    attention = "packed" if "packed" in attention else attention
+    return f"{type(model).__name__}, {size} parameters, {dtype}, {attention} attention, on {model.device}"
+
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 that recognises the frozen base: names, shapes, types and evenly spaced values of what is not trained.
+
+    Call it after `apply_tune` (before that, nothing is frozen). Reads 64 values per tensor: no matter at 8B.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            values = parameter.detach().flatten()
+            values = values[:: max(1, values.numel() // SAMPLES)].float().cpu()
+            head = f"{name.replace('.base_layer', '')} {tuple(parameter.shape)} {parameter.dtype}\n"
+            digest.update(head.encode())
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_versions() -> None:
+    """BadInput if torch or transformers is missing or older than what QVL is written for."""
+    for package, needed in NEEDED.items():
+        try:
+            found = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise BadInput(f"{package} is not installed; run: pip install 'qvl-core[train]'") from None
+        if _numbers(found) < _numbers(needed):
+            raise BadInput(
+                f"{package} {found} is too old: QVL needs {needed} or newer; run: pip install -U '{package}>={needed}'"
+            )
+
+
+def _weights_folder(model: Model, folder: Path) -> Path:
+    if model.init_from is None:
+        return folder
+    start = Path(model.init_from).expanduser()
+    if (start / "adapter_config.json").is_file():
+        return folder
+    if not start.is_dir():
+        raise BadInput(f"model.init_from: there is no folder {model.init_from}.")
+    return start
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLMoeConfig
+
+    file = folder / "config.json"
+    if not file.is_file():
+        raise BadInput(
+            f"{folder}: no config.json there, so it is no checkpoint; an adapter needs its base as model.name."
+        )
+    try:
+        with _quiet(bars=False):
+            config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError):
+        config = None
+    if not isinstance(config, (Qwen3VLConfig, Qwen3VLMoeConfig)):
+        raise BadInput(f"{file}: model_type {_model_type(file)!r} is not Qwen3-VL (qwen3_vl, qwen3_vl_moe).")
+    return config
+
+
+def _read_weights(folder: Path, config: Any, dtype: "torch.dtype") -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    weights = list(folder.glob("*.safetensors"))
+    if not weights:
+        raise BadInput(f"{folder}: no weights there (*.safetensors); download them, or save the model as safetensors.")
+    try:
+        with _quiet(bars=sum(path.stat().st_size for path in weights) > 2**30):
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{folder}: the weights cannot be read ({_first_line(error)}); download them again.") from error
+    except RuntimeError as error:
+        raise BadInput(
+            f"{folder}: the weights' shapes are not those of config.json; copy both from one model."
+        ) from error
+    if info["missing_keys"]:
+        lost = min(info["missing_keys"])
+        raise BadInput(f"{folder}: the weights lack {lost}, which config.json asks for; copy both from one model.")
+    if extra := sorted(info["unexpected_keys"]):
+        logging.getLogger(__name__).warning(
+            "%s: %d weights have no place in the model, such as %s", folder, len(extra), extra[0]
+        )
+    return model
+
+
+def _read_processor(folder: Path) -> Any:
+    from transformers import AutoProcessor
+
+    # Looked for by hand: without them the library hands out an empty tokenizer, or a tokenizer for a processor.
+    kinds = {
+        "tokenizer": ("tokenizer.json", "vocab.json"),
+        "picture settings": ("processor_config.json", "preprocessor_config.json"),
+    }
+    missing = [
+        f"{kind} ({files[0]})" for kind, files in kinds.items() if not any((folder / f).is_file() for f in files)
+    ]
+    if not missing:
+        try:
+            processor = AutoProcessor.from_pretrained(folder)
+        except Exception as error:  # a damaged tokenizer raises a bare Exception
+            raise BadInput(f"{folder}: the processor cannot be read ({_first_line(error)}); copy it again.") from error
+        if processor.chat_template:
+            return processor
+        missing = ["chat template (chat_template.jinja)"]
+    raise BadInput(
+        f"{folder}: no {' and no '.join(missing)} there; copy the base model's processor files beside the weights."
+    )
+
+
+def _attend(model: Any, choice: str) -> None:
+    """Set the attention implementation; the choice never reaches a saved config."""
+    if choice in ("auto", "packed"):
+        from qvl_core.qwen3vl import attention
+
+        attention.use(model)
+    else:
+        model.set_attn_implementation(choice)
+
+
+def _model_type(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+@contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """Our sentences instead of the library's load report; progress bars only where there is something to wait for."""
+    from transformers.utils import logging as library
+
+    level, shown = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    if not bars:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if shown:
+            library.enable_progress_bar()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`2.11.0+cu128` as (2, 11): what a version is compared by."""
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
