@@ -26,8 +26,15 @@ class Verbs(TyperGroup):
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             verbs = self.list_commands(ctx)
-            raise BadInput(f'{ctx.command_path}: unknown verb "{name}"; {failure.meant(name, verbs)}')
+            sentence = f'{ctx.command_path}: unknown verb "{name}"; {failure.meant(name, verbs)}'
+            raise failure.known_to_all(BadInput(sentence))
         return super().resolve_command(ctx, args)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False  # a flag that is not given: typer would import pydantic to make sense of None
+        return option
 
 
 class App:

@@ -3,9 +3,10 @@
 Only the command line names plugins, never a recipe: opening someone's recipe runs none of their code.
 """
 
-import importlib.util
 import sys
 import traceback
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 from qvl_core.cli.failure import known_to_all
@@ -31,22 +32,23 @@ def run_named(args: list[str]) -> list[str]:
 def execute(file: str) -> None:
     """Import `file` as the module `qvl_plugin_<name>`. What goes wrong in it is one sentence with its line."""
     path = Path(file)
-    if not file or not path.is_file() or path.suffix != ".py":
-        raise known_to_all(BadInput(f"--plugin {file}: there is no such Python file; write --plugin FILE.py."))
-    name = f"qvl_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:  # cannot be: the suffix is .py
-        raise ImportError(file)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    if not file:
+        raise _wrong("--plugin: give it a Python file, such as --plugin my_parts.py.")
+    if not path.is_file():
+        raise _wrong(f"--plugin {file}: there is no such file.")
+    loader = SourceFileLoader(f"qvl_plugin_{path.stem}", str(path))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None  # only a loader that says so has none
+    module = sys.modules[loader.name] = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except SyntaxError as error:
-        raise known_to_all(BadInput(f"{error.filename}:{error.lineno}: {error.msg}.")) from error
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _same(frame.filename, path)]
-        place = f"{file}:{lines[-1]}" if lines else file
-        raise known_to_all(BadInput(f"{place}: the plugin failed: {type(error).__name__}: {error}.")) from error
+        raise _wrong(f"{file}:{error.lineno or 1}: {error.msg}.") from error
+    except (Exception, SystemExit) as error:
+        inside = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        place = f"{file}:{inside[-1]}" if inside else file
+        raise _wrong(f"{place}: the plugin failed: {type(error).__name__}: {error}.") from error
 
 
-def _same(filename: str, path: Path) -> bool:
-    return Path(filename).resolve() == path.resolve()
+def _wrong(sentence: str) -> BadInput:
+    return known_to_all(BadInput(sentence))
