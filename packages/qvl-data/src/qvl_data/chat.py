@@ -1,9 +1,9 @@
 """A sample as the tokens, labels and pixels that Qwen3-VL is trained on.
 
 The processor's own chat template lays the conversation out; token ids equal `processor.apply_chat_template(messages,
-tokenize=True)`. What is learned from follows from the turns: the template alone can write `<|im_start|>` and `<|im_end|>`,
-because special tokens that stand in the data's text are cut into ordinary tokens. So the k-th assistant turn in the
-tokens is the k-th assistant message, and its label covers the answer and its `<|im_end|>`, nothing else.
+tokenize=True)`. What is learned from follows from the turns: only the template can write `<|im_start|>` and
+`<|im_end|>`, because special tokens typed in the data's text are cut into ordinary tokens. So the k-th assistant turn
+in the tokens is the k-th assistant message, and its labels cover the answer and its `<|im_end|>`, nothing else.
 
 No torch and no transformers are imported here; the processor is handed in.
 """
@@ -86,11 +86,10 @@ def prompt(
 
 def length(sample: Sample, processor: Any) -> int:
     """`len(encode(sample, processor))` without decoding a pixel: from the text and the pictures' headers."""
+    opener = sample.opener
     with _placed(sample):
         trained = _trained(sample.messages, "all")
-        return len(
-            _lay_out(sample, sample.messages, trained, processor, lambda i: sample.opener.size(sample.media[i])).ids
-        )
+        return len(_lay_out(sample, sample.messages, trained, processor, lambda i: opener.size(sample.media[i])).ids)
 
 
 @dataclass(frozen=True)
@@ -146,14 +145,16 @@ class _Template:
                 f"the processor's chat template does not open answers with {START}assistant; use Qwen's own."
             )
         texts = (opening, ANSWER)
-        openings = tuple(zip(texts, _tokens(texts, tokenizer)))
+        openings = tuple(zip(texts, _tokens(texts, tokenizer), strict=True))
         return _Template(processor.chat_template, special, frozenset(special.values()), pattern, openings)
 
     def given(self, text: str, tokens: list[int]) -> int:
         """How many of an answer's first tokens are its opening, which the model is given and does not learn."""
         opening = next(tokens for start, tokens in self.openings if text.startswith(start))
-        same = next((i for i, pair in enumerate(zip(opening, tokens)) if pair[0] != pair[1]), len(opening))
-        return same if same == len(opening) else same + 1  # a token that straddles the border belongs to the opening
+        if tokens[: len(opening)] == opening:
+            return len(opening)
+        same = next(i for i, token in enumerate(opening) if tokens[i] != token)
+        return same + 1  # the token that straddles the border belongs to the opening
 
 
 _templates: WeakKeyDictionary[Any, _Template] = WeakKeyDictionary()
@@ -169,9 +170,8 @@ def _lay_out(
     images = [part.media for part in parts if part.type == "image" and part.media is not None]
     videos = [part.media for part in parts if part.type == "video" and part.media is not None]
     media = {processor.image_token: iter(images), processor.video_token: iter(videos)}
-    answers = iter(
-        [learn for message, learn in zip(messages, trained) if message.role == "assistant"] + [False] * generate
-    )
+    flags = [learn for message, learn in zip(messages, trained, strict=True) if message.role == "assistant"]
+    answers = iter(flags + [False] * generate)
     layout = _Layout([], [], [], images, videos)
 
     opens = learn = False  # whether the next text opens a turn; whether this turn is learned from
@@ -218,7 +218,7 @@ def _render(
     tokens = _tokens(texts, processor.tokenizer)
     if mark and not template.ids.isdisjoint(token for ids in tokens for token in ids):
         raise BadSample("special_token", "special tokens typed in the text cannot be kept apart; remove them")
-    between = iter(zip(texts, tokens))
+    between = iter(zip(texts, tokens, strict=True))
     return [(piece, [template.special[piece]]) if piece in template.special else next(between) for piece in pieces]
 
 
@@ -362,7 +362,7 @@ def _trained(messages: Sequence[Message], train_on: str) -> list[bool]:
     if train_on == "last" and any(trained):
         last = max(index for index, learn in enumerate(trained) if learn)
         trained = [index == last for index in range(len(trained))]
-    for message, learn in zip(messages, trained):
+    for message, learn in zip(messages, trained, strict=True):
         if learn and any(part.media is not None for part in message.parts):
             raise BadSample(
                 "media_in_answer", "an answer holds a picture, which Qwen3-VL cannot write; set its `train` to false"

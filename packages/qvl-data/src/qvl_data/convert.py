@@ -1,7 +1,7 @@
 """Writing data sets: between formats and containers, one sample at a time.
 
-A Parquet file carries its pictures inside. A JSONL file names them, so they are laid beside it: under their own relative
-path, embedded ones under the path they came from or `media/<hash>`. A file appears under its name once it is complete.
+A Parquet file carries its pictures inside. A JSONL file names them, so they are laid beside it: under their own
+relative path, embedded ones under the path they came from or `media/<hash>`. A file gets its name once it is complete.
 """
 
 import hashlib

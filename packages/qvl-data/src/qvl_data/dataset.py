@@ -62,7 +62,7 @@ class Dataset:
         if len(self.rows) == 0:
             raise BadInput(f"{self.file}: holds no samples.")
         if self.file.suffix == ".parquet" and format not in (None, "qvl"):
-            raise BadInput(f"{self.file}: a Parquet file holds qvl samples; remove format={format!r}")
+            raise BadInput(f"{self.file}: a Parquet file holds qvl samples; remove format={format!r}.")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,7 +99,7 @@ def open_rows(file: Path) -> Rows:
         from . import json_lines
 
         return json_lines.Rows(file)
-    raise BadInput(f"{file}: unknown kind of file; use one of {', '.join(SUFFIXES)}")
+    raise BadInput(f"{file}: unknown kind of file; use one of {', '.join(SUFFIXES)}.")
 
 
 def splits(folder: Path) -> dict[str, Path]:
@@ -120,20 +120,20 @@ def data_file(path: Path, split: str | None) -> Path:
             raise BadInput(f"{path}: a file has no splits; remove split={split!r} or name its folder.")
         return path
     if not path.is_dir():
-        raise BadInput(f"{path}: no such file or folder{_similar(path)}")
+        raise BadInput(f"{path}: no such file or folder{_similar(path)}.")
     found = splits(path)
     if split in found:
         return found[split]
     available = ", ".join(found) or f"none (no {', '.join(SUFFIXES)} file)"
     if split is None:
-        raise BadInput(f"{path}: which split? available: {available}")
+        raise BadInput(f"{path}: which split? available: {available}.")
     close = difflib.get_close_matches(split, found, 1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
-    raise BadInput(f'{path}: no split "{split}"; {hint}available: {available}')
+    raise BadInput(f'{path}: no split "{split}"; {hint}available: {available}.')
 
 
 def _similar(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
     close = difflib.get_close_matches(path.name, (entry.name for entry in path.parent.iterdir()), 1)
-    return f'; did you mean "{path.parent / close[0]}"?' if close else ""
+    return f'; did you mean "{path.parent / close[0]}"' if close else ""

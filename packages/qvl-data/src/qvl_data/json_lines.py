@@ -1,4 +1,4 @@
-"""Strict JSON: what the standard library lets pass (NaN, doubled keys, lone surrogates, bombs) is an error with its line.
+"""Strict JSON: what the standard library lets pass (NaN, doubled keys, half surrogates, bombs) is refused by line.
 
 `Rows` gives random access to the samples of a JSONL file or of one JSON array: it scans the file once for byte
 positions and parses a sample only when it is asked for.

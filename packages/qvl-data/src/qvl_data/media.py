@@ -190,9 +190,8 @@ def _header(
         except UnidentifiedImageError:
             raise BadSample("image_format", _sniff(file), name) from None
         except Exception as error:  # a damaged header
-            raise BadSample(
-                "image_truncated", f"truncated or damaged picture ({_first_line(error)}); replace the file", name
-            ) from None
+            problem = f"truncated or damaged picture ({_first_line(error)}); replace the file"
+            raise BadSample("image_truncated", problem, name) from None
         if width * height > max_pixels:
             problem = f"{width} x {height} pixels is over the limit of {max_pixels / 1e6:g} megapixels; resize it"
             raise BadSample("image_too_large", problem, name)

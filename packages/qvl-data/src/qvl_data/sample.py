@@ -215,7 +215,7 @@ class Meta(Record):
 class Sample(Record):
     """One training example; see the module's docstring."""
 
-    schema_: Literal["qvl.sample/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["qvl.sample/1"] = Field(default="qvl.sample/1", alias="schema")
     id: str = ""
     """Unique in its dataset; default: a hash of the content."""
     task: Task

@@ -3,14 +3,18 @@
 Every method that trains on chats uses this; position p is the same sample with the same augmentation in every run.
 """
 
+import io
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from PIL import Image
 
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.training.samples import Bad, LeftOut
 
-from .chat import encode, length
+from .chat import encode, length, prompt
 from .errors import BadSample, TooLong
+from .sample import Media, Message, Part, Sample
 from .sources import Item, Mixture
 
 
@@ -53,3 +57,19 @@ class ChatSamples:
 
     def _name(self, error: BadSample, item: Item) -> str:
         return error.sample_id or f"{item.source}:{item.index}"
+
+
+def witness(processor: Any) -> Encoded:
+    """A sample with one small picture and nothing to learn (see `qvl_core.training.batches.SampleBatches`)."""
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(picture, "PNG")
+    sample = Sample(
+        id="witness",
+        task="chat",
+        media=(Media(kind="image", bytes=picture.getvalue()),),
+        messages=(
+            Message(role="user", parts=(Part(type="image", media=0),)),
+            Message(role="assistant", parts=(Part(type="text", text="-"),)),
+        ),
+    )
+    return prompt(sample, processor)[0]

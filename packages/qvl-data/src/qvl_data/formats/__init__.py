@@ -58,7 +58,7 @@ def get_format(name: str) -> Format:
     known = formats()
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
-        hint = f'did you mean "{close[0]}"?' if close else f"known are {', '.join(sorted(known))}"
+        hint = f'did you mean "{close[0]}"?' if close else f"known are {', '.join(sorted(known))}."
         raise BadInput(f'unknown format "{name}"; {hint}')
     return known[name]
 

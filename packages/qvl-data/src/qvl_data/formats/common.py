@@ -3,12 +3,12 @@
 import base64
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from ..errors import BadSample
-from ..sample import Media, Message, Meta, Sample, check_path, sentence
+from ..sample import Media, Message, Meta, Sample, Video, check_path, sentence
 
 _ADDRESS = re.compile(r"(https?|file)://|data:", re.IGNORECASE)
 _MIME = {
@@ -63,15 +63,15 @@ def write_id(sample: Sample, layout: dict[str, Any]) -> dict[str, Any]:
     return written
 
 
-def source_fields(source: str, place: str) -> dict[str, str]:
-    """Media fields for a path or an address. Raises BadSample."""
+def media_at(source: str, kind: Literal["image", "video"], place: str, video: Video | None = None) -> Media:
+    """Media behind a path or an address. Raises BadSample."""
     if _ADDRESS.match(source):
-        return {"url": source}
+        return Media(kind=kind, url=source, video=video)
     try:
         check_path(source)
     except ValueError as error:
         raise BadSample("media_path", str(error), place) from None
-    return {"path": source}
+    return Media(kind=kind, path=source, video=video)
 
 
 def source_of(media: Media) -> str:

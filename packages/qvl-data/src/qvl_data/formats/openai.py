@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import BadSample
 from ..sample import Media, Message, Part, Sample, Video
 from . import register
-from .common import build, source_fields, source_of, unpack_extra, write_id
+from .common import build, media_at, source_of, unpack_extra, write_id
 
 _ROLES = ("system", "user", "assistant", "tool")
 _UNREAD = {
@@ -102,6 +102,7 @@ class _Reader:
             fields["weight"], weight = weight, None
         if fields:
             hint["fields"] = fields
+        parts: tuple[Part, ...]
         if isinstance(content, str):
             parts = (Part(type="text", text=content),)
         elif isinstance(content, list):
@@ -121,24 +122,21 @@ class _Reader:
         if name not in _PARTS:
             raise self.bad(f"{where}: part type {name!r} is unknown; known are {', '.join(_PARTS)}")
         kind, places = _PARTS[name]
-        for keys in places:
-            value: Any = part
-            for key in keys:
-                value = value.get(key) if isinstance(value, dict) else None
-            if isinstance(value, str) or (kind == "video" and isinstance(value, list)):
-                break
-        else:
+        found = [(keys, value) for keys in places if isinstance(value := _value(part, keys), (str, list))]
+        if not found:
             raise self.bad(f"{where}: no text, path or address in this {name} part")
+        keys, value = found[0]
         rest = _without(part, keys)
-        if kind == "text":
-            read = Part(type="text", text=value)
+        if kind == "video":
+            self.media.append(self.video(value, rest, where))
+            read = Part(type="video", media=len(self.media) - 1)
+        elif isinstance(value, list):
+            raise self.bad(f"{where}: a list in a part of type {name}; only videos are lists (of frames)")
+        elif kind == "image":
+            self.media.append(media_at(value, "image", self.place))
+            read = Part(type="image", media=len(self.media) - 1)
         else:
-            if kind == "image":
-                media = Media(kind="image", **source_fields(value, self.place))
-            else:
-                media = self.video(value, rest, where)
-            self.media.append(media)
-            read = Part(type="image" if kind == "image" else "video", media=len(self.media) - 1)
+            read = Part(type="text", text=value)
         return read, {} if (keys, rest) == _CANONICAL[kind] else {"at": list(keys), "part": rest}
 
     def video(self, value: str | list[Any], part: dict[str, Any], where: str) -> Media:
@@ -146,11 +144,11 @@ class _Reader:
         if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or fps <= 0):
             raise self.bad(f"{where}: fps {fps!r} is no number above 0")
         if isinstance(value, str):
-            return Media(kind="video", video=Video(fps=fps) if fps else None, **source_fields(value, self.place))
+            return media_at(value, "video", self.place, Video(fps=fps) if fps else None)
         if not value or not all(isinstance(frame, str) for frame in value):
             raise self.bad(f"{where}: the frames of a video are a list of paths or addresses")
         first = len(self.media)
-        self.media.extend(Media(kind="image", **source_fields(frame, self.place)) for frame in value)
+        self.media.extend(media_at(frame, "image", self.place) for frame in value)
         return Media(kind="video", video=Video(fps=fps, frames=tuple(range(first, len(self.media)))))
 
     def refuse_unread(self, fields: dict[str, Any]) -> None:
@@ -165,6 +163,13 @@ class _Reader:
 def _as_string(parts: tuple[Part, ...]) -> bool:
     """Whether a message without hints is written with a string as its content."""
     return len(parts) == 1 and parts[0].type == "text"
+
+
+def _value(part: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    value: Any = part
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _without(part: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

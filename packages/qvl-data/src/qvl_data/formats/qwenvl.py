@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ..errors import BadSample
 from ..sample import Media, Message, Part, Role, Sample
 from . import register
-from .common import build, source_fields, source_of, unpack_extra, write_id
+from .common import build, media_at, source_of, unpack_extra, write_id
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -57,10 +57,10 @@ class QwenVL:
                 if not isinstance(source, str):
                     raise BadSample("qwenvl", f'"{kind}" holds something that is no path', place)
                 slots[kind].append(len(media))
-                media.append(Media(kind=kind, **source_fields(source, place)))
+                media.append(media_at(source, kind, place))
 
         waiting = {kind: iter(indices) for kind, indices in slots.items()}
-        tags = dict.fromkeys(_KINDS, 0)
+        tags: dict[str, int] = dict.fromkeys(_KINDS, 0)
         messages, hints = [], []
         for number, turn in enumerate(row["conversations"]):
             message, hint = _read_turn(turn, waiting, tags, f"conversations[{number}]", place)
@@ -114,8 +114,8 @@ def _read_turn(
             text += f"<{kind}>"
             continue
         if role == "assistant":
-            problem = rf"media_tag_in_answer: {where} is an answer and holds <{kind}>; remove it, or write \<{kind}> for the text"
-            raise BadSample("media_tag_in_answer", problem, place)
+            problem = f"{where} is an answer and holds <{kind}> (media_tag_in_answer)"
+            raise BadSample("media_tag_in_answer", rf"{problem}; remove it, or write \<{kind}> for the text", place)
         tags[kind] += 1
         if text:
             parts.append(Part(type="text", text=text))
