@@ -23,6 +23,4 @@ def train(
     from qvl_sft.build import build
     from qvl_sft.report import report
 
-    return conduct(
-        "qvl-sft", recipe, out, build, report=report, fresh=fresh, resume=resume, allow_change=allow_change
-    )
+    return conduct("qvl-sft", recipe, out, build, report=report, fresh=fresh, resume=resume, allow_change=allow_change)

@@ -1,0 +1,171 @@
+"""From a recipe to the parts that the loop trains: data, model, tune groups, loss, evaluation, export."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.batch import Batch, collate
+from qvl_core.qwen3vl.load import apply_media, commit_of, fingerprint, load_model, summary
+from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
+from qvl_core.qwen3vl.loss import next_token_loss
+from qvl_core.qwen3vl.tiny import tiny
+from qvl_core.recipe.blocks import Model
+from qvl_core.run import RunFolder
+from qvl_core.training.batches import SampleBatches
+from qvl_core.training.engine import resolve_precision
+from qvl_core.training.parts import Loss, Parts
+from qvl_core.training.world import World
+from qvl_data.sources import Mixture
+from qvl_data.stream import ChatSamples, witness
+from qvl_sft.evaluate import Evaluation
+from qvl_sft.recipe import SFTRecipe
+
+
+def build(recipe: SFTRecipe, run: RunFolder, world: World) -> Parts:
+    """Everything that `recipe` says, ready to train. Raises BadInput for what cannot be meant."""
+    lists = open_lists(recipe)  # before the model: what is wrong with the data is known at once
+    base = base_model(recipe, run, world)
+    model, processor, table = open_model(recipe, base, world)
+    batches = chat_batches(recipe, lists["train"], processor, model.config.vision_config.spatial_merge_size)
+    steps = resolve_steps(recipe, batches)
+    evaluation = Evaluation(
+        lists={name: mixture for name, mixture in lists.items() if name != "train"},
+        processor=processor,
+        collate=batches.collate,
+        metrics=recipe.evaluate.metrics,
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+        samples=recipe.evaluate.samples,
+    )
+    if world.rank == 0:
+        Console().print(summary(model), table.rich(), _pace(recipe, steps, batches), sep="\n")
+    return Parts(
+        model=model,
+        groups=parameter_groups(model, recipe.tune, recipe.optim),
+        batches=batches,
+        loss=answer_loss,
+        steps=steps,
+        identity=identity(recipe, lists["train"], steps, world),
+        base=fingerprint(model),
+        about={
+            "tune": [asdict(row) for row in table.rows],
+            "base": base.name,
+            "base_commit": commit_of(base.name, base.revision),
+        },
+        evaluate=partial(evaluation.measure, run=run) if evaluation.lists else None,
+        export=partial(export, model, processor, base),
+        shards=[*model.model.language_model.layers, *model.model.visual.blocks],
+    )
+
+
+def answer_loss(model: nn.Module, batch: Batch) -> Loss:
+    """Next-token loss over the answers, summed over labels."""
+    return Loss(next_token_loss(model, batch), {})
+
+
+def open_lists(recipe: SFTRecipe) -> dict[str, Mixture]:
+    """The recipe's lists of sources: train, and validation and test where there are any."""
+    data = recipe.data
+    lists = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {
+        name: Mixture(sources, name, data.media_root, data.allow_root) for name, sources in lists.items() if sources
+    }
+
+
+def base_model(recipe: SFTRecipe, run: RunFolder, world: World) -> Model:
+    """The model block to load; `tiny` is built once, in the run folder, so that adapters can name it."""
+    start = recipe.model.init_from
+    if start is not None and (Path(start) / "manifest.json").is_file():
+        raise BadInput(
+            f"model.init_from: {start} is a training checkpoint; continue it with --resume {start}, "
+            "or take the weights in its run's final/."
+        )
+    if recipe.model.name != "tiny":
+        return recipe.model
+    folder = run.path.resolve() / "base"
+    if world.rank == 0 and not folder.is_dir():
+        tiny(folder, seed=recipe.train.seed)
+    world.barrier()
+    return recipe.model.model_copy(update={"name": str(folder)})
+
+
+def open_model(recipe: SFTRecipe, base: Model, world: World) -> tuple[Any, Any, TuneTable]:
+    """The model with its tune groups set up, its processor, and the tune table."""
+    precision = resolve_precision(recipe.train.precision, world.device)
+    model, processor = load_model(base, precision=precision, device=world.device, seed=recipe.train.seed)
+    apply_media(processor, recipe.media)
+    table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim)
+    if base.init_from is not None and (Path(base.init_from) / CONFIG_FILE).is_file():
+        load_adapter(model, Path(base.init_from))
+    if recipe.train.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model, processor, table
+
+
+def chat_batches(recipe: SFTRecipe, mixture: Mixture, processor: Any, merge: int) -> SampleBatches:
+    """The endless order of training batches. `merge`: side of the patch square that one token covers."""
+    samples = ChatSamples(mixture, processor, recipe.train.seed, recipe.batch.max_length, recipe.batch.too_long)
+    lay_out = partial(collate, packing=recipe.batch.packing, merge=merge, pad_id=processor.tokenizer.pad_token_id)
+    return SampleBatches(samples, recipe.batch, recipe.train.seed, lay_out, witness(processor))
+
+
+def resolve_steps(recipe: SFTRecipe, batches: SampleBatches) -> int:
+    """Optimizer steps: `train.steps` or `train.epochs`, whichever ends first."""
+    ends = [recipe.train.steps] if recipe.train.steps is not None else []
+    if recipe.train.epochs is not None:
+        ends.append(batches.steps(recipe.train.epochs))
+    return min(ends)
+
+
+def identity(recipe: SFTRecipe, train: Mixture, steps: int, world: World) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued; not logging, cadence, micro-batch or processes."""
+    values = recipe.model_dump(mode="json", include={"tune", "optim", "schedule", "media"})
+    return values | {
+        "model": {"name": recipe.model.name, "revision": recipe.model.revision, "init_from": recipe.model.init_from},
+        "data": {
+            "train": [source.model_dump(mode="json") for source in recipe.data.train],
+            "content": train.fingerprint(),
+        },
+        "batch": recipe.batch.model_dump(mode="json", exclude={"micro"}),
+        "train": {
+            "steps": steps,
+            "seed": recipe.train.seed,
+            "clip": recipe.train.clip,
+            "precision": resolve_precision(recipe.train.precision, world.device),
+        },
+    }
+
+
+def export(model: Any, processor: Any, base: Model, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write what the ecosystem loads: an adapter folder if LoRA was trained, else a whole model; and the processor.
+
+    A model trained in full is put together on the CPU from its base, because the one in training may be sharded.
+    """
+    if hasattr(model, "peft_config"):
+        save_adapter(model, folder, base.name, commit_of(base.name, base.revision), weights)
+    else:
+        whole, _ = load_model(base, precision="fp32", device="cpu")
+        with torch.no_grad():
+            own = dict(whole.named_parameters())
+            for name, value in weights.items():
+                own[name].copy_(value)
+        whole.to(_stored_dtype(model)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _stored_dtype(model: Any) -> torch.dtype:
+    """The type that the base checkpoint is stored in: trained fp32 weights go back to it."""
+    dtype = getattr(model.config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _pace(recipe: SFTRecipe, steps: int, batches: SampleBatches) -> str:
+    batch = recipe.batch
+    amount = f"{batch.size} samples" if batch.size else f"up to {batch.tokens:,} tokens"
+    return f"{steps} steps of {amount}; one epoch is {len(batches.samples):,} samples"

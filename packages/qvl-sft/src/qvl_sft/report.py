@@ -1,0 +1,57 @@
+"""The page of a run: what every run shows, and its answers on held-out pictures."""
+
+from collections import Counter
+from pathlib import Path
+
+from qvl_core.report import Matrix, Picture, Pictures, Section, report as core_report, run_sections, write
+from qvl_core.run import RunFolder
+from qvl_sft.evaluate import Prediction, read_predictions
+
+LABELS = 20  # at most, for a confusion matrix
+
+
+def report(path: Path) -> Path:
+    """Write the report.html of the run in `path` anew. Raises BadInput if there is no run."""
+    run = RunFolder(Path(path))
+    predictions = read_predictions(run.path)
+    if not predictions:
+        return core_report(run.path)
+    return write(run, [*run_sections(run), *(_answers(run, name, p) for name, p in _by_list(predictions).items())])
+
+
+def _answers(run: RunFolder, name: str, predictions: list[Prediction]) -> Section:
+    blocks = [pictures(run.path, predictions), confusion(predictions)]
+    return Section(f"Answers on {name}", [block for block in blocks if block is not None])
+
+
+def pictures(folder: Path, predictions: list[Prediction], title: str = "") -> Pictures | None:
+    """The pictures that were kept, with question, answer and, where it differs, the reference."""
+    shown = [
+        Picture((folder / p.picture).read_bytes(), _caption(p), "good" if p.correct else "bad")
+        for p in predictions
+        if p.picture is not None and (folder / p.picture).is_file()
+    ]
+    return Pictures(shown, title) if shown else None
+
+
+def confusion(predictions: list[Prediction], title: str = "Confusion matrix") -> Matrix | None:
+    """Answers against references, if the references are few short labels."""
+    labels = sorted({p.reference for p in predictions})
+    if not 2 <= len(labels) <= LABELS or max(map(len, labels)) > LABELS:
+        return None
+    counts = Counter((p.reference, p.answer.strip() if p.answer.strip() in labels else "other") for p in predictions)
+    columns = [*labels, "other"] if any(answer == "other" for _, answer in counts) else labels
+    rows = [[counts[reference, answer] for answer in columns] for reference in labels]
+    return Matrix(labels, rows, title, columns=columns)
+
+
+def _caption(prediction: Prediction) -> str:
+    answer = prediction.answer.strip() or "(no answer)"
+    return f"{prediction.question.strip()}\n{answer}" + ("" if prediction.correct else f" (not {prediction.reference})")
+
+
+def _by_list(predictions: list[Prediction]) -> dict[str, list[Prediction]]:
+    lists: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        lists.setdefault(prediction.list, []).append(prediction)
+    return lists
