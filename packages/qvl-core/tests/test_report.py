@@ -178,10 +178,10 @@ def test_charts_take_the_colours_of_the_page() -> None:
 
 
 def test_axis_labels_are_whole() -> None:
-    drawn = charts.svg(Curves("lr", {"lr": [(0, 0.0), (1, 1.25e-3)]}))
+    drawn = charts.svg(Curves("lr", {"lr": [(0, 0.0), (1, 1e-2)]}))
     labels = re.findall(r"<text[^>]*>(.*?)</text>", drawn)
-    assert "7.5e-4" in labels
-    assert "1e-3" in labels
+    assert "0.0025" in labels
+    assert "0.01" in labels
 
 
 @pytest.mark.parametrize(
@@ -306,6 +306,7 @@ def run(tmp_path: Path) -> RunFolder:
     (run.samples / "fox.png").write_bytes(picture("PNG"))
     (run.samples / "fox.txt").write_text("雪地里的狐狸", encoding="utf-8")
     (run.samples / "step-000040.jpg").write_bytes(picture("JPEG"))
+    (run.samples / "cut-off.png").write_bytes(b"")
     run.write_result(result("qvl-core", seed=0, complete=True, figures={"exact_match": 0.9, "best": "step 40"}))
     return run
 
@@ -316,12 +317,13 @@ def test_a_run_shows_everything_it_left(run: RunFolder) -> None:
     page = Page(source)
     shown = " ".join(text.strip() for text in page.texts if text.strip())
     for expected in (
-        "digits Result Training",  # the title, then the way to the sections
+        "digits qvl-core 0.1.0 · seed 0",
         "0.900",
         "best step 40",
         "Loss training 0.075 validation 0.3",
-        "evaluation: exact match",
-        "Learning rate",
+        "Exact match last 0.9",
+        "Learning rate last 1e-3",
+        "Loss parts flow 0.1",
         "500 of 4,000 parameters are trained (12.50%).",
         "사진.png: is cut off",
         "雪地里的狐狸",
@@ -332,6 +334,7 @@ def test_a_run_shows_everything_it_left(run: RunFolder) -> None:
     ):
         assert expected in shown, expected
     assert "Steps not applied" not in shown
+    assert "cut-off" not in shown
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:

@@ -107,6 +107,11 @@ def test_environment_names_versions_and_holds_no_secret(run: RunFolder, monkeypa
     assert "hush" not in text
 
 
+def test_a_module_is_named_by_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/x/qvl_sft/__main__.py", "train", "my recipe.yaml"])
+    assert command() == "python -m qvl_sft train 'my recipe.yaml'"
+
+
 @pytest.mark.parametrize(
     ("argument", "shown"),
     [

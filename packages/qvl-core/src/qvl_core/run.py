@@ -217,7 +217,9 @@ def environment() -> dict[str, Any]:
 def command() -> str:
     """The command line of this process, with values that are secrets replaced by ***."""
     program, *arguments = sys.argv or [""]
-    return shlex.join(redact([Path(program).name, *arguments]))
+    file = Path(program)
+    start = ["python", "-m", file.parent.name] if file.name == "__main__.py" else [file.name]
+    return shlex.join(redact([*start, *arguments]))
 
 
 _SECRET_KEY = re.compile(r"(?i)(^|[._-])(token|secret|password|api[._-]?key|access[._-]?key)$")

@@ -23,7 +23,7 @@ from qvl_core.report.blocks import (
     Text,
 )
 from qvl_core.report.render import render
-from qvl_core.report.sections import run_sections
+from qvl_core.report.sections import run_lead, run_sections
 from qvl_core.run import RunFolder
 
 __all__ = [
@@ -32,9 +32,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def write(run: RunFolder, sections: Sequence[Section] | None = None, title: str | None = None, lead: str = "") -> Path:
-    """Write the run's report.html; sections default to what every run shows, the title to the folder's name."""
-    page = render(title or run.path.resolve().name, run_sections(run) if sections is None else sections, lead)
+def write(run: RunFolder, sections: Sequence[Section] | None = None, title: str = "", lead: str = "") -> Path:
+    """Write the run's report.html. Default are the sections every run has, the folder's name, and what made the run."""
+    page = render(title or run.path.resolve().name, sections or run_sections(run), lead or run_lead(run))
     write_atomic(run.report_file, page)
     return run.report_file
 

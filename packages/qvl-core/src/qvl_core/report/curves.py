@@ -19,7 +19,7 @@ _INK, _GRID = "#000001", "#000002"  # stand-ins that become the page's own colou
 _SERIES = [f"#0000a{number}" for number in range(1, COLOURS + 1)]
 _STYLE = {"svg.fonttype": "none", "font.size": 10, "path.simplify": False}
 _WIDTH, _HEIGHT = 460, 200  # points, one to one with CSS pixels at the usual width of a chart
-_SMOOTHED_FROM, _MARKED_UP_TO = 20, 30  # points of a series
+_SMOOTHED_FROM, _MARKED_UP_TO = 20, 15  # points of a series
 
 
 def finite(points: Sequence[Point]) -> list[tuple[float, float]]:

@@ -11,7 +11,7 @@ import qvl_core
 from qvl_core.report import curves as charts
 from qvl_core.report.blocks import Block, Curves, Figure, Matrix, Picture, Section, Table
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 _TINY = 64  # pixels of a side below which a picture is enlarged with hard edges
 
 
@@ -119,18 +119,19 @@ def rows(blocks: Sequence[Block]) -> list[tuple[bool, list[Block]]]:
     return [(tiles, list(group)) for tiles, group in groups]
 
 
+def media_type(data: bytes) -> str | None:
+    """By its first bytes: image/png, image/jpeg, or None for anything else."""
+    return next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), None)
+
+
 def data_url(picture: Picture) -> str:
     """The picture inside the page."""
-    if picture.data.startswith(_PNG):
-        kind = "png"
-    elif picture.data.startswith(_JPEG):
-        kind = "jpeg"
-    else:
+    if (kind := media_type(picture.data)) is None:
         raise ValueError(f"picture {picture.caption!r} is neither PNG nor JPEG")
-    return f"data:image/{kind};base64,{base64.b64encode(picture.data).decode('ascii')}"
+    return f"data:{kind};base64,{base64.b64encode(picture.data).decode('ascii')}"
 
 
 def tiny(picture: Picture) -> bool:
     """Whether a PNG has a side below 64 pixels (width and height follow its signature and chunk header)."""
     sides = (int.from_bytes(picture.data[start : start + 4], "big") for start in (16, 20))
-    return picture.data.startswith(_PNG) and min(sides) < _TINY
+    return media_type(picture.data) == "image/png" and min(sides) < _TINY

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl_core.report.blocks import Code, Curves, Figure, Figures, Picture, Pictures, Point, Section, Table, Text
+from qvl_core.report.render import cell, media_type
 from qvl_core.run import RunFolder, read_records
 
 _SHOWN = 24  # pictures; rows of bad samples
@@ -38,64 +39,68 @@ def run_sections(run: RunFolder) -> list[Section]:
     return [section for section in sections if section.blocks]
 
 
+def run_lead(run: RunFolder) -> str:
+    """One line under the title: what made the run, and when."""
+    result, environment = run.read_result() or {}, run.read_environment()
+    made = [f"{result['package']} {result['version']}", f"seed {result['seed']}"] if result else []
+    return " · ".join([*made, *([environment["started"][:10]] if environment else [])])
+
+
 def _result(result: Mapping[str, Any] | None, metrics: Sequence[Mapping[str, Any]]) -> list[Any]:
     if result is None:
         last = metrics[-1]["step"] if metrics else 0
         return [Text(f"This run has not finished; its last record is of step {last:,}.", tone="note")]
     figures = {name: value for name, value in result.items() if name not in _FIXED}
-    headline = [
-        Figure(_words(name), value)
-        for name, value in figures.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
+    measured = [Figure(_words(name), value) for name, value in figures.items() if isinstance(value, float)]
     times = [
-        Figure("processor time", _minutes(result["seconds"])),
-        Figure("wall time", _minutes(result["wall_seconds"])),
+        Figure("processor time", _duration(result["seconds"])),
+        Figure("wall time", _duration(result["wall_seconds"])),
     ]
-    words = {name: value for name, value in figures.items() if isinstance(value, str | bool) or value is None}
-    blocks: list[Any] = [Figures([*headline, *times])]
+    others = {name: value for name, value in figures.items() if not isinstance(value, float)}
+    blocks: list[Any] = [Figures([*measured, *times])]
     if not result["complete"]:
         blocks.insert(0, Text("This run ended before it was complete.", tone="bad"))
-    if words:
-        blocks.append(Table([{"figure": _words(name), "value": value} for name, value in words.items()]))
+    if others:
+        blocks.append(Table([{_words(name): value for name, value in others.items()}]))
     return [*blocks, Code(result["command"], title="Command")]
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[Any]:
     """A chart per figure; `lr/llm` and `lr/merger` share one, and so do the training and the validation loss."""
-    charts: dict[str, dict[str, dict[int, float | None]]] = {}
-    for record in metrics:
-        evaluation = record.get("event") == "evaluation"
-        if "event" in record and not evaluation:
-            continue
-        for name, value in record.items():
-            if name in {"step", "event", "elapsed"} or not isinstance(value, int | float | None):
+    charts: dict[str, dict[str, dict[int, float | None]]] = {"loss": {}}
+    for evaluation in (True, False):  # charts of what is measured come before those of how it went
+        for record in metrics:
+            if record.get("event") != ("evaluation" if evaluation else None):
                 continue
-            chart, series = _place(name, evaluation)
-            charts.setdefault(chart, {}).setdefault(series, {})[record["step"]] = value  # the last one of a step counts
-    if not any(charts.get("nonfinite", {}).get("nonfinite", {}).values()):
-        charts.pop("nonfinite", None)
+            for name, value in record.items():
+                if name not in {"step", "event", "elapsed"} and isinstance(value, int | float | None):
+                    chart, series = _place(name, evaluation)
+                    charts.setdefault(chart, {}).setdefault(series, {})[record["step"]] = value  # the last of a step
     return [
-        _chart(chart, {name: list(points.items()) for name, points in series.items()})
-        for chart, series in charts.items()
+        _chart(name, {label: list(points.items()) for label, points in series.items()})
+        for name, series in charts.items()
+        if series and (name != "nonfinite" or any(next(iter(series.values())).values()))
     ]
 
 
 def _chart(name: str, series: Mapping[str, Sequence[Point]]) -> Curves:
     exact = name in {"lr", "memory_gb", "nonfinite"}
-    return Curves(_TITLES.get(name, _words(name)), series, log=not exact and _wide(series), smooth=not exact)
+    training_first = dict(sorted(series.items(), key=lambda item: item[0] == "validation"))
+    return Curves(_title(name), training_first, log=not exact and _wide(series), smooth=not exact)
 
 
 def _place(name: str, evaluation: bool) -> tuple[str, str]:
     """The chart and the series of a figure."""
     if name == "validation_loss":
         return "loss", "validation"
-    if evaluation:
-        return f"evaluation: {name}", _words(name)
     chart, _, part = name.partition("/")
-    if chart == "loss":
+    if chart == "loss" and not evaluation:
         return ("loss parts", part) if part else ("loss", "training")
-    return chart, part or _words(name)
+    return chart, part or _title(chart).lower()
+
+
+def _title(chart: str) -> str:
+    return _TITLES.get(chart) or _words(chart).capitalize()
 
 
 def _wide(series: Mapping[str, Sequence[Point]]) -> bool:
@@ -116,10 +121,10 @@ def _samples(folder: Path) -> list[Any]:
     """The newest pictures of samples/; a text file of the same name is the caption."""
     if not folder.is_dir():
         return []
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in {".png", ".jpg", ".jpeg"})[-_SHOWN:]
-    return (
-        [Pictures([Picture(file.read_bytes(), _caption(file, folder)) for file in files], width=160)] if files else []
-    )
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in {".png", ".jpg", ".jpeg"})
+    pictures = [Picture(file.read_bytes(), _caption(file, folder)) for file in files[-_SHOWN:]]
+    whole = [picture for picture in pictures if media_type(picture.data)]  # a killed process may leave an empty file
+    return [Pictures(whole, width=160)] if whole else []
 
 
 def _caption(file: Path, folder: Path) -> str:
@@ -139,7 +144,7 @@ def _events(metrics: Sequence[Mapping[str, Any]]) -> list[Any]:
         {
             "step": record["step"],
             "event": record["event"],
-            "details": "\n".join(f"{name}: {_text(value)}" for name, value in islice(record.items(), 2, None)),
+            "details": "\n".join(f"{name}: {cell(value)}" for name, value in islice(record.items(), 2, None)),
         }
         for record in events[-_EVENTS_SHOWN:]
     ]
@@ -157,7 +162,7 @@ def _environment(environment: Mapping[str, Any]) -> list[Any]:
         if not isinstance(value, dict) and name not in {"tune", "schema"}
     }
     tables = [
-        Table([{"": _words(name), "value": _text(value)} for name, value in facts.items() if value is not None]),
+        Table([{"": _words(name), "value": cell(value)} for name, value in facts.items() if value is not None]),
         Table([{"": name, "version": version} for name, version in environment.get("packages", {}).items()]),
     ]
     return [table for table in tables if table.rows]
@@ -167,11 +172,7 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _minutes(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
