@@ -139,7 +139,8 @@ def _library(section: str, requirement: Requirement, source: str) -> Finding:
     have = _version(requirement.name)
     floor = str(requirement.specifier)
     if have is None:
-        return Finding(section, requirement.name, f"missing, {floor} needed", f'uv pip install "{source}"')
+        value = f"missing, {floor} needed" if section == "Libraries" else "not installed"
+        return Finding(section, requirement.name, value, f'uv pip install "{source}"')
     if not requirement.specifier.contains(have, prereleases=True):
         fix = f'uv pip install --upgrade "{requirement.name}{floor}"'
         return Finding(section, requirement.name, f"{have}, {floor} needed", fix)

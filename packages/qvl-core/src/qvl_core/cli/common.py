@@ -133,7 +133,8 @@ def recipes(app: App) -> None:
 
     @group.command()
     def schema() -> None:
-        """Print the JSON schema of recipes, with which editors complete and check them."""
+        """Print the JSON schema. Editors complete and check recipes with it: save it as recipe.schema.json and begin
+        a recipe with `# yaml-language-server: $schema=recipe.schema.json`."""
         from qvl_core.recipe.reference import schema
 
         print(json.dumps(schema(app.room("recipe").RECIPE), indent=2, ensure_ascii=False))

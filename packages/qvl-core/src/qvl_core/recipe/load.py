@@ -32,8 +32,8 @@ def load(kind: type[R], source: str | Path, overrides: Sequence[str] = (), packa
         raise BadInput(f"{where}: the recipe is empty.")
     if not isinstance(root.content, dict):
         raise BadInput(f"{where}: a recipe is a block of `key: value` lines, not a {_noun(root)}.")
-    for text in overrides:
-        found += override(root, text)
+    for change in overrides:
+        found += override(root, change)
     root.place = Place(where)  # what is missing at the top has no line
 
     recipe = None
