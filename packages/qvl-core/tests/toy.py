@@ -1,4 +1,4 @@
-"""A run with everything but Qwen3-VL: a two-layer network with dropout on noise, small enough to be killed at any step."""
+"""A run with everything but Qwen3-VL: a network with dropout on noise, small enough to be killed at every step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -2,10 +2,12 @@
 
 A step's global batch is a list of rows; a row is one sample (`batch.size`) or a packed row of samples (`batch.tokens`).
 Rows are dealt to processes like cards (row i to process i mod world) and cut into micro-batches of `batch.micro` rows.
-Where lengths decide (packed rows, length grouping), they decide within a window of at most 4,096 samples that never
-crosses an epoch, so that the plan of a step is a pure function of (seed, window).
+Where lengths decide (packed rows, length grouping), they decide within a window of at most 4,096 samples, so that the
+plan of a step is a pure function of (seed, window). Windows of packed rows end with the epoch; with `batch.size` every
+step is full, so one step may hold the end of an epoch and the start of the next.
 """
 
+import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -58,7 +60,7 @@ class SampleBatches:
     def plan(self, step: int, rank: int, world: int) -> Plan:
         rows = self.rows(step)
         mine = rows[rank::world]
-        share = -(-len(rows) // world)  # every process makes as many forwards as the one with most rows
+        share = math.ceil(len(rows) / world)  # every process makes as many forwards as the one with most rows
         micro = self.batch.micro or (1 if self.batch.tokens else share)
         micros = tuple((rank + world * first, tuple(mine[first : first + micro])) for first in range(0, share, micro))
         return Plan(micros, witness=world > 1)
@@ -74,13 +76,13 @@ class SampleBatches:
         return self._window(window)[step - self._starts[window]]
 
     def steps(self, epochs: float) -> int:
-        """Optimizer steps in `epochs` passes over the samples."""
+        """Optimizer steps in `epochs` passes over the samples; of a window begun, the steps in proportion."""
+        end = max(1, round(epochs * len(self.samples)))
         if self.batch.size:
-            return max(1, -(-round(epochs * len(self.samples)) // self.batch.size))
-        position, window, steps = 0, 0, 0
-        while position < round(epochs * len(self.samples)):
-            position = self._span(window).stop
-            steps += len(self._window(window))
+            return math.ceil(end / self.batch.size)
+        steps, window = 0, 0
+        while (span := self._span(window)).start < end:
+            steps += math.ceil(len(self._window(window)) * min(1.0, (end - span.start) / len(span)))
             window += 1
         return steps
 
@@ -112,21 +114,21 @@ class SampleBatches:
         return self._windows[window]
 
     def _span(self, window: int) -> range:
-        """Positions of a window: an epoch is cut into windows of WINDOW samples, the last one shorter."""
+        """Positions of a window: an epoch is cut into as few equal windows of at most WINDOW samples as possible."""
         epoch = len(self.samples)
         if self.batch.size:  # whole steps only, so that every step has its full size
-            width = max(self.batch.size, min(WINDOW, epoch) // self.batch.size * self.batch.size)
+            width = max(1, min(WINDOW, epoch) // self.batch.size) * self.batch.size
             return range(window * width, (window + 1) * width)
-        per_epoch = -(-epoch // WINDOW)
-        start = window // per_epoch * epoch + window % per_epoch * WINDOW
-        return range(start, min(start + WINDOW, (window // per_epoch + 1) * epoch))
+        per_epoch = math.ceil(epoch / WINDOW)
+        done, index = window // per_epoch * epoch, window % per_epoch
+        return range(done + index * epoch // per_epoch, done + (index + 1) * epoch // per_epoch)
 
     def _packed(self, lengths: dict[int, int], rng: random.Random) -> list[list[Row]]:
         """Rows of at most max_length tokens, dealt evenly to as few steps as `tokens` allows."""
         assert self.batch.tokens
         rows = best_fit(lengths, self.batch.max_length)
         rng.shuffle(rows)  # best fit sorts by length
-        steps = -(-len(rows) // (self.batch.tokens // self.batch.max_length))
+        steps = math.ceil(len(rows) / (self.batch.tokens // self.batch.max_length))
         return [rows[index::steps] for index in range(steps)]
 
     def _grouped(self, lengths: dict[int, int], rng: random.Random) -> list[list[Row]]:

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qvl_core.errors import BadInput, QVLError
-from qvl_core.files import fsync_folder, sha256, write_atomic
+from qvl_core.files import fsync_folder, sha256, write_atomic, writing
 
 SCHEMA = "qvl.checkpoint/1"
 SHARD_BYTES = 4 * 2**30
@@ -68,7 +69,7 @@ def save(
 
     `tensors` maps a kind ("weights", "optimizer") to named CPU tensors, drawn one by one: `SHARD_BYTES` are held.
     """
-    target = folder / f"step-{step:06d}"
+    target = _path(folder, step)
     partial = folder / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -98,13 +99,7 @@ def read(path: Path) -> Checkpoint:
     """Check every byte of a checkpoint. Raises QVLError naming the file that is missing or damaged."""
     manifest = _read_manifest(path / "manifest.json")
     for name, facts in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise QVLError(f"{file}: missing.")
-        if file.stat().st_size != facts["bytes"]:
-            raise QVLError(f"{file}: {file.stat().st_size} bytes, expected {facts['bytes']}.")
-        if sha256(file) != facts["sha256"]:
-            raise QVLError(f"{file}: content differs from the manifest's SHA-256.")
+        _check(path / name, facts["bytes"], facts["sha256"])
     state = _read_json(path / "state.json")
     return Checkpoint(path, manifest["step"], manifest["identity"], manifest["base"], state, tuple(manifest["files"]))
 
@@ -115,7 +110,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     Raises QVLError if there are checkpoints but none is whole: starting over in silence would hide the loss.
     """
     skipped: list[str] = []
-    for path in sorted(_all(folder), key=step_of, reverse=True):
+    for path in sorted(_all(folder), key=_step_of, reverse=True):
         try:
             return read(path), skipped
         except QVLError as error:
@@ -127,31 +122,70 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
-def named(path: Path, own: Path) -> Checkpoint:
-    """The checkpoint a user named by --resume, for a run whose checkpoints lie in `own`."""
+def of_step(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of `step`. Raises QVLError if it is not whole."""
+    return read(_path(folder, step))
+
+
+def start(own: Path, resume: Path | None) -> tuple[Checkpoint | None, list[str]]:
+    """What a run whose checkpoints lie in `own` continues from, and a sentence for each one that was skipped.
+
+    A checkpoint named by --resume starts a new run folder; once that has newer ones of its own, the same command
+    continues from them.
+    """
+    found, skipped = newest(own)
+    if resume is None:
+        return found, skipped
+    given = named(resume)
+    if found is None or found.step <= given.step:
+        return given, skipped
+    if resume.resolve().parent == own.resolve():
+        raise BadInput(
+            f"--resume {resume}: {found.path.name} is newer; leave --resume away to continue from it, or choose "
+            "another --out to branch off."
+        )
+    return found, skipped
+
+
+def named(path: Path) -> Checkpoint:
+    """The checkpoint that a user named by --resume."""
     if not (path / "manifest.json").is_file():
         raise BadInput(
             f"--resume {path}: is no checkpoint folder (it has no manifest.json); name one like "
             "runs/x/checkpoints/step-000200, or take weights alone with model.init_from."
         )
-    found = read(path)
-    later = [other.name for other in _all(own) if step_of(other) > found.step]
-    if later:
-        raise BadInput(f"--resume {path}: {own} already holds {max(later)}, which is newer; choose another --out.")
-    return found
+    return read(path)
 
 
-def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and that of step `best`, and what interrupted saves left behind."""
-    steps = sorted((step_of(path) for path in _all(folder)), reverse=True)
-    for step in steps[keep:]:
-        if step != best:
-            path = folder / f"step-{step:06d}"
-            doomed = folder / f".{path.name}.removed"  # renamed first: a half-deleted folder must not look damaged
-            path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+def adopt(found: Checkpoint, best: int, own: Path) -> None:
+    """Bring the best checkpoint of the run that `found` belongs to into `own`, unless it is there already."""
+    source, target = _path(found.path.parent, best), _path(own, best)
+    if target.exists():
+        return
+    if not source.exists():
+        raise BadInput(f"--resume {found.path}: the best checkpoint so far, {source}, is not there; put it back.")
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with writing(target):
+        shutil.copytree(source, partial)
+        partial.rename(target)
+
+
+def prune(folder: Path, step: int, keep: int, best: int | None) -> None:
+    """After a save at `step`, keep the newest `keep` checkpoints and that of step `best`.
+
+    Those beyond `step` were damaged, else the run would have continued from them; with them goes what interrupted
+    saves left behind.
+    """
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
+    steps = sorted((_step_of(path) for path in _all(folder)), reverse=True)
+    kept = {*[other for other in steps if other <= step][:keep], best}
+    for path in (_path(folder, other) for other in steps if other not in kept):
+        doomed = path.with_name(f".{path.name}.removed")  # renamed first: a half-deleted folder must not look damaged
+        with suppress(OSError):  # in use by another program, on Windows: the next save tries again
+            path.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 def same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
@@ -169,7 +203,11 @@ def same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) ->
         )
 
 
-def step_of(path: Path) -> int:
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
+
+
+def _step_of(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     assert match, path
     return int(match[1])
@@ -177,6 +215,19 @@ def step_of(path: Path) -> int:
 
 def _all(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+
+
+def _check(file: Path, size: int, digest: str) -> None:
+    try:
+        found = file.stat().st_size
+        if found != size:
+            raise QVLError(f"{file}: {found} bytes, expected {size}.")
+        if sha256(file) != digest:
+            raise QVLError(f"{file}: content differs from the manifest's SHA-256.")
+    except FileNotFoundError:
+        raise QVLError(f"{file}: missing.") from None
+    except OSError as error:
+        raise QVLError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[int, dict[str, Tensor]]]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from qvl_core.errors import QVLError
@@ -36,13 +36,16 @@ class Root(nn.Module):
 
 
 class Figures(NamedTuple):
-    """What one step found, still on the device: scalars."""
+    """What one step found, still on the device: values (3 + N,) fp32 are
 
-    loss: Tensor  # sum over the global batch
-    norm: Tensor  # of the mean gradient, before clipping
-    finite: Tensor  # bool: the update was applied
-    poisoned: Tensor  # bool: not finite for another reason than a loss scale that was too high
-    parts: dict[str, Tensor]
+    the norm of the mean gradient before clipping,
+    1 if the update was applied, else 0,
+    1 if it was not for another reason than a loss scale that was too high, else 0,
+    the loss and its parts, N sums over the global batch, by their names.
+    """
+
+    names: tuple[str, ...]  # (N,)
+    values: Tensor
 
 
 class Engine:
@@ -56,7 +59,9 @@ class Engine:
         for group in parts.groups:
             for parameter in group.parameters.values():
                 parameter.data = parameter.data.float()  # small updates vanish in 16 bits
-        self._inside, self._outside = self._wrap(Root(parts.model))
+        self._root = Root(parts.model)
+        self._forward = self._wrap(self._root)
+        self._sharded = [module for module in self._root.modules() if isinstance(module, FSDPModule)]
         self.groups = self._wrapped_groups()
         self.optimizer = optim.adamw(self.groups, recipe.optim)
         self.scale = torch.tensor(65536.0 if self.precision == "fp16" else 1.0, device=world.device)
@@ -66,29 +71,41 @@ class Engine:
     def step(self, step: int, share: list[Micro], count: int) -> Figures:
         """Forward, backward and update of the global step `step`, whose loss is a sum over `count` on all processes."""
         device = self.world.device
-        loss_sum = torch.zeros((), device=device)
-        sums: dict[str, Tensor] = {}
+        sums = torch.zeros((), device=device)
         for index, micro in enumerate(share):
             assert micro.batch is not None
             reseed(self.recipe.train.seed, "step", step, micro.slot)
             with self._synchronise(last=index == len(share) - 1):
-                loss: Loss = self._inside(self._loss, micro.batch.to(device, non_blocking=True))
+                loss: Loss = self._forward(self._loss, micro.batch.to(device, non_blocking=True))
                 # DDP and FSDP average over processes; the loss is a mean over the global count.
                 (loss.total * (self.scale * self.world.size / count)).backward()
-            loss_sum += loss.total.detach()
-            for name, part in loss.parts.items():
-                sums[name] = sums.get(name, 0.0) + part.detach()
-        return self._update(
-            step, self.world.reduce(loss_sum), {name: self.world.reduce(part) for name, part in sums.items()}
-        )
+            sums = sums + torch.stack([loss.total, *loss.parts.values()]).detach().float()  # (1 + parts,)
+        sums = self.world.reduce(sums)
+        found = self._update(step, loss=sums[0])
+        return Figures(("loss", *loss.parts), torch.cat([found, sums]))
 
     def call(self, function: Callable[[nn.Module], Any]) -> Any:
-        """Run `function(model)` in evaluation mode without gradients, with sharded weights gathered."""
+        """Run `function(model)` in evaluation mode without gradients.
+
+        Sharded weights are all gathered before: processes may then call the model unequally often, and generation does
+        not gather them anew for each token. That needs room for the whole model in the compute type on every device.
+        """
+
+        def whole(model: nn.Module) -> Any:
+            for module in self._sharded:
+                module.unshard()
+            return self._cast(function, model)
+
         self.parts.model.eval()
+        for module in self._sharded:
+            module.set_reshard_after_forward(False, recurse=False)
         try:
             with torch.no_grad():
-                return self._outside(lambda model: self._cast(function, model))
+                return self._root(whole)
         finally:
+            for module in self._sharded:
+                module.set_reshard_after_forward(module in self.parts.shards, recurse=False)
+                module.reshard()  # the root too: weights that are loaded later would not be seen
             self.parts.model.train()
 
     def lr(self, step: int) -> float:
@@ -126,7 +143,8 @@ class Engine:
         self.scale.fill_(state["scale"])
         self.finite_steps.fill_(state["finite_steps"])
 
-    def _update(self, step: int, loss: Tensor, parts: dict[str, Tensor]) -> Figures:
+    def _update(self, step: int, loss: Tensor) -> Tensor:
+        """Apply the gradients if they and the loss are finite. Gives the first three figures."""
         factor = lr_factor(self.recipe.schedule, step, self.parts.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -137,7 +155,7 @@ class Engine:
         poisoned = ~finite & (~torch.isfinite(loss) | (self.scale <= 1))
         if self.precision == "fp16":
             self._rescale(finite)
-        return Figures(loss, norm, finite, poisoned, parts)
+        return torch.stack([norm, finite.float(), poisoned.float()])  # (3,)
 
     def _rescale(self, finite: Tensor) -> None:
         """Halve the loss scale after an overflow, double it after GROWTH_STEPS finite steps."""
@@ -156,16 +174,16 @@ class Engine:
         with torch.autocast(self.world.device.type, DTYPES[self.precision] if enabled else None, enabled=enabled):
             return function(*arguments)
 
-    def _wrap(self, root: Root) -> tuple[nn.Module, nn.Module]:
-        """The module for training steps and the one for everything else."""
+    def _wrap(self, root: Root) -> nn.Module:
+        """The module whose forward and backward exchange gradients with the other processes."""
         if self.world.strategy == "ddp":
-            return DistributedDataParallel(root, broadcast_buffers=False, gradient_as_bucket_view=True), root
+            return DistributedDataParallel(root, broadcast_buffers=False, gradient_as_bucket_view=True)
         if self.world.strategy == "fsdp2":
             dtype = None if self.precision == "fp32" else DTYPES[self.precision]
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
             for module in (*self.parts.shards, root):
                 fully_shard(module, mesh=self.world.mesh, mp_policy=policy)
-        return root, root
+        return root
 
     def _wrapped_groups(self) -> list[ParameterGroup]:
         """The groups with the parameters as they are after sharding (FSDP replaces them)."""
@@ -176,8 +194,8 @@ class Engine:
 
     def _synchronise(self, last: bool) -> AbstractContextManager[Any]:
         """Exchange gradients in the last micro-batch's backward only (FSDP: in each, which holds sharded gradients)."""
-        if isinstance(self._inside, DistributedDataParallel) and not last:
-            return self._inside.no_sync()
+        if isinstance(self._forward, DistributedDataParallel) and not last:
+            return self._forward.no_sync()
         return nullcontext()
 
 

@@ -4,6 +4,7 @@ Batches, augmentation, noise and dropout are functions of (seed, step, slot), an
 that a run killed at any moment and started again ends with the same bits as one that was never interrupted.
 """
 
+from contextlib import closing
 from pathlib import Path
 
 from qvl_core.errors import Preempted
@@ -30,27 +31,26 @@ def fit(
     Continues from `resume`, else from the run's newest whole checkpoint. Raises Preempted when asked to stop (the state
     is saved), BadInput for too many bad samples, QVLError for lasting non-finite losses or a full disk.
     """
-    session = Session(parts, recipe, run, world, resume, allow_change)
+    with Session(parts, recipe, run, world, resume, allow_change) as session:
+        prefetched = shares(parts.batches, session.step, parts.steps, world, recipe.data.workers)
+        with stop_requests() as request, closing(prefetched) as batches:
+            for step in range(session.step, parts.steps):
+                if session.stopped_early():
+                    break
+                micros, count, asked_to_stop = session.agree(next(batches), request.asked)
+                if asked_to_stop:
+                    session.save()
+                    raise Preempted(f"stopped when asked to, after step {session.step}; the same command continues.")
 
-    with stop_requests() as request:
-        batches = shares(parts.batches, session.step, parts.steps, world, recipe.data.workers)
-        for step in range(session.step, parts.steps):
-            if session.stopped_early():
-                break
-            micros, count, asked_to_stop = session.agree(next(batches), request.asked)
-            if asked_to_stop:
-                session.save()
-                raise Preempted(f"stopped when asked to, after step {session.step}; the same command continues.")
+                session.train(step, micros, count)
 
-            session.train(step, micros, count)
-
-            if due(session.step, recipe.log.every):
-                session.log()
-            if due(session.step, recipe.evaluate.every) and session.step < parts.steps:
-                session.evaluate()
-            if due(session.step, recipe.checkpoint.every) or session.is_best():
-                session.save()
-    return session.finish()
+                if due(session.step, recipe.log.every):
+                    session.log()
+                if due(session.step, recipe.evaluate.every) and session.undecided():
+                    session.evaluate()
+                if due(session.step, recipe.checkpoint.every) or session.is_best():
+                    session.save()
+        return session.finish()
 
 
 def due(step: int, every: int | None) -> bool:

@@ -1,7 +1,8 @@
 """AdamW with the gradient's scale, clipping and skipping folded into one fused update that never waits for the device.
 
 The fused kernel divides each gradient by `grad_scale` and leaves weights, averages and step counts alone where
-`found_inf` is 1. Clipping is thus a division by norm / clip, and a step with a non-finite gradient is skipped on the device.
+`found_inf` is 1. Clipping is thus a division by norm / clip, and a step with a non-finite gradient is skipped on the
+device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ def load_state(optimizer: torch.optim.AdamW, groups: Sequence[ParameterGroup], s
             state: dict[str, Any] = {}
             for key in STATE:
                 if (tensor := saved.pop(f"{name}/{key}", None)) is not None:
-                    state[key] = tensor.to(parameter.device) if key == "step" else like(tensor, parameter)
+                    state[key] = tensor.to(parameter.device, copy=True) if key == "step" else like(tensor, parameter)
             if len(state) not in (0, len(STATE)):
                 raise QVLError(f"the checkpoint holds only {sorted(state)} of the optimizer's state of {name}.")
             if state:
@@ -85,7 +86,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """The full CPU tensor with the device, type and sharding of `parameter`."""
-    tensor = tensor.to(parameter.device, parameter.dtype)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    tensor = tensor.to(parameter.device, parameter.dtype, copy=True)  # a loaded tensor may lie in its file's memory map
+    if isinstance(parameter, DTensor):  # each process has the whole and takes its part
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return tensor

@@ -28,7 +28,8 @@ class TensorBatch(Protocol):
 class Loss(NamedTuple):
     """A loss of one micro-batch, summed (not averaged) over what `Micro.count` counts.
 
-    `parts` are further sums to log. A named tuple, because FSDP looks for tensors in what a forward returns.
+    `parts` are further sums to log, under the same names in every step.
+    A named tuple, because FSDP looks for tensors in what a forward returns.
     """
 
     total: Tensor
@@ -53,7 +54,8 @@ class Micro:
 class Batches(Protocol):
     """The batches of a run. `plan` decides (cheap, in the main process); `build` reads and encodes (in workers).
 
-    Both are pure functions of the run's seed and their arguments; objects are pickled to spawned workers.
+    Both are pure functions of the run's seed and their arguments; objects are pickled to spawned workers. Of several
+    processes each must get the same number of micro-batches with a `batch`, or they would wait for one another.
     """
 
     def plan(self, step: int, rank: int, world: int) -> Any: ...
@@ -86,6 +88,7 @@ class Parts:
 
     `evaluate(model, world, final)` returns figures (the same on every rank); `export(folder, weights)` writes what the
     ecosystem loads, from the trained weights by name (on rank 0).
+    Checkpoints hold what is in `groups`: a model whose buffers change in training (batch norm) cannot be resumed.
     `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on; `about` is
     recorded in environment.json (its "tune" is the report's tune table).
     """

@@ -1,5 +1,6 @@
 """How far a run has come: the part of its state that is not tensors, kept in each checkpoint's state.json."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -35,8 +36,8 @@ class Progress:
         grave = sum(not entry["tolerated"] for entry in self.bad.values())
         if bad.id not in self.bad and not bad.tolerated and grave >= max_bad:
             raise BadInput(
-                f"{bad.message.rstrip('.')}; data.max_bad allows {max_bad} bad samples and this is one more: mend or "
-                "remove it, or raise data.max_bad, and run the same command again (bad_samples.jsonl lists those before)."
+                f"{bad.message.rstrip('.')}; data.max_bad allows {max_bad} bad samples and this is one more: "
+                "mend or remove it, or raise data.max_bad, and run the same command again."
             )
         self.bad[bad.id] = asdict(bad)
 
@@ -48,7 +49,8 @@ class Progress:
                 f"choose one of {', '.join(sorted(figures))}."
             )
         value = figures[stop.metric]
-        better = self.best_value is None or (value < self.best_value if stop.mode == "min" else value > self.best_value)
+        sign = 1 if stop.mode == "max" else -1
+        better = math.isfinite(value) and (self.best_value is None or sign * value > sign * self.best_value)
         if better:
             self.best_step, self.best_value, self.stale = self.step, value, 0
         else:
@@ -61,6 +63,6 @@ class Progress:
         self.streak = self.streak + 1 if poisoned else 0
         if self.streak >= limit:
             raise QVLError(
-                f"the loss or gradient was not finite {self.streak} steps in a row, up to step {step}; nothing of them "
-                "was applied or saved: look at the samples named in metrics.jsonl, lower the learning rate, or use fp32."
+                f"the loss or gradient was not finite {self.streak} steps in a row, up to step {step}; nothing of "
+                "them was applied or saved: look at the samples that metrics.jsonl names, lower the rate, or use fp32."
             )

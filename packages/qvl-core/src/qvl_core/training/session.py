@@ -3,15 +3,16 @@
 import json
 import shutil
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, QVLError
 from qvl_core.files import write_atomic
 from qvl_core.recipe.blocks import Recipe
 from qvl_core.recipe.load import dump
@@ -73,6 +74,12 @@ class Session:
         for kind, fields in remarks:
             self._log.event(self.step, kind, **fields)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._log.close()
+
     @property
     def step(self) -> int:
         """Optimizer steps done."""
@@ -104,22 +111,20 @@ class Session:
         if not self._pending:
             return
         done, self._pending = self._pending, []
-        losses = torch.stack([entry.figures.loss for entry in done]).tolist()
-        norms = torch.stack([entry.figures.norm for entry in done]).tolist()
-        applied = torch.stack([entry.figures.finite for entry in done]).tolist()
-        poisoned = torch.stack([entry.figures.poisoned for entry in done]).tolist()
-        for entry, was_applied, was_poisoned in zip(done, applied, poisoned, strict=True):
+        rows = torch.stack([entry.figures.values for entry in done]).tolist()  # the one wait for the device
+        applied = []
+        for entry, (norm, was_applied, was_poisoned, *sums) in zip(done, rows, strict=True):
             if was_poisoned:
                 samples = [name for names in self.world.gather(entry.samples) for name in names]
                 self._log.event(entry.step, "nonfinite", samples=samples)
-            self.progress.note_step(entry.step, was_applied, was_poisoned, self.recipe.train.max_nonfinite)
-        good = [index for index, was_applied in enumerate(applied) if was_applied]
-        count = sum(done[index].count for index in good)
+            self.progress.note_step(entry.step, bool(was_applied), bool(was_poisoned), self.recipe.train.max_nonfinite)
+            if was_applied:
+                applied.append((entry.count, norm, sums))
         figures: dict[str, float] = {"lr": self.engine.lr(done[-1].step - 1), "nonfinite": float(self.progress.skipped)}
-        if good:
-            figures |= {"loss": sum(losses[index] for index in good) / count, "grad_norm": norms[good[-1]]}
-            for name in done[0].figures.parts:
-                figures[name] = sum(done[index].figures.parts[name].item() for index in good) / count
+        if applied:
+            counts, norms, sums = zip(*applied, strict=True)
+            means = (sum(column) / sum(counts) for column in zip(*sums, strict=True))
+            figures |= dict(zip(done[0].figures.names, means, strict=True)) | {"grad_norm": norms[-1]}
         self._log.step(done[-1].step, figures, sum(entry.tokens for entry in done))
         for callback in self.parts.callbacks:
             if callback.on_log:
@@ -143,6 +148,10 @@ class Session:
                 callback.on_evaluate(self.step, dict(figures))
         return figures
 
+    def undecided(self) -> bool:
+        """Whether an evaluation at this step tells something that the final one will not."""
+        return self.step < self.parts.steps or self.recipe.evaluate.early_stop is not None
+
     def is_best(self) -> bool:
         """Whether the evaluation at this very step was the best so far."""
         return self.progress.best_step == self.step
@@ -152,49 +161,30 @@ class Session:
         return stop is not None and self.progress.stale >= stop.patience
 
     def save(self) -> None:
-        """Write a checkpoint of the present step. Processes other than the first only help to gather."""
+        """Write a checkpoint of the present step, once. Processes other than the first only help to gather."""
         self.log()  # a lasting non-finite loss must stop the run before it is saved
         if self._saved_step == self.step:
             return
         tensors = self.engine.tensors()
-        if self.world.rank == 0:
-            state = {"progress": self.progress.to_json(), "engine": self.engine.state()}
-            identity, base = self.parts.identity, self.parts.base
-            with self._log.paused():
-                path = checkpoint.save(
-                    self.run.checkpoints, self.step, tensors=tensors, state=state, identity=identity, base=base
-                )
-            checkpoint.prune(self.run.checkpoints, self.recipe.checkpoint.keep, self.progress.best_step)
-            self._log.event(self.step, "checkpoint", path=str(path))
-            for callback in self.parts.callbacks:
-                if callback.on_checkpoint:
-                    callback.on_checkpoint(self.step, path)
-        else:
-            for named in tensors.values():
-                deque(named, maxlen=0)
-        self.world.barrier()
+        if self.world.rank > 0:
+            _draw(tensors)
+        self._on_first(lambda: self._write(tensors))
         self._saved_step = self.step
 
     def finish(self) -> Outcome:
         """Save, take the best weights under early stopping, write final/, and measure it."""
         self.save()
         final_step = self.progress.best_step if self.progress.best_step is not None else self.step
-        weights = checkpoint.read(self.run.checkpoints / f"step-{final_step:06d}").weights()
+        weights = checkpoint.of_step(self.run.checkpoints, final_step).weights()
         if final_step != self.step:
             self.engine.load_weights(weights)
-        if self.world.rank == 0 and self.parts.export:
-            self._export(weights)
+        self._on_first(lambda: self._export(weights))
         figures = self.evaluate(final=True)
-        self._log.close()
         return Outcome(self.step, final_step, figures, self.progress)
 
     def _restore(self, resume: Path | None, allow_change: bool) -> list[tuple[str, dict[str, str]]]:
         """Continue from `resume`, else from the newest whole checkpoint of the run, else start at step 0."""
-        skipped: list[str] = []
-        if resume is None:
-            found, skipped = checkpoint.newest(self.run.checkpoints)
-        else:
-            found = checkpoint.named(resume, self.run.checkpoints)
+        found, skipped = checkpoint.start(self.run.checkpoints, resume)
         if found is not None:
             if not allow_change:
                 wanted = {**self.parts.identity, "base": self.parts.base}
@@ -202,30 +192,71 @@ class Session:
             self.progress = Progress.from_json(found.state["progress"])
             self.engine.load(found.weights(), found.optimizer())
             self.engine.load_scalars(found.state["engine"])
-            self._saved_step = self.step if resume is None else None
-        if self.world.rank == 0:
-            self.run.truncate_metrics(self.step)
-            self._write_bad()
-        self.world.barrier()
+            self._saved_step = self.step if found.path.parent.resolve() == self.run.checkpoints.resolve() else None
+        self._on_first(lambda: self._clear_later(found))
         resumed = [] if found is None else [("resume", {"checkpoint": str(found.path)})]
         return [*(("checkpoint_skipped", {"reason": reason}) for reason in skipped), *resumed]
 
+    def _clear_later(self, found: checkpoint.Checkpoint | None) -> None:
+        """Take back what a killed process wrote after the checkpoint, and have the best one at hand."""
+        self.run.truncate_metrics(self.step)
+        self._write_bad()
+        if found is not None and self.progress.best_step is not None:
+            checkpoint.adopt(found, self.progress.best_step, self.run.checkpoints)
+
+    def _write(self, tensors: Mapping[str, Iterator[tuple[str, Tensor]]]) -> None:
+        """Write the checkpoint of this step and remove old ones."""
+        folder, progress = self.run.checkpoints, self.progress
+        state = {"progress": progress.to_json(), "engine": self.engine.state()}
+        identity, base = self.parts.identity, self.parts.base
+        try:
+            with self._log.paused():
+                path = checkpoint.save(folder, self.step, tensors=tensors, state=state, identity=identity, base=base)
+        finally:
+            _draw(tensors)  # after a failure the other processes are still gathering
+        checkpoint.prune(folder, self.step, self.recipe.checkpoint.keep, progress.best_step)
+        self._log.event(self.step, "checkpoint", path=str(path))
+        for callback in self.parts.callbacks:
+            if callback.on_checkpoint:
+                callback.on_checkpoint(self.step, path)
+
     def _export(self, weights: dict[str, Tensor]) -> None:
         """Write final/ aside and rename it, so that it is whole or absent."""
-        assert self.parts.export
+        if self.parts.export is None:
+            return
         aside = self.run.path / ".final.partial"
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        self.parts.export(aside, weights)
-        shutil.rmtree(self.run.final, ignore_errors=True)
-        aside.rename(self.run.final)
+        try:
+            aside.mkdir()
+            self.parts.export(aside, weights)
+            shutil.rmtree(self.run.final, ignore_errors=True)
+            aside.rename(self.run.final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise QVLError(
+                f"{self.run.final}: the trained weights could not be written ({error}); the checkpoint has them: free "
+                "some disk space and run the same command again."
+            ) from error
+
+    def _on_first(self, work: Callable[[], None]) -> None:
+        """Let process 0 work while the others wait. If it fails there it fails everywhere, and nobody waits in vain."""
+        failure = None
+        if self.world.rank == 0:
+            try:
+                work()
+            except QVLError as error:
+                failure = error
+        if failed := self.world.first(failure and (type(failure), str(failure))):
+            kind, message = failed
+            raise failure or kind(message)
 
     def _leave_out(self, bad: list[Bad]) -> None:
         """Count left-out samples and list them; one too many ends the run with its state saved."""
         new = [entry for entry in bad if entry.id not in self.progress.bad]
         try:
-            for entry in new:
-                self._log.event(self.step, "bad_sample", sample=entry.id, reason=entry.reason, message=entry.message)
+            for entry in new:  # found while making the next step: a run killed in it and resumed finds them again
+                step = self.step + 1
+                self._log.event(step, "bad_sample", sample=entry.id, reason=entry.reason, message=entry.message)
                 self.progress.leave_out(entry, self.recipe.data.max_bad)
         except BadInput:
             self.save()
@@ -237,3 +268,8 @@ class Session:
         if self.world.rank == 0 and self.progress.bad:
             lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.progress.bad.values())
             write_atomic(self.run.bad_samples_file, "".join(lines))
+
+
+def _draw(tensors: Mapping[str, Iterator[tuple[str, Tensor]]]) -> None:
+    for named in tensors.values():
+        deque(named, maxlen=0)
