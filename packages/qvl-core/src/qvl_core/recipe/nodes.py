@@ -58,14 +58,17 @@ class _Composer(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()
         if event.anchor is not None:
-            raise _refused("anchors and aliases (& and *) have no place in a recipe; write the value out", event)
+            raise _Refused("anchors and aliases (& and *) have no place in a recipe; write the value out", event)
         if event.tag is not None:
-            raise _refused(f"the tag {event.tag} has no place in a recipe; write the plain value", event)
+            raise _Refused(f"the tag {event.tag} has no place in a recipe; write the plain value", event)
         return super().compose_node(parent, index)
 
 
-def _refused(sentence: str, event: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=sentence, problem_mark=event.start_mark)
+class _Refused(yaml.MarkedYAMLError):
+    """YAML that a recipe does without."""
+
+    def __init__(self, sentence: str, event: Any) -> None:
+        super().__init__(problem=sentence, problem_mark=event.start_mark)
 
 
 def parse(text: str, where: str, *, numbered: bool = True) -> tuple[Node | None, list[Problem]]:
@@ -112,12 +115,12 @@ def parse(text: str, where: str, *, numbered: bool = True) -> tuple[Node | None,
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "cannot be read"
+    if isinstance(error, _Refused):
+        return f"{problem}."
     if "\\t" in problem:
         return "not YAML: there is a tab; indent with spaces."
     if "expected a single document" in str(error):
         return "a recipe is one YAML document; remove the second one."
-    if "recipe" in problem:  # our own refusals are sentences already
-        return f"{problem}."
     return f"not YAML: {problem}."
 
 

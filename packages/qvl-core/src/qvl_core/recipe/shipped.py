@@ -6,6 +6,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from qvl_core.errors import BadInput
+from qvl_core.recipe.names import close
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,8 @@ def _known(package: str, name: str) -> Shipped:
 
 def unknown(package: str, name: str) -> str:
     """The sentence about a name that no recipe has."""
-    from qvl_core.recipe.names import close
-
     names = [recipe.name for recipe in shipped(package)]
-    have = f"{package} ships {', '.join(names)}" if names else f"{package} ships none"
-    return f'no recipe "{name}"{close(name, names) or f"; {have}"}'.rstrip("?") + ("?" if close(name, names) else ".")
+    return f'no recipe "{name}"' + (close(name, names) or f"; {package} ships {', '.join(names) or 'none'}.")
 
 
 def _entries(package: str) -> list[Traversable]:

@@ -41,15 +41,13 @@ def inside(kinds: list[Any], key: str | int) -> list[Any]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             if key in kind.model_fields:
                 found += alternatives(kind.model_fields[str(key)].annotation)
-            elif isinstance(key, str):  # a lone entry that the field accepts in place of a list is found one level up
-                continue
         elif origin is dict and len(arguments) == 2:
             found += alternatives(arguments[1])
         elif origin is tuple and isinstance(key, int) and arguments:
             found += alternatives(arguments[0 if Ellipsis in arguments else min(key, len(arguments) - 1)])
         elif origin in (list, set, frozenset) and arguments:
             entry = alternatives(arguments[0])
-            found += entry if isinstance(key, int) else inside(entry, key)
+            found += entry if isinstance(key, int) else inside(entry, key)  # a lone block stands for a list of one
     return found
 
 
