@@ -1,5 +1,8 @@
 """Packed = unpacked = padded, in logits and in gradients, on every attention path; and no mask is ever built."""
 
+import inspect
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +133,41 @@ def test_no_mask_is_built_and_equal_lengths_share_a_call(monkeypatch):
     assert sorted(set(tower)) == [(1, 4, 24, 24), (3, 4, 12, 24), (3, 4, 16, 24)]
     assert len(tower) == 9
     assert len(text) == 3 * len({len(one) for one in samples})
+
+
+@pytest.mark.parametrize("shares_heads", [True, False], ids=["torch 2.15", "torch 2.11"])
+def test_the_kernel_path_lays_its_arguments_out_right(monkeypatch, shares_heads):
+    """The kernel itself needs a GPU (tests/gpu); a plain reading of its documentation stands in for it here."""
+    from torch.nn.attention import varlen
+
+    signature, calls = inspect.signature(varlen.varlen_attn), []
+
+    def documented(*args, **options):
+        given = signature.bind(*args, **options).arguments
+        query, key, value, bounds = (given[name] for name in ("query", "key", "value", "cu_seq_q"))
+        assert given["max_q"] == given["max_k"] == bounds.diff().max()
+        assert given.get("enable_gqa", False) == (query.shape[1] != key.shape[1])
+        calls.append(bounds)
+        causal = {(-1, 0): True, (-1, -1): False}[given["window_size"]]
+        out = [
+            functional.scaled_dot_product_attention(
+                *(x[start:stop].transpose(0, 1)[None] for x in (query, key, value)),
+                is_causal=causal,
+                scale=given["scale"],
+                enable_gqa=query.shape[1] != key.shape[1],
+            )[0].transpose(0, 1)
+            for start, stop in pairwise(bounds.tolist())
+        ]
+        return torch.cat(out)
+
+    monkeypatch.setattr(varlen, "varlen_attn", documented)
+    monkeypatch.setattr(attention, "_varlen_shares_heads", lambda: shares_heads)
+    model = tiny_model(PROCESSOR.tokenizer)
+    attention.use(model)
+    expected = logits(model, SETS["mixed"], packing=True)
+    monkeypatch.setattr(attention, "_kernel_type", lambda query, value: value.dtype)
+    torch.testing.assert_close(logits(model, SETS["mixed"], packing=True), expected, atol=1e-5, rtol=1e-5)
+    assert len(calls) == 3 + 3 + 3  # layers of the text model, of the tower on images, of the tower on videos
 
 
 def test_positions_alone_tell_documents_apart(model):
