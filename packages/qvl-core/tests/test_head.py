@@ -58,10 +58,27 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda h, w: label_nll(h, w, targets, weights[:7])[0], (hidden, weight))
 
 
-def test_no_gradients_are_made_without_grad():
+class Watch(TorchDispatchMode):
+    """Products made, and the largest tensor made that has not the weight's shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.products += "mm" in func.__name__
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor) and x.shape not in [(V, D), (D, V)]:
+                self.largest = max(self.largest, x.numel())
+        return out
+
+
+def test_without_grad_no_gradients_are_made():
     hidden, weight, targets, _ = case()
-    with torch.no_grad():
+    with torch.no_grad(), Watch() as watch:
         total, nll = label_nll(hidden, weight, targets)
+    assert watch.products == 8  # one a chunk: the logits
     assert not total.requires_grad
     torch.testing.assert_close(total, nll.sum())
 
@@ -114,7 +131,7 @@ def test_a_head_with_adapters_is_recomputed_by_chunks():
 
 @pytest.mark.parametrize("adapters", [False, True])
 def test_never_holds_all_logits(adapters):
-    hidden, weight, targets, _ = case()
+    hidden, _, targets, _ = case()
     lm_head = nn.Linear(D, V, bias=False)
     if adapters:
         from peft import LoraConfig, inject_adapter_in_model
@@ -122,20 +139,9 @@ def test_never_holds_all_logits(adapters):
         model = nn.ModuleDict({"lm_head": lm_head})
         inject_adapter_in_model(LoraConfig(r=4, target_modules=["lm_head"]), model)
         lm_head = model["lm_head"]
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(x, torch.Tensor) and x.shape != weight.shape and x.shape != weight.T.shape:
-                    largest = max(largest, x.numel())
-            return out
-
-    with Watch():
+    with Watch() as watch:
         head_nll(lm_head, hidden, targets)[0].backward()
-    assert largest == 5 * V
+    assert watch.largest == 5 * V
 
 
 def test_no_labels_is_zero_and_still_part_of_the_graph():

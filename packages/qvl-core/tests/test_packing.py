@@ -4,6 +4,7 @@ import inspect
 from itertools import pairwise
 
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import Tensor
@@ -111,6 +112,18 @@ def test_loss_equals_the_librarys_on_single_samples(model, samples):
             expected = model(**arguments, labels=labels).loss * one.count
         torch.testing.assert_close(next_token_loss(model, batch), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(token_losses(model, batch).sum(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_train_whether_injected_or_wrapped(model):
+    batch = collate(SETS["mixed"], True, MERGE, PAD)
+    expected = next_token_loss(model, batch)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    for form in (wrapped, wrapped.get_base_model()):
+        wrapped.zero_grad()
+        loss = next_token_loss(form, batch)
+        torch.testing.assert_close(loss, expected)  # B starts at zero
+        loss.backward()
+        assert all(p.grad is not None for p in wrapped.parameters() if p.requires_grad)
 
 
 def test_no_mask_is_built_and_equal_lengths_share_a_call(monkeypatch):

@@ -45,6 +45,8 @@ def label_nll(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor |
     Returns the weighted total, a scalar with gradients for hidden and weight, and the nll of each label (N,), without.
     Products are computed in the autocast type or the weight's, statistics and total in fp32 (fp64 for fp64).
     """
+    if not torch.is_grad_enabled():  # needs_input_grad does not know
+        hidden, weight = hidden.detach(), weight.detach()
     total, nll = _LabelNLL.apply(hidden, weight, targets, weights)
     return total, nll
 
