@@ -108,52 +108,52 @@ class _Layout:
         self.learn.extend([learned] * len(ids))
 
 
-@dataclass(frozen=True)
 class _Template:
-    """What is fixed for one processor: its special tokens and how it opens an answer."""
+    """What is fixed for one processor: its special tokens, how it opens an answer, and the tokens of short texts."""
 
-    source: Any  # the chat template it was made from
-    special: dict[str, int]
-    ids: frozenset[int]
-    pattern: re.Pattern[str]
-    openings: tuple[tuple[str, list[int]], ...]  # text after <|im_start|> that is given, not learned; and its tokens
+    def __init__(self, processor: Any) -> None:
+        self.source = processor.chat_template
+        self._tokenizer = processor.tokenizer
+        self._known: dict[str, list[int]] = {}
+        added = self._tokenizer.added_tokens_decoder.items()
+        self.special = {token.content: index for index, token in added if token.special}
+        self.ids = frozenset(self.special.values())
+        longest_first = sorted(self.special, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
+        question = [{"role": "user", "content": "?"}]
+        asked = processor.apply_chat_template(question, tokenize=False)
+        opened = processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        opening = opened.removeprefix(asked).removeprefix(START)
+        if not {START, END} <= set(self.special) or not opening.startswith(ANSWER) or self.pattern.search(opening):
+            raise BadInput(f"the chat template does not open answers with {START}assistant; use Qwen3-VL's own.")
+        self._openings = (opening, ANSWER)  # that of the Thinking models goes on with <think>, but not in earlier turns
 
     @staticmethod
     def of(processor: Any) -> "_Template":
         known = _templates.get(processor)
         if known is None or known.source is not processor.chat_template:
-            known = _templates[processor] = _Template._read(processor)
+            known = _templates[processor] = _Template(processor)
         return known
 
-    @staticmethod
-    def _read(processor: Any) -> "_Template":
-        tokenizer = processor.tokenizer
-        special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        longest_first = sorted(special, key=len, reverse=True)
-        question = [{"role": "user", "content": "?"}]
-        asked = processor.apply_chat_template(question, tokenize=False)
-        opening = processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-        opening = opening.removeprefix(asked).removeprefix(START)
-        pattern = re.compile("|".join(map(re.escape, longest_first)))
-        if (
-            not asked.startswith(START)
-            or END not in special
-            or not opening.startswith(ANSWER)
-            or pattern.search(opening)
-        ):
-            raise BadInput(
-                f"the processor's chat template does not open answers with {START}assistant; use Qwen's own."
-            )
-        texts = (opening, ANSWER)
-        openings = tuple(zip(texts, _tokens(texts, tokenizer), strict=True))
-        return _Template(processor.chat_template, special, frozenset(special.values()), pattern, openings)
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, in which no special token is recognised. Short texts come again and are remembered."""
+        if len(self._known) > 10_000:
+            self._known.clear()
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        fresh: dict[str, list[int]] = {}
+        if new:
+            options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+            fresh = dict(zip(new, self._tokenizer(new, **options)["input_ids"], strict=True))
+            self._known.update((text, ids) for text, ids in fresh.items() if len(text) <= 100)
+        return [fresh[text] if text in fresh else self._known[text] for text in texts]
 
-    def given(self, text: str, tokens: list[int]) -> int:
+    def given(self, text: str, ids: list[int]) -> int:
         """How many of an answer's first tokens are its opening, which the model is given and does not learn."""
-        opening = next(tokens for start, tokens in self.openings if text.startswith(start))
-        if tokens[: len(opening)] == opening:
+        start = next(opening for opening in self._openings if text.startswith(opening))
+        opening = self.tokens([start])[0]
+        if ids[: len(opening)] == opening:
             return len(opening)
-        same = next(i for i, token in enumerate(opening) if tokens[i] != token)
+        same = next(i for i, token in enumerate(opening) if ids[i] != token)
         return same + 1  # the token that straddles the border belongs to the opening
 
 
@@ -163,7 +163,7 @@ _templates: WeakKeyDictionary[Any, _Template] = WeakKeyDictionary()
 def _lay_out(
     sample: Sample, messages: Sequence[Message], trained: list[bool], processor: Any, size: Size, generate: bool = False
 ) -> _Layout:
-    """Tokens of `messages`; with `generate`, followed by the opening of an answer."""
+    """The tokens of `messages`; with `generate`, followed by the opening of an answer."""
     template = _Template.of(processor)
     pieces = _render(messages, processor, template, generate)
     parts = [part for message in messages for part in message.parts if part.media is not None]
@@ -215,7 +215,7 @@ def _render(
         raise BadSample("template", f"the chat template refuses this conversation: {error}") from None
     pieces = [piece for piece in re.split(f"({template.pattern.pattern})", written) if piece]
     texts = [piece.replace(mark, "") if mark else piece for piece in pieces if piece not in template.special]
-    tokens = _tokens(texts, processor.tokenizer)
+    tokens = template.tokens(texts)
     if mark and not template.ids.isdisjoint(token for ids in tokens for token in ids):
         raise BadSample("special_token", "special tokens typed in the text cannot be kept apart; remove them")
     between = iter(zip(texts, tokens, strict=True))
@@ -252,15 +252,6 @@ def _chat(messages: Sequence[Message], special: re.Pattern[str]) -> tuple[list[d
     return chat, mark
 
 
-def _tokens(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Ids of each text, in which no special token is recognised."""
-    if not texts:
-        return []
-    options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
-    ids: list[list[int]] = tokenizer(list(texts), **options)["input_ids"]
-    return ids
-
-
 def _media_tokens(
     sample: Sample, index: int, processor: Any, template: _Template, size: Size
 ) -> Iterator[tuple[list[int], int]]:
@@ -283,7 +274,7 @@ def _media_tokens(
     times += times[-1:] * (-len(frames) % group)
     middles = [(times[i] + times[i + group - 1]) / 2 for i in range(0, len(times), group)]
     pads = [processor.video_token_id] * (patches // len(middles) // video.merge_size**2)
-    for stamp in _tokens([f"<{middle:.1f} seconds>" for middle in middles], processor.tokenizer):
+    for stamp in template.tokens([f"<{middle:.1f} seconds>" for middle in middles]):
         yield [*stamp, template.special[processor.vision_start_token]], 0
         yield pads, 2
         yield [template.special[processor.vision_end_token]], 0
