@@ -168,8 +168,8 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = "pip install uv && uv run nox -s tests"
+    assert command in (ROOT / ".ci" / "run").read_text("utf-8")
     assert command in (ROOT / "README.md").read_text("utf-8")
-    assert command.replace("pip install", "pip install --quiet") in (ROOT / ".ci" / "run").read_text("utf-8")
 
 
 def test_the_recipe_reference_is_current() -> None:
