@@ -70,16 +70,15 @@ class _LabelNLL(torch.autograd.Function):
             grad_weight = blank(weight) if ctx.needs_input_grad[1] else None
             size = max(1, CHUNK // len(weight))
             for chunk in (slice(start, start + size) for start in range(0, len(rows), size)):
-                nll[chunk], softmax = _nll_and_softmax(rows[chunk] @ matrix.T, targets[chunk])
-                if grad_hidden is None and grad_weight is None:
-                    continue
-                # d nll / d logits = softmax - onehot
-                softmax.scatter_add_(1, targets[chunk, None], softmax.new_full((len(softmax), 1), -1))
-                grad = softmax.mul_((factor[chunk] * scale)[:, None]).to(dtype)  # (C, V)
+                nll[chunk], grad = _nll_and_softmax(rows[chunk] @ matrix.T, targets[chunk])
+                if grad_hidden is not None or grad_weight is not None:
+                    grad.scatter_add_(1, targets[chunk, None], grad.new_full((len(grad), 1), -1))  # softmax - onehot
+                    grad = grad.mul_((factor[chunk] * scale)[:, None]).to(dtype)  # (C, V) of the total by the logits
                 if grad_hidden is not None:
                     grad_hidden[chunk] = (grad @ matrix).to(nll.dtype) / scale
                 if grad_weight is not None:
                     _add_product(grad_weight, grad, rows[chunk], first=chunk.start == 0)
+                del grad  # before the next chunk's logits are made
             if grad_weight is not None and dtype == torch.float16:
                 grad_weight.div_(scale)
         ctx.save_for_backward(grad_hidden, grad_weight)
