@@ -1,4 +1,4 @@
-"""The loop's promises, on a toy run: what a kill, a damaged file, a full disk or a NaN may cost, and what it may not."""
+"""The loop's promises, on a toy run: what a kill, a damaged file, a full disk or a NaN may cost, and what not."""
 
 import json
 import os
@@ -430,7 +430,7 @@ def test_resume_from_a_named_checkpoint_in_a_new_folder(interrupted: Path, whole
 def test_resume_from_an_older_checkpoint_of_the_same_run_is_refused(interrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(interrupted, out)
-    with pytest.raises(BadInput, match="step-000006 is newer; .*another --out"):
+    with pytest.raises(BadInput, match=r"step-000006 is newer; .*another --out"):
         toy_run(out, resume=out / "checkpoints/step-000004")
 
 
