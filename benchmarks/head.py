@@ -165,7 +165,12 @@ def main() -> None:
         "benchmark": "head",
         "date": date.today().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count(), "threads": 1},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": 1,
+        },
         "rows": ROWS,
         "vocabulary": VOCABULARY,
         "labelled": LABELLED,
