@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each is one sentence: what, where, how to fix. The command line turns them into exit codes."""
+"""Errors a user can act on: one sentence with what, where and how to fix. The command line makes exit codes of them."""
 
 
 class QVLError(Exception):

@@ -48,7 +48,10 @@ class ChatSamples:
 
     def encode(self, position: int) -> Encoded:
         """The sample at `position`. Raises LeftOut if it cannot be used."""
-        item = self.mixture.locate(self.seed, position)
+        return self.encode_item(self.mixture.locate(self.seed, position))
+
+    def encode_item(self, item: Item) -> Encoded:
+        """One draw of the mixture. Raises LeftOut if it cannot be used."""
         try:
             return encode(self.mixture.sample(item), self.processor, max_length=self.max_length, too_long=self.too_long)
         except BadSample as error:

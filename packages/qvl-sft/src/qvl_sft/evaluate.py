@@ -7,18 +7,21 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
-from qvl_core.qwen3vl.batch import Batch
+from qvl_core.qwen3vl.batch import Batch, collate
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import exact_match, generate
 from qvl_core.qwen3vl.loss import token_losses
-from qvl_core.run import RunFolder
+from qvl_core.recipe.blocks import Source
+from qvl_core.run import RunFolder, result
 from qvl_core.training.world import World
 from qvl_data.chat import encode, prompt
 from qvl_data.errors import BadSample
@@ -63,22 +66,24 @@ class Evaluation:
             if name not in METRICS:
                 raise BadInput(f'evaluate.metrics: there is no metric "{name}"; choose from {", ".join(METRICS)}.')
 
-    def measure(self, model: nn.Module, world: World, final: bool, run: RunFolder) -> dict[str, float]:
+    def measure(
+        self, model: nn.Module, world: World, final: bool, run: RunFolder, limit: int | None = None
+    ) -> dict[str, float]:
         """Figures such as validation_loss and test_exact_match, the same on every process.
 
         Before the end only the validation list is looked at. At the end the run folder gets predictions.jsonl and the
-        first pictures in samples/.
+        first pictures in samples/; it looks at all samples, or at `limit` of them.
         """
         figures: dict[str, float] = {}
         predictions: list[Prediction] = []
         for name, mixture in self.lists.items():
             if not final and name != "validation":
                 continue
-            items = _choose(list(mixture.items()), None if final else self.samples)
+            items = _choose(list(mixture.items()), limit if final else self.samples)
             mine = items[world.rank :: world.size] if world.strategy == "ddp" else items  # sharded: all move in step
             figures[f"{name}_loss"] = self._loss(model, world, mixture, mine)
             if self.metrics:
-                kept = {item for item in items[:PICTURES]} if final else set()
+                kept = set(items[:PICTURES]) if final else set()
                 answered = self._answer(model, world, name, mixture, mine, run.path, kept)
                 answers, references = [p.answer for p in answered], [p.reference for p in answered]
                 figures |= {f"{name}_{metric}": METRICS[metric](answers, references) for metric in self.metrics}
@@ -125,6 +130,38 @@ class Evaluation:
             for (sample, _, reference, picture), answer in zip(asked, answers, strict=True)
         ]
         return [prediction for part in _all_parts(world, mine) for prediction in part]
+
+
+def evaluate(
+    model: str,
+    data: Sequence[str],
+    out: Path,
+    *,
+    split: str = "test",
+    base: str | None = None,
+    samples: int | None = None,
+    max_new_tokens: int = 64,
+) -> dict[str, Any]:
+    """Measure any model on data files or dataset folders; `out` gets result.json, predictions.jsonl and report.html."""
+    from qvl_sft.report import evaluation_report
+    from qvl_sft.trained import load_trained
+
+    if out.exists() and any(out.iterdir()):
+        raise BadInput(f"--out {out}: holds files already; choose another folder.")
+    mixture = Mixture([Source(source=source) for source in data], split)
+    loaded, processor = load_trained(model, base)
+    merge = loaded.config.vision_config.spatial_merge_size
+    lay_out = partial(collate, packing=True, merge=merge, pad_id=processor.tokenizer.pad_token_id)
+    evaluation = Evaluation({split: mixture}, processor, lay_out, max_new_tokens=max_new_tokens)
+    out.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(out)
+    with torch.no_grad():
+        figures = evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, limit=samples)
+    values = result("qvl-sft", seed=0, complete=True, figures={"model": model, "data": " ".join(data), **figures})
+    run.write_result(values)
+    page = evaluation_report(run, model)
+    print(*(f"{name} {value:.4f}" for name, value in figures.items()), page, sep="\n")
+    return dict(values)
 
 
 def read_predictions(folder: Path) -> list[Prediction]:

@@ -1,3 +1,48 @@
-"""`qvl-sft plan`: memory and time of a recipe from exact parameter counts, without the model or a GPU."""
+"""`qvl-sft plan`: memory and time of a recipe from exact parameter counts, without the weights or a GPU."""
 
-from qvl_core.recipe.blocks import Recipe
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from qvl_core.qwen3vl.load import find_folder
+from qvl_core.qwen3vl.plan import MemoryPlan, plan_memory
+from qvl_core.qwen3vl.presets import config, preset_for
+from qvl_core.qwen3vl.tiny import tiny_config, tiny_tokenizer
+from qvl_core.recipe.load import load
+from qvl_core.report import Table
+from qvl_sft.recipe import RECIPE, SFTRecipe
+
+
+def plan(recipe: SFTRecipe) -> None:
+    """Print the predicted memory table of one device and the step time."""
+    from rich.console import Console
+
+    Console().print(predict(recipe).rich())
+
+
+def predict(recipe: SFTRecipe) -> MemoryPlan:
+    """The plan of a recipe. `auto` precision is taken as bf16, as on any recent GPU."""
+    precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
+    world = (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
+    strategy = ("ddp" if world > 1 else "single") if recipe.parallel.strategy == "auto" else recipe.parallel.strategy
+    return plan_memory(
+        model_config(recipe.model.name), recipe.tune, recipe.batch, precision, recipe.train.recompute, world, strategy
+    )
+
+
+def memory_table(name: str) -> Table:
+    """The plan of a shipped recipe as a table of the report."""
+    planned = predict(load(RECIPE, name, package="qvl_sft"))
+    rows = [{"memory": row, "GiB": round(size / 2**30, 2)} for row, size in planned.rows.items()]
+    total = {"memory": "needed, with reserve", "GiB": round((planned.peak + planned.reserve) / 2**30, 2)}
+    return Table([*rows, total], f"Memory plan of {name}: one GPU")
+
+
+def model_config(name: str) -> Any:
+    """The shapes of a released model by its name, else those of the checkpoint."""
+    if (preset := preset_for(name)) is not None and not Path(name).is_dir():
+        return config(preset)
+    if name == "tiny":
+        return tiny_config(tiny_tokenizer())
+    return AutoConfig.from_pretrained(find_folder(name))

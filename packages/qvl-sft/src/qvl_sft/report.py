@@ -3,7 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from qvl_core.report import Matrix, Picture, Pictures, Section, report as core_report, run_sections, write
+from qvl_core.report import Figure, Figures, Matrix, Picture, Pictures, Section, run_sections, write
+from qvl_core.report import report as core_report
 from qvl_core.run import RunFolder
 from qvl_sft.evaluate import Prediction, read_predictions
 
@@ -17,6 +18,16 @@ def report(path: Path) -> Path:
     if not predictions:
         return core_report(run.path)
     return write(run, [*run_sections(run), *(_answers(run, name, p) for name, p in _by_list(predictions).items())])
+
+
+def evaluation_report(run: RunFolder, model: str) -> Path:
+    """Write the page of `qvl-sft evaluate`: figures and answers."""
+    values = run.read_result() or {}
+    figures = [
+        Figure(name, value) for name, value in values.items() if isinstance(value, float) and "seconds" not in name
+    ]
+    answers = [_answers(run, name, p) for name, p in _by_list(read_predictions(run.path)).items()]
+    return write(run, [Section("Figures", [Figures(figures)]), *answers], title=f"Evaluation of {model}")
 
 
 def _answers(run: RunFolder, name: str, predictions: list[Prediction]) -> Section:

@@ -1,4 +1,4 @@
-"""`qvl-sft tiny`: a random Qwen3-VL of 1.7M parameters that loads like the real one, with a tokenizer for the digits."""
+"""`qvl-sft tiny`: a random Qwen3-VL of 1.7M parameters that loads like the real one."""
 
 from pathlib import Path
 

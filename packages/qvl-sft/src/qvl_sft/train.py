@@ -1,4 +1,4 @@
-"""Train a recipe: `qvl-sft train RECIPE` and `from qvl_sft import train` are the same. Importing this loads no torch."""
+"""`qvl-sft train RECIPE` and `from qvl_sft import train` are the same. Importing this loads no torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ def train(
 ) -> dict[str, Any]:
     """Train `recipe` in the run folder `out` and return its result (qvl.result/1).
 
-    An unfinished run is continued, a finished one is left alone; `fresh` moves either aside, `resume` names a checkpoint
-    to continue from, `allow_change` continues although the recipe has changed.
+    An unfinished run is continued, a finished one is left alone; `fresh` moves either aside, `resume` names a
+    checkpoint to continue from, `allow_change` continues although the recipe has changed.
     """
     from qvl_core.training.conduct import conduct
     from qvl_sft.build import build

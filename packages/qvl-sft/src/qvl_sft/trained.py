@@ -5,25 +5,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoProcessor
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import load_model
 from qvl_core.qwen3vl.lora import CONFIG_FILE, load_adapter
 from qvl_core.recipe.blocks import Model
-from qvl_core.training.engine import resolve_precision
+from qvl_core.training.engine import DTYPES, resolve_precision
 
 
-def load_trained(name: str, base: str | None = None, precision: str = "auto") -> tuple[Any, Any]:
-    """Model (in evaluation mode, on the best device) and processor. Raises BadInput for a folder that is none of these."""
+def load_trained(name: str, base: str | None = None) -> tuple[Any, Any]:
+    """Model (in evaluation mode, on the best device, in its 16-bit type there) and processor.
+
+    Raises BadInput for a name that is none of these.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision(precision, device)
+    precision = resolve_precision("auto", device)
     folder = final_folder(Path(name))
-    if folder is None or not (folder / CONFIG_FILE).is_file():
-        model, processor = load_model(Model(name=str(folder or name)), precision=precision, device=device, seed=0)
-    else:
-        model, processor = load_model(Model(name=base or base_of(folder)), precision=precision, device=device, seed=0)
-        load_adapter(model, folder)
-    return model.eval(), processor
+    if folder is None or not is_adapter(folder):
+        return load_model(Model(name=str(folder or name)), precision=precision, device=device)
+    model, processor = load_model(Model(name=base or base_of(folder)), precision=precision, device=device)
+    load_adapter(model, folder)
+    return model.to(DTYPES[precision]).eval(), own_processor(folder) or processor
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file()
+
+
+def own_processor(folder: Path) -> Any:
+    """The processor saved with an adapter, which has the picture budget of its training; None if there is none."""
+    return AutoProcessor.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
 
 
 def final_folder(path: Path) -> Path | None:

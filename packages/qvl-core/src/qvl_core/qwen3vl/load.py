@@ -55,6 +55,15 @@ def load_model(model: Model, *, precision: Precision, device: "str | torch.devic
     return loaded.to(device).eval(), processor
 
 
+def open_processor(model: Model) -> Any:
+    """The processor that `load_model` would give, without the model. Raises BadInput."""
+    if model.name == "tiny":
+        from qvl_core.qwen3vl.tiny import tiny_processor
+
+        return tiny_processor()
+    return _read_processor(find_folder(model.name, model.revision))
+
+
 def find_folder(name: str, revision: str | None = None) -> Path:
     """The local folder of a checkpoint; a hub name is fetched into the hub's cache, or found there when offline."""
     folder = Path(name).expanduser()

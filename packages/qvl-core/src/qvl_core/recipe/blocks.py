@@ -1,4 +1,4 @@
-"""The blocks that the recipes of all packages share. Each field's description is its help text and its reference page."""
+"""The blocks that all recipes share. A field's description is its help text and its line on the reference page."""
 
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ class Model(Block):
     revision: str | None = None
     """Hub revision (branch, tag or commit); the commit that was loaded is recorded in environment.json."""
     attention: Literal["auto", "packed", "sdpa", "eager"] = "auto"
-    """Attention implementation; auto takes `packed`: varlen kernels on a GPU, one SDPA call per document length elsewhere."""
+    """Attention implementation; auto takes `packed`: varlen kernels on a GPU, SDPA by document length elsewhere."""
     init_from: str | None = None
     """Folder whose weights are loaded before step 1 (weights only: to continue a run use --resume)."""
 
@@ -74,7 +74,8 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, (str, dict)) else value
 
 
-Sources = Annotated[list[Annotated[Source, BeforeValidator(_as_source)]], BeforeValidator(_as_list)]
+_Source = Annotated[Source, BeforeValidator(_as_source, json_schema_input_type=Source | str)]
+Sources = Annotated[list[_Source], BeforeValidator(_as_list, json_schema_input_type=list[_Source] | Source | str)]
 
 
 class Data(Block):
@@ -104,7 +105,7 @@ class Batch(Block):
     tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens per optimizer step, over all devices, in packed rows of max_length. Give either size or tokens."""
     micro: Annotated[int, Field(ge=1)] | None = None
-    """Samples (with size) or packed rows (with tokens) per forward on each device; default: all with size, 1 with tokens."""
+    """Samples (with size) or packed rows (with tokens) per forward on each device; default: all, or 1 row."""
     packing: bool = True
     """Lay samples end to end, each attending only to itself; false pads them, grouped by length."""
     max_length: Annotated[int, Field(ge=8)] = 4096
@@ -223,9 +224,9 @@ class Parallel(Block):
     """How many processes, and what each holds."""
 
     strategy: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
-    """auto: single with one process, ddp with several. fsdp2 shards weights, gradients and optimizer over all devices."""
+    """auto: single with one process, ddp with several. fsdp2 shards weights, gradients and optimizer states."""
     nproc: Annotated[int, Field(ge=1)] | None = None
-    """Processes per node that must be there; asserted at start."""
+    """Processes per node; above 1 the command starts them itself. Asserted at start."""
     nodes: Annotated[int, Field(ge=1)] | None = None
     """Nodes that must be there; asserted at start."""
 

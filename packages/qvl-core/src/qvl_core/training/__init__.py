@@ -1,1 +1,1 @@
-"""The one training loop and what it stands on: parts, micro-batches, checkpoints, processes, optimizer, schedule, log."""
+"""The one training loop and what it stands on: parts, batches, checkpoints, processes, optimizer, schedule, log."""

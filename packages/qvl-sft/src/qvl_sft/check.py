@@ -1,0 +1,151 @@
+"""`qvl-sft check`: is this recipe what you meant? Reads the data, shows the first batch and what will be trained.
+
+Nothing is trained and no weights are read: the tune table comes from the model's shapes.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.encoded import IGNORE, Encoded
+from qvl_core.qwen3vl.load import apply_media, open_processor
+from qvl_core.qwen3vl.lora import TuneTable, apply_tune
+from qvl_core.qwen3vl.presets import meta_model
+from qvl_core.training.samples import Bad, LeftOut
+from qvl_data.order import order
+from qvl_data.sources import Mixture
+from qvl_data.stream import ChatSamples
+from qvl_sft.build import chat_batches, open_lists, resolve_steps
+from qvl_sft.known_good import warnings
+from qvl_sft.plan import model_config
+from qvl_sft.recipe import SFTRecipe
+
+ENCODED = 2000  # samples of a list that are encoded in full, pictures and all: a fixed random choice of a longer list
+SHOWN = 2  # samples of the first batch that are printed
+
+
+@dataclass
+class ListFacts:
+    """What was found in one list of sources."""
+
+    samples: int
+    lengths: list[int] = field(default_factory=list)
+    labels: int = 0
+    bad: list[Bad] = field(default_factory=list)
+
+
+def check(recipe: SFTRecipe, out: Path | None = None) -> None:
+    """Print data facts, the first batch, the tune table and warnings; with `out`, list bad samples there.
+
+    Raises BadInput if the data holds more bad samples than data.max_bad allows.
+    """
+    console = Console()
+    lists = open_lists(recipe)
+    processor = open_processor(recipe.model)
+    apply_media(processor, recipe.media)
+    facts = {name: _read(mixture, processor, recipe) for name, mixture in lists.items()}
+    console.print(_data_table(facts))
+    for name, found in facts.items():
+        for reason, count in Counter(entry.reason for entry in found.bad).items():
+            example = next(entry.message for entry in found.bad if entry.reason == reason)
+            console.print(f"{name}: {count} x {reason}, such as: {example}", style="red", markup=False)
+
+    config = model_config(recipe.model.name)
+    batches = chat_batches(recipe, lists["train"], processor, config.vision_config.spatial_merge_size)
+    console.print(f"first batch (seed {recipe.train.seed}); what is learned from is green:", style="bold")
+    for sample in _first(batches.samples, batches.rows(0)):
+        console.print(_rendered(sample, processor.tokenizer))
+    table: TuneTable = apply_tune(meta_model(config), recipe.tune, seed=0, optim=recipe.optim)
+    console.print(table.rich())
+    console.print(f"{resolve_steps(recipe, batches)} steps; one epoch is {len(lists['train']):,} samples")
+    for sentence in warnings(recipe, table.parameters):
+        console.print(f"note: {sentence}", style="yellow", markup=False)
+    if out is not None:
+        _write_bad(facts, out)
+    _judge(facts, recipe)
+
+
+def _read(mixture: Mixture, processor: Any, recipe: SFTRecipe) -> ListFacts:
+    items = list(mixture.items())
+    chosen = items if len(items) <= ENCODED else [items[order(0, place, len(items))] for place in range(ENCODED)]
+    samples = ChatSamples(mixture, processor, recipe.train.seed, recipe.batch.max_length, recipe.batch.too_long)
+    facts = ListFacts(len(mixture))
+    for item in chosen:
+        try:
+            encoded = samples.encode_item(item)
+            facts.lengths.append(len(encoded))
+            facts.labels += encoded.count
+        except LeftOut as error:
+            facts.bad.append(error.bad)
+    return facts
+
+
+def _data_table(facts: dict[str, ListFacts]) -> Table:
+    table = Table(title="data")
+    table.add_column("list")
+    for title in ("samples/epoch", "read", "bad", "tokens: median", "p95", "longest", "labels"):
+        table.add_column(title, justify="right")
+    for name, found in facts.items():
+        lengths = np.array(found.lengths or [0])
+        numbers = (np.median(lengths), np.percentile(lengths, 95), lengths.max())
+        table.add_row(
+            name,
+            f"{found.samples:,}",
+            f"{len(found.lengths) + len(found.bad):,}",
+            f"{len(found.bad):,}",
+            *(f"{number:,.0f}" for number in numbers),
+            f"{found.labels / max(1, lengths.sum()):.1%}",
+        )
+    return table
+
+
+def _first(samples: ChatSamples, rows: list[tuple[int, ...]]) -> Iterator[Encoded]:
+    shown = 0
+    for position in (position for row in rows for position in row):
+        try:
+            yield samples.encode(position)
+        except LeftOut:
+            continue
+        shown += 1
+        if shown == SHOWN:
+            return
+
+
+def _rendered(sample: Encoded, tokenizer: Any) -> Text:
+    """The sample as the model reads it, runs of picture tokens shortened, learned tokens green."""
+    text = Text(f"{sample.id}: ", style="dim")
+    start = 0
+    while start < len(sample):
+        learned, kind = sample.labels[start] != IGNORE, sample.types[start]
+        end = start
+        while end < len(sample) and (sample.labels[end] != IGNORE, sample.types[end]) == (learned, kind):
+            end += 1
+        if kind:
+            text.append(f"[{end - start} {'image' if kind == 1 else 'video'} tokens]", style="cyan")
+        else:
+            text.append(tokenizer.decode(sample.ids[start:end]), style="bold green" if learned else "default")
+        start = end
+    return text
+
+
+def _write_bad(facts: dict[str, ListFacts], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [f"{name}\t{bad.id}\t{bad.reason}\t{bad.message}\n" for name, found in facts.items() for bad in found.bad]
+    (out / "bad_samples.tsv").write_text("".join(lines), encoding="utf-8")
+
+
+def _judge(facts: dict[str, ListFacts], recipe: SFTRecipe) -> None:
+    grave = [entry for found in facts.values() for entry in found.bad if not entry.tolerated]
+    if len(grave) > recipe.data.max_bad:
+        raise BadInput(
+            f"{len(grave)} bad samples, data.max_bad allows {recipe.data.max_bad}; mend or remove them "
+            "(--out DIR lists all), or raise data.max_bad."
+        )

@@ -1,0 +1,118 @@
+"""`qvl-sft demo`: a tiny Qwen3-VL learns to read handwritten digits, then, with LoRA and replay, a new question.
+
+    qvl-sft demo --out demo --seed 0
+
+Everything is the real thing at a small size: the recipes `tiny` and `tiny_lora`, the training loop, evaluation by
+generation on pictures that were never trained on, chat. One core, about two minutes, no internet.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.tiny import tiny
+from qvl_core.recipe.load import load
+from qvl_core.run import RunFolder, result
+from qvl_data.convert import write_samples
+from qvl_data.example import digits_dataset
+from qvl_data.order import order
+from qvl_data.sample import Sample
+from qvl_sft.chat import Chat
+from qvl_sft.demo_report import Turn, write_report
+from qvl_sft.evaluate import evaluate
+from qvl_sft.recipe import RECIPE
+from qvl_sft.train import train
+from qvl_sft.trained import load_trained
+
+DIGIT, PARITY = "Which digit is this?", "Is this digit odd or even?"
+TEXTS = [*(f"{DIGIT} {digit}" for digit in range(10)), f"{PARITY} odd", f"{PARITY} even"]  # for the tokenizer
+CHATS = 4  # held-out pictures that are talked about in the report
+
+
+def demo(out: Path = Path("runs/demo"), seed: int = 0) -> dict[str, Any]:
+    """Train, test and talk; leave report.html and result.json in `out`. Returns the result.
+
+    An interrupted demo is continued by the same command, a finished one is left alone.
+    """
+    done = RunFolder(out).read_result()
+    if done and done["complete"]:
+        print(f"{out} is finished; see {out / 'report.html'}, or choose another --out.")
+        return done
+    if out.exists() and any(out.iterdir()) and not (out / "data").is_dir():
+        raise BadInput(f"--out {out}: holds other files; choose another folder.")
+    torch.set_num_threads(1)  # the same sums in the same order on every machine, and one core is what it needs
+
+    write_data(out / "data", seed)
+    if not (out / "base").is_dir():
+        tiny(out / "base", TEXTS, seed)
+    digits, parity = out / "runs" / "digits", out / "runs" / "parity"
+    data = [f"data.train.{index}.source={out / 'data' / name}" for index, name in enumerate(("parity", "digits"))]
+
+    train(_recipe("tiny", seed, out / "base", f"data={{train: {out / 'data/digits'}}}"), digits)
+    figures = {
+        "digit_accuracy": _accuracy(digits, out, "digits"),
+        "shuffled_accuracy": _accuracy(digits, out, "shuffled"),
+        "parity_accuracy_before": _accuracy(digits, out, "parity"),
+    }
+    train(_recipe("tiny_lora", seed, digits / "final", "data.test=[]", *data), parity)
+    figures |= {
+        "parity_accuracy": _accuracy(parity, out, "parity"),
+        "digit_accuracy_after": _accuracy(parity, out, "digits"),
+    }
+    turns = talk(parity, seed)
+    values = result("qvl-sft", seed=seed, complete=True, figures=figures)
+    write_report(out, values, turns)
+    RunFolder(out).write_result(values)
+    print(*(f"{name} {value:.3f}" for name, value in figures.items()), out / "report.html", sep="\n")
+    return dict(values)
+
+
+def write_data(folder: Path, seed: int) -> None:
+    """Digits and parity with their splits, and the digit questions of the test split with shuffled pictures."""
+    for name, kind in (("digits", "digit"), ("parity", "parity")):
+        for split in ("train", "test"):
+            # Nothing is chosen on the validation pictures here, so they are trained on as well.
+            splits = ("train", "validation") if split == "train" else ("test",)
+            samples = [sample for part in splits for sample in digits_dataset(kind, part, seed)]
+            _write(samples, folder / name / f"{split}.parquet")
+    _write(shuffled(digits_dataset("digit", "test", seed), seed), folder / "shuffled" / "test.parquet")
+
+
+def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """The same questions and answers, each with another sample's picture: what a model that looks cannot answer."""
+    places = [order(seed, position, len(samples)) for position in range(len(samples))]  # a random ring ...
+    other = {places[i - 1]: samples[place] for i, place in enumerate(places)}  # ... in which each takes its neighbour's
+    return [sample.model_copy(update={"media": other[i].media}) for i, sample in enumerate(samples)]
+
+
+def talk(model: Path, seed: int) -> list[Turn]:
+    """Both questions about a few held-out pictures, each in a conversation of its own."""
+    loaded, processor = load_trained(str(model))
+    turns = []
+    for sample in digits_dataset("digit", "test", seed)[:CHATS]:
+        chat = Chat(loaded, processor)
+        picture = sample.media[0].bytes
+        assert picture is not None
+        turns.append(Turn(picture, DIGIT, chat.ask(DIGIT, [picture], max_new_tokens=4)))
+        chat.reset()
+        turns.append(Turn(picture, PARITY, chat.ask(PARITY, [picture], max_new_tokens=4)))
+    return turns
+
+
+def _recipe(name: str, seed: int, model: Path, *overrides: str) -> Any:
+    return load(RECIPE, name, [f"model.name={model}", f"train.seed={seed}", *overrides], "qvl_sft")
+
+
+def _accuracy(model: Path, out: Path, data: str) -> float:
+    """Exact match of the greedy answers on a test split."""
+    folder = out / "evaluations" / f"{model.name}-on-{data}"
+    figures = evaluate(str(model), [str(out / "data" / data)], folder, max_new_tokens=4)
+    return float(figures["test_exact_match"])
+
+
+def _write(samples: Sequence[Sample], file: Path) -> None:
+    if not file.is_file():
+        write_samples(samples, file)
