@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import IGNORE
-
 from qvl_data.chat import encode, length, prompt
 from qvl_data.errors import BadSample, TooLong
 from qvl_data.sample import Sample
 
-from .conftest import build, picture
+from .chats import build, picture
 
 # The layout of Qwen3-VL-Thinking: the last answer opens with <think>, earlier ones lose their reasoning.
 THINKING = """
@@ -140,7 +140,9 @@ def test_any_text_gives_the_ids_of_transformers(processor, turns):
 
 
 def test_labels_cover_answers_and_their_end_only(processor):
-    turns = build(("system", "assistant\nx"), ("user", "assistant"), ("assistant", "yes"), ("user", "b"), ("assistant", "no"))
+    turns = build(
+        ("system", "assistant\nx"), ("user", "assistant"), ("assistant", "yes"), ("user", "b"), ("assistant", "no")
+    )
     assert learned(turns, processor) == "yes<|im_end|>|no<|im_end|>"
     assert learned(turns, processor, train_on="last") == "no<|im_end|>"
     assert learned(CONVERSATIONS["tool"], processor) == "<tool_call>\n{}\n</tool_call><|im_end|>|Both.<|im_end|>"
@@ -285,7 +287,9 @@ def test_too_long(processor):
 
 
 def test_cut_removes_a_tool_exchange_as_a_whole(processor):
-    sample = build(("user", "a"), ("assistant", "call"), ("tool", "t"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    sample = build(
+        ("user", "a"), ("assistant", "call"), ("tool", "t"), ("assistant", "b"), ("user", "c"), ("assistant", "d")
+    )
     cut = encode(sample, processor, max_length=len(encode(sample, processor)) - 1, too_long="cut")
     np.testing.assert_array_equal(cut.ids, encode(build(("user", "c"), ("assistant", "d")), processor).ids)
 

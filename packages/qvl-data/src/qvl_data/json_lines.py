@@ -25,14 +25,13 @@ MAX_DEPTH = 100
 """Deepest nesting of lists and objects."""
 
 _BOM = b"\xef\xbb\xbf"
-_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)  # strings, and what nests or separates
+# Strings (also one that the end of the data cuts off, or the scan would start again at each of its quotes), and brackets.
+_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 
 
 def parse(data: bytes, place: str) -> Any:
     """The value of one JSON text; anything not strictly JSON in UTF-8 is a BadSample at `place`."""
     try:
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"longer than {MAX_BYTES >> 20} MiB; keep pictures in files instead of in the text")
         if data.startswith(_BOM):
             raise ValueError("starts with a byte order mark; save the file as UTF-8 without BOM")
         if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
@@ -111,6 +110,9 @@ class Rows:
 
     def __getitem__(self, index: int) -> Any:
         start, end, _ = (int(number) for number in self._spans[index])
+        if end - start > MAX_BYTES:
+            problem = f"longer than {MAX_BYTES >> 20} MiB; keep pictures in files, and one sample on each line"
+            raise BadSample("json", problem, self.place(index))
         if self._file is None:
             self._file = self.path.open("rb")
         self._file.seek(start)
@@ -126,19 +128,17 @@ class Rows:
 def _lines(path: Path) -> NDArray[np.int64]:
     """Where the non-empty lines are: (N, 3) of start, end, line number."""
     spans: list[tuple[int, int, int]] = []
-    start, number = 0, 0
+    start = position = number = 0
     with path.open("rb") as file:
-        while line := file.readline(MAX_BYTES + 2):
-            number += 1
-            if len(line) > MAX_BYTES + 1:
-                raise BadSample(
-                    "json",
-                    f"longer than {MAX_BYTES >> 20} MiB; is this one JSON sample per line?",
-                    f"{path.name}:{number}",
-                )
-            if not line.isspace():
-                spans.append((start, start + len(line), number))
-            start += len(line)
+        while piece := file.readline(MAX_BYTES):  # a longer line comes in several pieces
+            position += len(piece)
+            if piece.endswith(b"\n") or len(piece) < MAX_BYTES:
+                number += 1
+                if position - start > len(piece) or not piece.isspace():
+                    spans.append((start, position - len(piece) + len(piece.rstrip()), number))
+                start = position
+        if position > start:
+            spans.append((start, position, number + 1))
     return np.array(spans, np.int64).reshape(-1, 3)
 
 
@@ -155,7 +155,7 @@ def _split_array(data: mmap.mmap, path: Path) -> Iterator[tuple[int, int, int]]:
     depth, start, line, counted = 0, 0, 1, 0
     for token in _TOKENS.finditer(data):
         mark, end = token[0], token.start()
-        if depth == 0 and (mark != b"[" or data[start:end].strip()):
+        if depth == 0 and (start or mark != b"[" or data[:end].strip()):
             break  # text before or after the one array
         if mark in (b"[", b"{"):
             depth += 1

@@ -232,8 +232,8 @@ class Sample(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _check_references(self)
         _check_task(self)
+        _check_references(self)
         if not self.id:
             object.__setattr__(self, "id", content_id(self))  # frozen for everyone else
         return self
