@@ -91,7 +91,7 @@ def test_saving_again_replaces_a_damaged_checkpoint(tmp_path: Path) -> None:
     (save(tmp_path) / "state.json").unlink()
     checkpoint.read(save(tmp_path))
     assert [path.name for path in tmp_path.iterdir() if path.name != "step-000001"] in ([], [".step-000001.removed"])
-    checkpoint.prune(tmp_path, 1, keep=1, best=None)
+    checkpoint.tidy(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ class ToyBatch:
     weight: Tensor  # (B,) the sample's share of the count
 
     def to(self, device: Any, non_blocking: bool = False) -> "ToyBatch":
-        return replace(self, x=self.x.to(device), y=self.y.to(device), weight=self.weight.to(device))
+        x, y, weight = (tensor.to(device, non_blocking=non_blocking) for tensor in (self.x, self.y, self.weight))
+        return ToyBatch(x, y, weight)
 
     def pin_memory(self) -> "ToyBatch":
-        return self
+        return ToyBatch(self.x.pin_memory(), self.y.pin_memory(), self.weight.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,21 @@ def die_after(step: int) -> Callbacks:
     return Callbacks(on_step=lambda done: die() if done == step else None)
 
 
+def context() -> Any:
+    """Processes that import nothing anew: on Linux torch is loaded once for all of them."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["qvl_core.training.loop", "torch._dynamo", "pytest", "psutil"])
+    return forkserver
+
+
 def child(target: Callable[..., None], *arguments: Any) -> int:
-    """Run `target` in a process of its own and give its exit code. On Linux torch is loaded once for all of them."""
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
-        context.set_forkserver_preload(["qvl_core.training.loop", "torch._dynamo", "pytest", "psutil"])
-    process = context.Process(target=_main, args=(target, *arguments))
+    """Run `target` in a process of its own and give its exit code."""
+    process = context().Process(target=_main, args=(target, *arguments))
     process.start()
     process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    return int(process.exitcode)
 
 
 def _main(target: Callable[..., None], *arguments: Any) -> None:

@@ -174,18 +174,14 @@ def adopt(found: Checkpoint, best: int, own: Path) -> None:
 def prune(folder: Path, step: int, keep: int, best: int | None) -> None:
     """After a save at `step`, keep the newest `keep` checkpoints and that of step `best`.
 
-    Those beyond `step` were damaged, else the run would have continued from them; with them goes what interrupted
-    saves left behind.
+    Those beyond `step` were damaged, else the run would have continued from them.
     """
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
     steps = sorted((_step_of(path) for path in _all(folder)), reverse=True)
     kept = {*[other for other in steps if other <= step][:keep], best}
     for path in (_path(folder, other) for other in steps if other not in kept):
-        doomed = path.with_name(f".{path.name}.removed")  # renamed first: a half-deleted folder must not look damaged
         with suppress(OSError):  # in use by another program, on Windows: the next save tries again
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            path.rename(path.with_name(f".{path.name}.removed"))  # a half-deleted folder must not look damaged
+    tidy(folder)
 
 
 def same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
@@ -215,6 +211,12 @@ def _step_of(path: Path) -> int:
 
 def _all(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+
+
+def tidy(folder: Path) -> None:
+    """Remove what interrupted saves left behind."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _check(file: Path, size: int, digest: str) -> None:

@@ -3,6 +3,7 @@
 Nothing here waits for the device: what a step computed stays in `Figures` until someone asks.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -177,7 +178,9 @@ class Engine:
     def _wrap(self, root: Root) -> nn.Module:
         """The module whose forward and backward exchange gradients with the other processes."""
         if self.world.strategy == "ddp":
-            return DistributedDataParallel(root, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames broadcast_buffers
+                return DistributedDataParallel(root, broadcast_buffers=False, gradient_as_bucket_view=True)
         if self.world.strategy == "fsdp2":
             dtype = None if self.precision == "fp32" else DTYPES[self.precision]
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)

@@ -59,9 +59,6 @@ class Session:
         self._tokens = 0  # of the step that was agreed on
         self._saved_step: int | None = None
         remarks = self._restore(resume, allow_change)
-        if world.rank == 0:  # only now: a run that may not be continued is left as it was
-            run.write_recipe(dump(recipe))
-            run.write_environment(parts.about)
         self._log = RunLog(
             run,
             parts.steps,
@@ -193,14 +190,17 @@ class Session:
             self.engine.load(found.weights(), found.optimizer())
             self.engine.load_scalars(found.state["engine"])
             self._saved_step = self.step if found.path.parent.resolve() == self.run.checkpoints.resolve() else None
-        self._on_first(lambda: self._clear_later(found))
+        self._on_first(lambda: self._take_up(found))
         resumed = [] if found is None else [("resume", {"checkpoint": str(found.path)})]
         return [*(("checkpoint_skipped", {"reason": reason}) for reason in skipped), *resumed]
 
-    def _clear_later(self, found: checkpoint.Checkpoint | None) -> None:
-        """Take back what a killed process wrote after the checkpoint, and have the best one at hand."""
+    def _take_up(self, found: checkpoint.Checkpoint | None) -> None:
+        """Take back what a killed process wrote after the checkpoint, and describe the run as it is now."""
+        checkpoint.tidy(self.run.checkpoints)
         self.run.truncate_metrics(self.step)
         self._write_bad()
+        self.run.write_recipe(dump(self.recipe))
+        self.run.write_environment(self.parts.about)
         if found is not None and self.progress.best_step is not None:
             checkpoint.adopt(found, self.progress.best_step, self.run.checkpoints)
 

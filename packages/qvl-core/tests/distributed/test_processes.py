@@ -1,0 +1,290 @@
+"""Several processes on gloo: the same run as one process, stopped, killed and resumed together."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from toy import STEPS, ToyBatches, context, die, network, toy_parts, toy_recipe, toy_run
+
+from qvl_core.errors import BadInput, Preempted, QVLError
+from qvl_core.recipe.blocks import Parallel
+from qvl_core.run import RunFolder
+from qvl_core.training import checkpoint
+from qvl_core.training.launch import environment, free_port
+from qvl_core.training.parts import Callbacks
+from qvl_core.training.session import Outcome
+from qvl_core.training.world import processes
+
+pytestmark = pytest.mark.distributed
+TOLERANCE = 1e-6  # fp32: sums of gradients in another order
+
+
+def together(size: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Run `target` in `size` processes that find each other. Gives their exit codes."""
+    port = free_port()
+    ranks = [context().Process(target=_rank, args=(rank, size, port, target, arguments)) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]
+
+
+def _rank(rank: int, size: int, port: int, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environment({}, rank, size, port))
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            target(*arguments)
+        except QVLError as error:
+            sys.exit(error.exit_code)
+
+
+def run(
+    out: Path, strategy: str = "auto", micro: int = 4, parts: dict[str, Any] | None = None, **blocks: Any
+) -> Outcome:
+    """A toy run without dropout, which depends on the number of processes."""
+    recipe = toy_recipe(parallel={"strategy": strategy}, **blocks)
+    return toy_run(out, toy_parts(network(dropout=0.0), ToyBatches(3, micro), **(parts or {})), recipe)
+
+
+def difference(out: Path, reference: Path) -> float:
+    one, other = (load_file(path / "final/model.safetensors") for path in (out, reference))
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size", "micro"),
+    [("ddp", 2, 4), ("ddp", 2, 1), ("fsdp2", 2, 4), ("fsdp2", 2, 1), ("ddp", 3, 4), ("fsdp2", 3, 4)],
+)
+def test_equal_to_one_process(strategy: str, size: int, micro: int, whole: Path, tmp_path: Path) -> None:
+    """Accumulated over micro-batches too, and with 3, 3 and 2 rows of the 8 on three processes."""
+    assert together(size, run, tmp_path / "run", strategy, micro) == [0] * size
+    assert difference(tmp_path / "run", whole) < TOLERANCE
+    ours, theirs = (RunFolder(path).read_metrics() for path in (tmp_path / "run", whole))
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("step", "loss", "error", "grad_norm"):
+            assert one.get(name) == pytest.approx(other.get(name), rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_one_process_may_use_any_strategy(strategy: str, whole: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", strategy)
+    assert difference(tmp_path / "run", whole) < TOLERANCE
+
+
+# Stopping and resuming
+
+
+def stopped_at(out: Path, strategy: str, step: int) -> None:
+    """The last process alone is asked to stop."""
+
+    def on_step(done: int) -> None:
+        if done == step and int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    run(out, strategy, parts={"callbacks": [Callbacks(on_step=on_step)]})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_one_then_two_then_one_process(strategy: str, whole: Path, tmp_path: Path) -> None:
+    """A checkpoint does not know how many processes wrote it, nor how they shared the weights."""
+    out = tmp_path / "run"
+    with pytest.raises(Preempted):
+        stopped_at(out, "single", 3)
+    assert together(2, stopped_at, out, strategy, 5) == [75, 75]
+    found, skipped = checkpoint.newest(out / "checkpoints")
+    assert found is not None
+    assert (found.step, skipped) == (5, [])
+    run(out)
+    assert difference(out, whole) < TOLERANCE
+    steps = [record["step"] for record in RunFolder(out).read_metrics() if record.get("event") == "resume"]
+    assert steps == [3, 5]
+
+
+def killed_at(out: Path, strategy: str, step: int) -> None:
+    on_step = Callbacks(on_step=lambda done: die() if done == step and os.environ["RANK"] == "1" else None)
+    run(out, strategy, parts={"callbacks": [on_step]})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_killed_and_resumed_bit_identically(strategy: str, tmp_path: Path) -> None:
+    """One process is killed, the other fails in its next exchange; both start again."""
+    assert together(2, run, tmp_path / "whole", strategy) == [0, 0]
+    codes = together(2, killed_at, tmp_path / "run", strategy, 5)
+    assert 0 not in codes
+    assert together(2, run, tmp_path / "run", strategy) == [0, 0]
+    assert difference(tmp_path / "run", tmp_path / "whole") == 0
+
+
+# One for all
+
+
+def broken(out: Path) -> None:
+    blocks = {"data": {"train": "none", "max_bad": 1}}
+    outcome = toy_run(out, toy_parts(network(), ToyBatches(3, bad_steps=(2,))), toy_recipe(**blocks))
+    (out / f"bad-{os.environ['RANK']}").write_text(json.dumps(list(outcome.progress.bad)), encoding="utf-8")
+
+
+def test_a_bad_sample_of_one_process_counts_on_all(tmp_path: Path) -> None:
+    assert together(2, broken, tmp_path / "run") == [0, 0]
+    assert [json.loads((tmp_path / f"run/bad-{rank}").read_text(encoding="utf-8")) for rank in (0, 1)] == [
+        ["bad-2"]
+    ] * 2
+    assert len((tmp_path / "run/bad_samples.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def poisoned(out: Path) -> None:
+    """Slot 0, the only sample with a NaN, is rank 0's."""
+    recipe = toy_recipe(train={"steps": STEPS, "max_nonfinite": 2})
+    toy_run(out, toy_parts(network(), ToyBatches(3, nan_steps=(3, 4))), recipe)
+
+
+def test_a_nan_of_one_process_stops_all(tmp_path: Path) -> None:
+    assert together(2, poisoned, tmp_path / "run") == [1, 1]
+    first = next(record for record in RunFolder(tmp_path / "run").read_metrics() if record.get("event") == "nonfinite")
+    assert (first["step"], sorted(first["samples"])) == (4, [f"3/{slot}" for slot in range(8)])
+
+
+def full_disk(out: Path, strategy: str) -> None:
+    def refuse(path: Path) -> None:
+        if path.parent.name.startswith(".step-000004"):
+            raise OSError(28, "No space left on device")
+
+    checkpoint._written = refuse
+    try:
+        run(out, strategy)
+    except QVLError as error:
+        (out / f"error-{os.environ['RANK']}").write_text(str(error), encoding="utf-8")
+        raise
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_full_disk_ends_all_processes_with_the_same_sentence(strategy: str, tmp_path: Path) -> None:
+    assert together(2, full_disk, tmp_path / "run", strategy) == [1, 1]
+    said = {(tmp_path / f"run/error-{rank}").read_text(encoding="utf-8") for rank in (0, 1)}
+    assert len(said) == 1
+    assert "step-000004: the checkpoint could not be written" in said.pop()
+
+
+# Sharded weights
+
+
+def evaluated(out: Path) -> None:
+    """Process 1 calls the model thrice as often; after early stopping the best weights are what is measured."""
+
+    def evaluate(model: nn.Module, world: Any, final: bool) -> dict[str, float]:
+        x = torch.linspace(-1, 1, 32).reshape(8, 4)
+        for _ in range(1 + 2 * world.rank):
+            loss = float(((model(x) - x.sum(1, keepdim=True)) ** 2).mean())
+        return {"validation_loss": loss}
+
+    stop = {"every": 1, "early_stop": {"metric": "validation_loss", "mode": "max", "patience": 3}}
+    strategy = "fsdp2" if "RANK" in os.environ else "single"
+    outcome = run(out, strategy, parts={"evaluate": evaluate}, evaluate=stop)
+    (out / "figures").write_text(json.dumps([outcome.final_step, outcome.figures]), encoding="utf-8")
+
+
+def test_evaluation_of_sharded_weights(tmp_path: Path) -> None:
+    assert together(2, evaluated, tmp_path / "two") == [0, 0]
+    evaluated(tmp_path / "one")
+    two, one = (json.loads((tmp_path / name / "figures").read_text(encoding="utf-8")) for name in ("two", "one"))
+    assert two[0] == one[0] < STEPS  # the best is not the last
+    assert two[1] == pytest.approx(one[1], rel=1e-5)
+
+
+def adapted(out: Path) -> None:
+    """As with LoRA: bf16 weights that are frozen and fp32 weights that are trained, in one sharded module."""
+    model = network(dropout=0.0).to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name in {"0.bias", "3.weight"}
+    parts = toy_parts(model)
+    groups = [
+        group._replace(parameters={name: p for name, p in group.parameters.items() if p.requires_grad})
+        for group in parts.groups
+    ]
+    strategy = "fsdp2" if "RANK" in os.environ else "single"
+    recipe = toy_recipe(parallel={"strategy": strategy}, train={"steps": STEPS, "precision": "bf16"})
+    toy_run(out, replace(parts, groups=groups), recipe)
+    types = {name: str(p.dtype) for name, p in model.named_parameters()}
+    assert types == {
+        "0.weight": "torch.bfloat16",
+        "0.bias": "torch.float32",
+        "3.weight": "torch.float32",
+        "3.bias": "torch.bfloat16",
+    }
+
+
+def test_frozen_bf16_and_trained_fp32_weights_are_sharded_together(tmp_path: Path) -> None:
+    assert together(2, adapted, tmp_path / "two") == [0, 0]
+    adapted(tmp_path / "one")
+    assert difference(tmp_path / "two", tmp_path / "one") < 5e-3  # bf16 rounds to 1/256, the rate is 1/100
+    kept = checkpoint.newest(tmp_path / "two/checkpoints")[0]
+    assert kept is not None
+    assert {str(tensor.dtype) for tensor in kept.weights().values()} == {"torch.float32"}
+
+
+# How processes are started
+
+
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "ours"])
+def test_launchers(launcher: str, whole: Path, tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]\n"
+        "from pathlib import Path\nfrom test_processes import run\n"
+        "if __name__ == '__main__':\n    run(Path(sys.argv[1]), 'ddp')\n",
+        encoding="utf-8",
+    )
+    ours = f"import sys; from qvl_core.training.launch import launch; sys.exit(launch({[str(script), str(tmp_path / 'run')]}, 2))"
+    calls = {
+        "torch.distributed.run": [
+            "-m",
+            launcher,
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(script),
+            str(tmp_path / "run"),
+        ],
+        "ours": ["-c", ours],
+    }
+    subprocess.run([sys.executable, *calls[launcher]], check=True, capture_output=True, timeout=300)
+    assert difference(tmp_path / "run", whole) < TOLERANCE
+
+
+def test_the_number_that_was_asked_for_is_asserted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment({}, 0, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(BadInput, match=r"4 processes on each of 1 nodes were asked for but 2 were started"),
+        processes(Parallel(nproc=4)),
+    ):
+        pass
+    with pytest.raises(BadInput, match=r"strategy is single but 2 processes"), processes(Parallel(strategy="single")):
+        pass
