@@ -284,16 +284,18 @@ def _inject(model: nn.Module, config: Any, seed: int) -> None:
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
+    without_values = next(model.parameters()).is_meta  # a plan's model
     with torch.random.fork_rng(devices=[]):  # peft draws too; the caller's random state stays as it was
-        inject_adapter_in_model(config, model)
+        inject_adapter_in_model(config, model, low_cpu_mem_usage=without_values)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            weight = module.lora_A["default"].weight
-            drawn = nn.init.kaiming_uniform_(torch.empty(weight.shape), a=math.sqrt(5), generator=generator)
-            weight.data = drawn.to(weight.device)
             # Autocast casts the product; peft's cast to fp32 before it would keep another copy of every input.
             module.cast_input_dtype_enabled = False
+            if not without_values:
+                weight = module.lora_A["default"].weight
+                drawn = nn.init.kaiming_uniform_(torch.empty(weight.shape), a=math.sqrt(5), generator=generator)
+                weight.data = drawn.to(weight.device)
 
 
 def _shortest_suffixes(model: nn.Module, names: list[str]) -> list[str]:
