@@ -77,7 +77,7 @@ def test_a_sample_cannot_be_changed():
         (
             ["messages", 0, "role"],
             "human",
-            r"messages\[0\]\.role: Input should be 'system', 'user', 'assistant' or 'tool'",
+            r"messages\[0\]\.role: Input should be 'system', 'user'",
         ),
         (["messages", 0, "train"], True, "only assistant turns are learned from"),
         (["messages", 1, "train"], "yes", "should be a valid boolean"),

@@ -25,7 +25,7 @@ MAX_DEPTH = 100
 """Deepest nesting of lists and objects."""
 
 _BOM = b"\xef\xbb\xbf"
-# Strings (also one that the end of the data cuts off, or the scan would start again at each of its quotes), and brackets.
+# Strings (also one that the end of the data cuts off, else its every quote would start a new scan), and brackets.
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 
 

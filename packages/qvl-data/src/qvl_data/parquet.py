@@ -16,6 +16,7 @@ from .sample import SCHEMA, Sample
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_SAID = ("instruction", "inverse")  # texts by language: a list of pairs in Arrow, whose tools read no maps
 GROUP_ROWS = 100
 GROUP_BYTES = 16 * 1024 * 1024
 CACHE_BYTES = 128 * 1024 * 1024
@@ -167,17 +168,17 @@ def _empty(schema: "pa.Schema") -> Any:
 def _to_row(sample: Sample) -> dict[str, Any]:
     row = sample.model_dump(mode="python")
     del row["schema"]
-    if row["edit"]:
-        for name in ("instruction", "inverse"):
-            said = row["edit"][name]
-            row["edit"][name] = said and [{"lang": lang, "text": text} for lang, text in said.items()]
+    if row["edit"] is not None:
+        for name in _SAID:
+            if (said := row["edit"][name]) is not None:
+                row["edit"][name] = [{"lang": lang, "text": text} for lang, text in said.items()]
     return row
 
 
 def _from_row(row: dict[str, Any]) -> dict[str, Any]:
-    if row["edit"]:
-        for name in ("instruction", "inverse"):
-            said = row["edit"][name]
-            row["edit"][name] = said and {entry["lang"]: entry["text"] for entry in said}
+    if row["edit"] is not None:
+        for name in _SAID:
+            if (said := row["edit"][name]) is not None:
+                row["edit"][name] = {entry["lang"]: entry["text"] for entry in said}
     row["schema"] = SCHEMA
     return row

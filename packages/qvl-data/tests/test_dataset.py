@@ -1,0 +1,250 @@
+import json
+import pickle
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qvl_core.errors import BadInput
+from qvl_data import parquet
+from qvl_data.convert import write_samples
+from qvl_data.dataset import Dataset
+from qvl_data.errors import BadSample
+from qvl_data.sample import Sample, read_sample
+
+from .chats import build, picture, write_png
+
+ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+
+def chats(count, **fields):
+    return [
+        build(("user", picture(8, 8, i), f"{i}?"), ("assistant", str(i)), id=str(i), **fields) for i in range(count)
+    ]
+
+
+def write_lines(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# finding the file
+
+
+def test_a_folder_holds_splits(tmp_path):
+    write_lines(tmp_path / "train.jsonl", ROW)
+    (tmp_path / "validation.json").write_text(json.dumps([ROW, ROW]))
+    write_samples(chats(3), tmp_path / "test.parquet")
+    (tmp_path / "notes.txt").write_text("x")
+    assert [len(Dataset(tmp_path, split)) for split in ("train", "validation", "test")] == [1, 2, 3]
+    with pytest.raises(
+        BadInput, match='no split "tain"; did you mean "train"? available: test, train, validation.'.replace("?", r"\?")
+    ):
+        Dataset(tmp_path, "tain")
+    with pytest.raises(BadInput, match=r"which split\? available: test, train, validation"):
+        Dataset(tmp_path)
+    with pytest.raises(BadInput, match="a file has no splits; remove split='train'"):
+        Dataset(tmp_path / "train.jsonl", "train")
+    write_lines(tmp_path / "test.jsonl", ROW)
+    with pytest.raises(BadInput, match=r"split 'test' is there twice \(test\.jsonl, test\.parquet\)"):
+        Dataset(tmp_path, "test")
+
+
+def test_missing_files(tmp_path):
+    write_lines(tmp_path / "train.jsonl", ROW)
+    with pytest.raises(BadInput, match=r"trian\.jsonl: no such file or folder; did you mean \".*train\.jsonl\"\."):
+        Dataset(tmp_path / "trian.jsonl")
+    with pytest.raises(BadInput, match=r"gone/x\.jsonl: no such file or folder\.$"):
+        Dataset(tmp_path / "gone/x.jsonl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match=r"available: none \(no \.parquet, \.jsonl, \.json file\)"):
+        Dataset(tmp_path / "empty", "train")
+    (tmp_path / "data.csv").write_text("a,b\n")
+    with pytest.raises(BadInput, match=r"unknown kind of file; use one of \.parquet, \.jsonl, \.json"):
+        Dataset(tmp_path / "data.csv")
+    (tmp_path / "none.jsonl").write_text("\n \n")
+    with pytest.raises(BadInput, match="holds no samples"):
+        Dataset(tmp_path / "none.jsonl")
+    with pytest.raises(BadInput, match="nowhere: the media root is no folder"):
+        Dataset(tmp_path / "train.jsonl", media_root=tmp_path / "nowhere")
+
+
+# samples by number
+
+
+def test_numbers_behave_like_a_list(tmp_path):
+    write_samples(chats(5), tmp_path / "a.parquet")
+    data = Dataset(tmp_path / "a.parquet")
+    assert [sample.id for sample in data] == ["0", "1", "2", "3", "4"]
+    assert data[-1].id == "4"
+    for outside in (5, -6):
+        with pytest.raises(IndexError):
+            data[outside]
+
+
+def test_formats_are_recognised_or_named(tmp_path):
+    file = write_lines(tmp_path / "a.jsonl", ROW, {"conversations": []})
+    assert Dataset(file)[0].meta.format == "openai"
+    with pytest.raises(BadSample, match=r"a\.jsonl:2: expected an object with a list \"messages\""):
+        Dataset(file)[1]
+    with pytest.raises(BadSample, match=r"a\.jsonl:1: expected an object with a list \"conversations\""):
+        Dataset(file, format="qwenvl")[0]
+    with pytest.raises(BadInput, match='unknown format "openia"; did you mean "openai"'):
+        Dataset(file, format="openia")[0]
+    with pytest.raises(BadSample, match=r"b\.jsonl:1: no known format"):
+        Dataset(write_lines(tmp_path / "b.jsonl", {"question": "x"}))[0]
+
+
+def test_media_lie_beside_the_file_or_under_the_media_root(tmp_path):
+    row = {"messages": [{"role": "user", "content": [{"type": "image", "image": "p/a.png"}]}, ROW["messages"][1]]}
+    file = write_lines(tmp_path / "data/a.jsonl", row) if (tmp_path / "data").mkdir() is None else None
+    write_png(tmp_path / "data/p/a.png", picture(8, 8))
+    write_png(tmp_path / "photos/p/a.png", picture(9, 9))
+    for options, size in (({}, (8, 8)), ({"media_root": tmp_path / "photos"}, (9, 9))):
+        sample = Dataset(file, **options)[0]
+        assert sample.opener.open(sample.media[0]).size == size
+    absolute = json.loads(json.dumps(row).replace("p/a.png", (tmp_path / "photos/p/a.png").as_posix()))
+    write_lines(file, absolute)
+    sample = Dataset(file)[0]
+    with pytest.raises(
+        BadSample, match=r"lies outside the media root; allow its folder with --allow-root \(data\.allow_root\)"
+    ):
+        sample.opener.open(sample.media[0])
+    sample = Dataset(file, allow_root=[tmp_path / "photos"])[0]
+    assert sample.opener.open(sample.media[0]).size == (9, 9)
+
+
+def test_datasets_are_picklable(tmp_path):
+    write_samples(chats(150), tmp_path / "a.parquet")
+    for file in (tmp_path / "a.parquet", write_lines(tmp_path / "a.jsonl", ROW)):
+        data = Dataset(file)
+        first = data[0]
+        small = pickle.dumps(data)
+        assert len(small) < 5000  # no cache, no samples
+        assert pickle.loads(small)[0] == first
+    code = "import pickle, sys; s = pickle.loads(sys.stdin.buffer.read())[140]; print(s.id, s.opener.open(s.media[0]).size)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(Dataset(tmp_path / "a.parquet")),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.split() == [b"140", b"(8,", b"8)"]
+
+
+# Parquet
+
+texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def samples(draw):
+    images = [
+        {
+            "kind": "image",
+            **draw(st.sampled_from([{"path": "a.png"}, {"url": "http://x/y"}, {"bytes": b"\0\xff"}])),
+            "mime": draw(texts),
+            "origin": draw(texts),
+            "width": draw(st.none() | st.integers(1, 9)),
+        }
+        for _ in range(draw(st.integers(2, 3)))
+    ]
+    video = {"kind": "video", "path": "v.mp4", "video": {"fps": draw(st.sampled_from([None, 2.0])), "start": 0.5}}
+    frames = {"kind": "video", "video": {"fps": 1.0, "frames": [0, 1, 0]}}
+    media = [*images, video, frames]
+    shown = [{"type": m["kind"], "media": i} for i, m in enumerate(media)]
+    regions = [{"media": 0, "kind": "box", "xy": [0.5, 1, 2, 3], "label": draw(texts), "score": draw(numbers)}]
+    said = st.dictionaries(st.sampled_from(["en", "ko"]), st.text(max_size=3), max_size=2)
+    task = draw(st.sampled_from(["chat", "edit"]))
+    return {
+        "id": draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)),
+        "task": task,
+        "media": media,
+        "messages": [
+            {"role": "user", "parts": [*shown, {"type": "regions", "regions": [0], "template": draw(texts)}]},
+            {
+                "role": "assistant",
+                "parts": [{"type": "text", "text": draw(st.text(max_size=5))}],
+                "train": draw(st.sampled_from([None, True, False])),
+                "weight": draw(st.sampled_from([None, 0.0, 1.0])),
+            },
+        ],
+        "regions": regions,
+        "edit": {"sources": [0], "target": 1, "instruction": draw(said), "inverse": draw(st.none() | said)}
+        if task == "edit"
+        else None,
+        "meta": {"dataset": draw(texts), "license": draw(texts)},
+        "extra": draw(texts),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(samples(), min_size=1, max_size=4))
+def test_parquet_keeps_every_field(tmp_path_factory, rows):
+    file = tmp_path_factory.mktemp("parquet") / "a.parquet"
+    written = [read_sample(row) for row in rows]
+    parquet.write_parquet(written, file)
+    read = parquet.Rows(file)
+    assert [read_sample(read[i]) for i in range(len(read))] == written
+
+
+def test_row_groups_are_small_and_pictures_are_not_compressed(tmp_path, monkeypatch):
+    file = tmp_path / "a.parquet"
+    parquet.write_parquet(chats(250), file)
+    metadata = pq.ParquetFile(file).metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [100, 100, 50]
+    assert metadata.metadata[b"qvl.schema"] == b"qvl.sample/1"
+    group = metadata.row_group(0)
+    codecs = {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)}
+    assert codecs.pop("media.list.element.bytes") == "UNCOMPRESSED"
+    assert set(codecs.values()) == {"ZSTD"}
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 1000)
+    parquet.write_parquet(chats(20), file)
+    assert pq.ParquetFile(file).metadata.num_row_groups > 3
+
+
+def test_random_access_with_a_small_cache(tmp_path, monkeypatch):
+    parquet.write_parquet(chats(250), tmp_path / "a.parquet")
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 1)
+    data = Dataset(tmp_path / "a.parquet")
+    assert [data[i].messages[1].text for i in (249, 0, 100, 99, 249)] == ["249", "0", "100", "99", "249"]
+    assert len(data.rows._cache) == 1
+
+
+def test_parquet_opens_with_ordinary_tools(tmp_path):
+    parquet.write_parquet(chats(2), tmp_path / "a.parquet")
+    row = pq.read_table(tmp_path / "a.parquet").to_pylist()[1]
+    assert row["messages"][1]["parts"][0]["text"] == "1"
+    assert row["media"][0]["bytes"].startswith(b"\x89PNG")
+
+
+def test_other_and_damaged_parquet_files(tmp_path):
+    import pyarrow as pa
+
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": [1]}), file)
+    with pytest.raises(BadInput, match=r"a\.parquet: this Parquet file holds no qvl\.sample/1 samples"):
+        Dataset(file)
+    file.write_bytes(b"PAR1")
+    with pytest.raises(BadInput, match=r"a\.parquet: not a readable Parquet file"):
+        Dataset(file)
+    parquet.write_parquet(chats(300), file)
+    content = bytearray(file.read_bytes())
+    content[100:3000] = bytes(2900)
+    file.write_bytes(content)
+    with pytest.raises(BadInput, match=r"a\.parquet: damaged row group 0"):
+        Dataset(file)[0]
+    with pytest.raises(BadInput, match="a Parquet file holds qvl samples; remove format='openai'"):
+        Dataset(file, format="openai")
+
+
+def test_a_bad_row_names_its_place(tmp_path):
+    good = chats(2)
+    broken = Sample.model_construct(**{**good[0].__dict__, "task": "t2i"})
+    parquet.write_parquet([good[1], broken], tmp_path / "a.parquet")
+    with pytest.raises(BadSample, match=r"^a\.parquet:2: task `t2i` needs a picture"):
+        Dataset(tmp_path / "a.parquet")[1]
