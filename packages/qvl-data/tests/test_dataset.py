@@ -125,7 +125,7 @@ def test_datasets_are_picklable(tmp_path):
         small = pickle.dumps(data)
         assert len(small) < 5000  # no cache, no samples
         assert pickle.loads(small)[0] == first
-    code = "import pickle, sys; s = pickle.loads(sys.stdin.buffer.read())[140]; print(s.id, s.opener.open(s.media[0]).size)"
+    code = "import pickle, sys; s = pickle.load(sys.stdin.buffer)[140]; print(s.id, s.opener.open(s.media[0]).size)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=pickle.dumps(Dataset(tmp_path / "a.parquet")),

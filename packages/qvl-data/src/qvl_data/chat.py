@@ -8,25 +8,21 @@ in the tokens is the k-th assistant message, and its labels cover the answer and
 No torch and no transformers are imported here; the processor is handed in.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 
-from .errors import BadSample, TooLong
+from .errors import BadSample, TooLong, placed
 from .media import media_name
 from .sample import Media, Message, Sample
+from .template import ANSWER, END, START, Template
 
-START, END, ANSWER = "<|im_start|>", "<|im_end|>", "assistant\n"
 _SHORTEN = "raise batch.max_length, make its pictures smaller (media.max_pixels), or set batch.too_long to drop or cut"
 Size = Callable[[int], tuple[int, int]]  # media index -> width, height
 
@@ -50,7 +46,7 @@ def encode(
 
     Raises BadSample (also: pictures that cannot be opened, counts that do not match, nothing to learn from).
     """
-    with _placed(sample):
+    with placed(sample):
         pictures = _Pictures(sample, images)
         messages = sample.messages
         trained = _trained(messages, train_on)
@@ -72,7 +68,7 @@ def prompt(
     sample: Sample, processor: Any, *, images: Sequence[Image.Image | None] | None = None
 ) -> tuple[Encoded, str]:
     """The conversation up to its last answer, generation prompt included, and that answer's text. Raises BadSample."""
-    with _placed(sample):
+    with placed(sample):
         answers = [index for index, message in enumerate(sample.messages) if message.role == "assistant"]
         if not answers:
             raise BadSample("no_answer", f"sample {sample.id}: no assistant turn to compare an answer with; add one")
@@ -87,7 +83,7 @@ def prompt(
 def length(sample: Sample, processor: Any) -> int:
     """`len(encode(sample, processor))` without decoding a pixel: from the text and the pictures' headers."""
     opener = sample.opener
-    with _placed(sample):
+    with placed(sample):
         trained = _trained(sample.messages, "all")
         return len(_lay_out(sample, sample.messages, trained, processor, lambda i: opener.size(sample.media[i])).ids)
 
@@ -108,64 +104,11 @@ class _Layout:
         self.learn.extend([learned] * len(ids))
 
 
-class _Template:
-    """What is fixed for one processor: its special tokens, how it opens an answer, and the tokens of short texts."""
-
-    def __init__(self, processor: Any) -> None:
-        self.source = processor.chat_template
-        self._tokenizer = processor.tokenizer
-        self._known: dict[str, list[int]] = {}
-        added = self._tokenizer.added_tokens_decoder.items()
-        self.special = {token.content: index for index, token in added if token.special}
-        self.ids = frozenset(self.special.values())
-        longest_first = sorted(self.special, key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
-        question = [{"role": "user", "content": "?"}]
-        asked = processor.apply_chat_template(question, tokenize=False)
-        opened = processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-        opening = opened.removeprefix(asked).removeprefix(START)
-        if not {START, END} <= set(self.special) or not opening.startswith(ANSWER) or self.pattern.search(opening):
-            raise BadInput(f"the chat template does not open answers with {START}assistant; use Qwen3-VL's own.")
-        self._openings = (opening, ANSWER)  # that of the Thinking models goes on with <think>, but not in earlier turns
-
-    @staticmethod
-    def of(processor: Any) -> "_Template":
-        known = _templates.get(processor)
-        if known is None or known.source is not processor.chat_template:
-            known = _templates[processor] = _Template(processor)
-        return known
-
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, in which no special token is recognised. Short texts come again and are remembered."""
-        if len(self._known) > 10_000:
-            self._known.clear()
-        new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        fresh: dict[str, list[int]] = {}
-        if new:
-            options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
-            fresh = dict(zip(new, self._tokenizer(new, **options)["input_ids"], strict=True))
-            self._known.update((text, ids) for text, ids in fresh.items() if len(text) <= 100)
-        return [fresh[text] if text in fresh else self._known[text] for text in texts]
-
-    def given(self, text: str, ids: list[int]) -> int:
-        """How many of an answer's first tokens are its opening, which the model is given and does not learn."""
-        start = next(opening for opening in self._openings if text.startswith(opening))
-        opening = self.tokens([start])[0]
-        if ids[: len(opening)] == opening:
-            return len(opening)
-        same = next(i for i, token in enumerate(opening) if ids[i] != token)
-        return same + 1  # the token that straddles the border belongs to the opening
-
-
-_templates: WeakKeyDictionary[Any, _Template] = WeakKeyDictionary()
-
-
 def _lay_out(
     sample: Sample, messages: Sequence[Message], trained: list[bool], processor: Any, size: Size, generate: bool = False
 ) -> _Layout:
     """The tokens of `messages`; with `generate`, followed by the opening of an answer."""
-    template = _Template.of(processor)
-    pieces = _render(messages, processor, template, generate)
+    template = Template.of(processor)
     parts = [part for message in messages for part in message.parts if part.media is not None]
     images = [part.media for part in parts if part.type == "image" and part.media is not None]
     videos = [part.media for part in parts if part.type == "video" and part.media is not None]
@@ -175,7 +118,7 @@ def _lay_out(
     layout = _Layout([], [], [], images, videos)
 
     opens = learn = False  # whether the next text opens a turn; whether this turn is learned from
-    for piece, ids in pieces:
+    for piece, ids in template.render(processor, messages, generate):
         if piece in media:
             for block, kind in _media_tokens(sample, _next(media[piece], "media"), processor, template, size):
                 layout.put(block, kind)
@@ -204,56 +147,8 @@ def _next(waiting: Iterator[Any], what: str) -> Any:
     raise BadSample("template", f"the chat template shows more {what} than the conversation has")
 
 
-def _render(
-    messages: Sequence[Message], processor: Any, template: _Template, generate: bool
-) -> list[tuple[str, list[int]]]:
-    """The conversation as the template writes it: special tokens, and the texts between them, each with its ids."""
-    chat, mark = _chat(messages, template.pattern)
-    try:
-        written = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=generate)
-    except Exception as error:  # jinja2's errors, and whatever the template itself raises
-        raise BadSample("template", f"the chat template refuses this conversation: {error}") from None
-    pieces = [piece for piece in re.split(f"({template.pattern.pattern})", written) if piece]
-    texts = [piece.replace(mark, "") if mark else piece for piece in pieces if piece not in template.special]
-    tokens = template.tokens(texts)
-    if mark and not template.ids.isdisjoint(token for ids in tokens for token in ids):
-        raise BadSample("special_token", "special tokens typed in the text cannot be kept apart; remove them")
-    between = iter(zip(texts, tokens, strict=True))
-    return [(piece, [template.special[piece]]) if piece in template.special else next(between) for piece in pieces]
-
-
-def _chat(messages: Sequence[Message], special: re.Pattern[str]) -> tuple[list[dict[str, Any]], str]:
-    """Messages for the template. Special tokens in the data's text are broken up by the returned mark ("" if none)."""
-    everything = "".join(part.text or "" for message in messages for part in message.parts)
-    mark = ""
-    if special.search(everything):
-        mark = next(char for char in map(chr, range(0xE000, 0xF900)) if char not in everything)  # private use
-
-    def safe(text: str) -> str:
-        return special.sub(lambda token: token[0][0] + mark + token[0][1:], text) if mark else text
-
-    chat = []
-    for message in messages:
-        content: list[dict[str, str]] = []
-        for part in message.parts:
-            if part.type == "regions":
-                raise BadSample("regions", "parts of type regions cannot be encoded yet; write them out as text")
-            if part.text is None:
-                content.append({"type": part.type})
-            elif content and content[-1]["type"] == "text":  # joined, so that no special token hides across parts
-                content[-1]["text"] += part.text
-            else:
-                content.append({"type": "text", "text": part.text})
-        for entry in content:
-            if "text" in entry:
-                entry["text"] = safe(entry["text"])
-        only_text = all(entry["type"] == "text" for entry in content)
-        chat.append({"role": message.role, "content": "".join(e["text"] for e in content) if only_text else content})
-    return chat, mark
-
-
 def _media_tokens(
-    sample: Sample, index: int, processor: Any, template: _Template, size: Size
+    sample: Sample, index: int, processor: Any, template: Template, size: Size
 ) -> Iterator[tuple[list[int], int]]:
     """What stands for one picture or video in the tokens, as blocks of (ids, type)."""
     media = sample.media[index]
@@ -370,12 +265,3 @@ def _without_oldest(messages: Sequence[Message]) -> tuple[Message, ...] | None:
     following = (i for i in range(1, len(body)) if body[i].role == "user" and body[i - 1].role != "user")
     start = next(following, None)
     return None if start is None else (*system, *body[start:])
-
-
-@contextmanager
-def _placed(sample: Sample) -> Iterator[None]:
-    """Name the sample in every BadSample that passes through."""
-    try:
-        yield
-    except BadSample as error:
-        raise error.at(sample.meta.locator or "", sample.id) from None

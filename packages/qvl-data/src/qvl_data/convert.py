@@ -4,19 +4,23 @@ A Parquet file carries its pictures inside. A JSONL file names them, so they are
 relative path, embedded ones under the path they came from or `media/<hash>`. A file gets its name once it is complete.
 """
 
+import filecmp
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qvl_core.errors import BadInput
+from qvl_core.files import fsync_folder, writing
 
 from .dataset import SUFFIXES, Dataset, splits
+from .errors import placed
 from .formats import get_format
-from .media import data_url, media_name, read_bytes
+from .media import Opener, data_url, is_absolute, locate, media_name, read_bytes
 from .sample import Media, Sample, check_path
 
 _ENDINGS = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/gif": ".gif"} | {
@@ -38,7 +42,8 @@ def convert(
     """Write `source` (file or dataset folder) to `target`; returns the number of samples by target file.
 
     The suffix of `target` decides the container. A folder with all its splits goes into a folder, as Parquet files
-    (format qvl) or JSONL files. Raises BadInput; then the file that was being written is not there.
+    (format qvl) or JSONL files. Raises BadInput; then the file that was being written is not there (pictures laid
+    beside it may be).
     """
     pairs = [(split, target)]
     if source.is_dir() and split is None:
@@ -68,16 +73,12 @@ def _write_parquet(samples: Iterable[Sample], file: Path) -> int:
     from .parquet import Writer
 
     count = 0
-    with _complete(file) as part:
-        writer = Writer(part)
-        try:
-            for sample in samples:
-                writer.write(
-                    sample.model_copy(update={"media": tuple(_embedded(media, sample) for media in sample.media)})
-                )
-                count += 1
-        finally:
-            writer.close()
+    with _complete(file) as part, Writer(part) as writer:
+        for sample in samples:
+            with placed(sample):
+                media = tuple(_embedded(media, sample.opener) for media in sample.media)
+            writer.write(sample.model_copy(update={"media": media}))
+            count += 1
     return count
 
 
@@ -86,10 +87,10 @@ def _write_jsonl(samples: Iterable[Sample], file: Path, format: str) -> int:
     count = 0
     with _complete(file) as part, part.open("w", encoding="utf-8", newline="\n") as out:
         for sample in samples:
-            beside = sample.model_copy(
-                update={"media": tuple(_beside(media, sample, file.parent) for media in sample.media)}
-            )
-            out.write(json.dumps(form.write(beside), ensure_ascii=False, allow_nan=False) + "\n")
+            with placed(sample):
+                media = tuple(_beside(media, sample.opener, file.parent) for media in sample.media)
+                row = form.write(sample.model_copy(update={"media": media}))
+            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             count += 1
     return count
 
@@ -97,21 +98,25 @@ def _write_jsonl(samples: Iterable[Sample], file: Path, format: str) -> int:
 @contextmanager
 def _complete(file: Path) -> Iterator[Path]:
     """A file to write into that gets its name when all went well, and vanishes otherwise."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + ".part")
-    try:
-        yield part
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            with part.open("rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+        fsync_folder(file.parent)
 
 
-def _embedded(media: Media, sample: Sample) -> Media:
+def _embedded(media: Media, opener: Opener) -> Media:
     """A picture with its bytes inside; videos and remote addresses stay where they are."""
-    if media.kind != "image" or media.bytes is not None or _is_remote(media):
+    remote = media.url is not None and media.url.lower().startswith(("http://", "https://"))
+    if media.kind != "image" or media.bytes is not None or remote:
         return media
-    content = read_bytes(media, sample.opener.root, sample.opener.allow_root)
-    fields: dict[str, Any] = {"path": None, "url": None, "bytes": content}
+    fields: dict[str, Any] = {"path": None, "url": None, "bytes": read_bytes(media, opener.root, opener.allow_root)}
     if media.url is not None and media.url.startswith("data:"):
         fields["mime"] = media.mime or data_url(media.url)[0]
     else:
@@ -119,38 +124,40 @@ def _embedded(media: Media, sample: Sample) -> Media:
     return media.model_copy(update=fields)
 
 
-def _beside(media: Media, sample: Sample, folder: Path) -> Media:
-    """A picture or video as a file below `folder`."""
-    if media.url is not None or (media.path is None and media.bytes is None):
-        return media
-    content = read_bytes(media, sample.opener.root, sample.opener.allow_root)
-    if media.path is not None and Path(media.path).is_absolute():
-        return media
-    path = media.path or _path_of(media, content)
-    target = folder / path
+def _beside(media: Media, opener: Opener, folder: Path) -> Media:
+    """A picture or video as a file below `folder`; what has an address or an absolute path stays where it is."""
+    if media.bytes is not None:
+        path = _path_of(media, media.bytes)
+        _lay(media.bytes, folder / path)
+        origin = None if media.origin == path else media.origin
+        return media.model_copy(update={"path": path, "bytes": None, "origin": origin})
+    if media.path is not None and not is_absolute(media.path):
+        _lay(locate(media.path, opener.root, opener.allow_root), folder / media.path)
+    return media
+
+
+def _lay(content: bytes | Path, target: Path) -> None:
+    """Put a file (its bytes, or a copy) where `target` says, unless it is there already. Raises BadInput."""
     if target.exists():
-        if target.read_bytes() != content:
+        same = filecmp.cmp(content, target, False) if isinstance(content, Path) else target.read_bytes() == content
+        if not same:
             raise BadInput(f"{target}: another file of this name is already there; write into an empty folder.")
+        return
+    part = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Path):
+        shutil.copyfile(content, part)
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    return media.model_copy(
-        update={"path": path, "bytes": None, "origin": None if media.origin == path else media.origin}
-    )
+        part.write_bytes(content)
+    os.replace(part, target)
 
 
 def _path_of(media: Media, content: bytes) -> str:
-    """Where an embedded picture goes: where it came from if that is a relative path, else by its content."""
-    if media.origin is not None and "://" not in media.origin:
+    """Where an embedded picture goes: where it came from if that is a clean relative path, else by its content."""
+    if media.origin is not None and not is_absolute(media.origin) and "://" not in media.origin:
         try:
             check_path(media.origin)
+            return media.origin
         except ValueError:
             pass
-        else:
-            if not media.origin.startswith("/") and ":" not in media.origin:
-                return media.origin
     return f"media/{hashlib.sha256(content).hexdigest()[:32]}{_ENDINGS.get(media.mime or '', '.png')}"
-
-
-def _is_remote(media: Media) -> bool:
-    return media.url is not None and media.url.lower().startswith(("http://", "https://"))

@@ -1,8 +1,13 @@
 """Errors about one sample. Each carries a reason code, so that callers can count and list what they leave out."""
 
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
 
 from qvl_core.errors import BadInput
+
+if TYPE_CHECKING:
+    from .sample import Sample
 
 
 class BadSample(BadInput):
@@ -32,3 +37,12 @@ class BadSample(BadInput):
 
 class TooLong(BadSample):
     """A sample is longer than the limit; under `too_long: drop` the caller leaves it out and counts it."""
+
+
+@contextmanager
+def placed(sample: "Sample") -> Iterator[None]:
+    """Name the sample in every BadSample that passes through."""
+    try:
+        yield
+    except BadSample as error:
+        raise error.at(sample.meta.locator or "", sample.id) from None

@@ -60,8 +60,8 @@ def digits_dataset(kind: str, split: Split, seed: int = 0) -> list[Sample]:
 
 def digits(split: Split, kinds: Sequence[str] = KINDS, seed: int = 0) -> Iterator[Sample]:
     """The samples of several kinds, picture by picture."""
-    by_kind = [digits_dataset(kind, split, seed) for kind in kinds]
-    return (sample for samples in zip(*by_kind, strict=True) for sample in samples)
+    for samples in zip(*(digits_dataset(kind, split, seed) for kind in kinds), strict=True):
+        yield from samples
 
 
 def check_kinds(kinds: Sequence[str] | None) -> Sequence[str]:

@@ -114,9 +114,14 @@ def media_name(media: Media) -> str:
     return media.origin or f"embedded {media.kind}"
 
 
+def is_absolute(path: str) -> bool:
+    """Whether a path names its place by itself, on any system."""
+    return PurePosixPath(path).is_absolute() or bool(PureWindowsPath(path).drive)
+
+
 def locate(path: str, root: Path | None, allow_root: tuple[Path, ...] = ()) -> Path:
     """The real file behind a sample's path, which must be a regular file below one of the roots. Raises BadSample."""
-    if PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive:
+    if is_absolute(path):
         roots, candidate = allow_root, Path(path)
         hint = "allow its folder with --allow-root (data.allow_root)"
     elif root is None:

@@ -50,7 +50,7 @@ def arrow_schema() -> "pa.Schema":
 
 
 class Writer:
-    """Writes samples to one Parquet file, a row group at a time."""
+    """Writes samples to one Parquet file, a row group at a time; a context manager."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow.parquet as pq
@@ -76,8 +76,12 @@ class Writer:
         if len(self._rows) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
 
-    def close(self) -> None:
-        self._flush()
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._flush()
         self._file.close()
 
     def _flush(self) -> None:
@@ -148,12 +152,9 @@ class Rows:
 
 def write_parquet(samples: Iterable[Sample], path: Path) -> None:
     """Write samples, whose pictures should be embedded, to one file."""
-    writer = Writer(path)
-    try:
+    with Writer(path) as writer:
         for sample in samples:
             writer.write(sample)
-    finally:
-        writer.close()
 
 
 def _empty(schema: "pa.Schema") -> Any:
