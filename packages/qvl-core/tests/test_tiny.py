@@ -90,6 +90,11 @@ def test_any_text_round_trips(text: str, processor):
     assert processor.tokenizer.decode(processor.tokenizer(text).input_ids) == text
 
 
+@pytest.mark.parametrize("word", ["system", "user", "assistant", "tool", " digit", " seven"])
+def test_words_of_every_chat_are_single_tokens(processor, word: str):
+    assert len(processor.tokenizer(word).input_ids) == 1
+
+
 def test_words_of_the_texts_become_single_tokens():
     tokenizer = tiny_processor(["What digit is this?", "seven"] * 3).tokenizer
     assert len(tokenizer("What digit is this?").input_ids) == 5

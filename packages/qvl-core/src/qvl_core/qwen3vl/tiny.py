@@ -228,7 +228,8 @@ def tiny_tokenizer(texts: Sequence[str] = DEFAULT_TEXTS) -> "Qwen2Tokenizer":
 
     blank = Qwen2Tokenizer(vocab={}, merges=[])._tokenizer  # for its normalizer and pre-tokenizer
     trainer = BpeTrainer(vocab_size=256 + MERGES, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
-    blank.train_from_iterator(texts, trainer)
+    roles = ["system", "user", "assistant", "tool"] * len(texts)  # as frequent as the texts they introduce
+    blank.train_from_iterator([*texts, *roles], trainer)
     bpe = json.loads(blank.to_str())["model"]
     merges = [tuple(pair) for pair in bpe["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=bpe["vocab"], merges=merges, unk_token=None, model_max_length=32768)
