@@ -1,12 +1,6 @@
 """A run with everything but Qwen3-VL: a network with dropout on noise, small enough to be killed at every step."""
 
-import contextlib
-import io
-import multiprocessing
-import os
-import signal
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qvl_core.errors import QVLError
 from qvl_core.recipe.blocks import Recipe
-from qvl_core.run import RunFolder
-from qvl_core.training.loop import fit
-from qvl_core.training.parts import Callbacks, Loss, Micro, ParameterGroup, Parts
+from qvl_core.training.parts import Loss, Micro, ParameterGroup, Parts
 from qvl_core.training.samples import Bad
 from qvl_core.training.seeds import mix
-from qvl_core.training.session import Outcome
-from qvl_core.training.world import processes
 
 STEPS = 8
 SIZE = 8  # samples per step
@@ -113,52 +102,6 @@ def toy_parts(model: nn.Module, batches: ToyBatches | None = None, **other: Any)
         "shards": [model[0]] if isinstance(model, nn.Sequential) else (),
     }
     return Parts(**(given | other))
-
-
-def toy_run(out: Path, parts: Parts | None = None, recipe: Recipe | None = None, **options: Any) -> Outcome:
-    """What a train command does: join the processes, open the run folder, fit."""
-    recipe = recipe or toy_recipe()
-    with processes(recipe.parallel) as world:
-        run = RunFolder(out)
-        if world.rank == 0:
-            RunFolder.open(out)
-        world.barrier()
-        return fit(parts or toy_parts(network()), recipe, run, world, **options)
-
-
-def die() -> None:
-    """What no process can catch; on Windows SIGTERM is just as final."""
-    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
-
-
-def die_after(step: int) -> Callbacks:
-    return Callbacks(on_step=lambda done: die() if done == step else None)
-
-
-def context() -> Any:
-    """Processes that import nothing anew: on Linux torch is loaded once for all of them."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["qvl_core.training.loop", "torch._dynamo", "pytest", "psutil"])
-    return forkserver
-
-
-def child(target: Callable[..., None], *arguments: Any) -> int:
-    """Run `target` in a process of its own and give its exit code."""
-    process = context().Process(target=_main, args=(target, *arguments))
-    process.start()
-    process.join()
-    return int(process.exitcode)
-
-
-def _main(target: Callable[..., None], *arguments: Any) -> None:
-    torch.set_num_threads(1)
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            target(*arguments)
-        except QVLError as error:
-            sys.exit(error.exit_code)
 
 
 def toy_recipe(**blocks: Any) -> Recipe:

@@ -1,0 +1,68 @@
+"""Running the toy: in this process, in a child, killed or not."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from toy import network, toy_parts, toy_recipe
+
+from qvl_core.errors import QVLError
+from qvl_core.recipe.blocks import Recipe
+from qvl_core.run import RunFolder
+from qvl_core.training.loop import fit
+from qvl_core.training.parts import Callbacks, Parts
+from qvl_core.training.session import Outcome
+from qvl_core.training.world import processes
+
+
+def toy_run(out: Path, parts: Parts | None = None, recipe: Recipe | None = None, **options: Any) -> Outcome:
+    """What a train command does: join the processes, open the run folder, fit."""
+    recipe = recipe or toy_recipe()
+    with processes(recipe.parallel) as world:
+        run = RunFolder(out)
+        if world.rank == 0:
+            RunFolder.open(out)
+        world.barrier()
+        return fit(parts or toy_parts(network()), recipe, run, world, **options)
+
+
+def die() -> None:
+    """What no process can catch; on Windows SIGTERM is just as final."""
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def die_after(step: int) -> Callbacks:
+    return Callbacks(on_step=lambda done: die() if done == step else None)
+
+
+def context() -> Any:
+    """Processes that import nothing anew: on Linux torch is loaded once for all of them."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["qvl_core.training.loop", "torch._dynamo", "pytest", "psutil"])
+    return forkserver
+
+
+def child(target: Callable[..., None], *arguments: Any) -> int:
+    """Run `target` in a process of its own and give its exit code."""
+    process = context().Process(target=_main, args=(target, *arguments))
+    process.start()
+    process.join()
+    return int(process.exitcode)
+
+
+def _main(target: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            target(*arguments)
+        except QVLError as error:
+            sys.exit(error.exit_code)
