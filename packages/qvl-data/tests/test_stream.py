@@ -1,0 +1,78 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from qvl_core.recipe.blocks import Source
+from qvl_core.training.samples import LeftOut
+from qvl_data.chat import encode
+from qvl_data.convert import write_samples
+from qvl_data.sources import Mixture
+from qvl_data.stream import ChatSamples
+
+from .chats import build, picture
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    chats = [build(("user", picture(64, 64, i), "?"), ("assistant", "x" * i), id=f"s{i}") for i in range(1, 9)]
+    write_samples(chats, tmp_path / "train.parquet")
+    return Mixture([Source(source=str(tmp_path), shift=3)])
+
+
+def test_positions_are_encoded_samples_of_the_mixture(mixture, processor):
+    samples = ChatSamples(mixture, processor, seed=1, max_length=100)
+    assert len(samples) == 8
+    for position in range(20):
+        encoded = samples.encode(position)
+        expected = encode(mixture.sample(mixture.locate(1, position)), processor)
+        np.testing.assert_array_equal(encoded.ids, expected.ids)
+        np.testing.assert_array_equal(encoded.images, expected.images)
+        assert samples.length(position) == len(encoded)
+    again = pickle.loads(pickle.dumps(samples)).encode(3)
+    np.testing.assert_array_equal(again.images, samples.encode(3).images)
+
+
+def test_what_is_too_long_is_left_out_under_its_name(mixture, processor):
+    whole = ChatSamples(mixture, processor, seed=1, max_length=100)
+    limit = sorted(whole.length(p) for p in range(8))[4]
+    for policy, tolerated in (("drop", True), ("error", False)):
+        samples = ChatSamples(mixture, processor, seed=1, max_length=limit, too_long=policy)
+        for position in range(8):
+            if whole.length(position) <= limit:
+                assert len(samples.encode(position)) == samples.length(position)
+                continue
+            assert samples.length(position) == 0
+            with pytest.raises(LeftOut) as caught:
+                samples.encode(position)
+            bad = caught.value.bad
+            assert (bad.reason, bad.tolerated) == ("too_long", tolerated)
+            assert bad.id == whole.encode(position).id
+
+
+def test_bad_samples_are_named_and_counted_by_reason(tmp_path, processor):
+    rows = [
+        {"id": "a", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"id": "b", "messages": [{"role": "user", "content": "q"}]},
+        {
+            "id": "c",
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": "gone.png"}]},
+                {"role": "assistant", "content": "a"},
+            ],
+        },
+    ]
+    lines = [json.dumps(row) for row in rows] + ["{"]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    samples = ChatSamples(Mixture([Source(source=str(tmp_path / "x.jsonl"))]), processor, seed=0, max_length=100)
+    found = {}
+    for position in range(4):
+        if samples.mixture.locate(0, position).index == 0:
+            assert samples.encode(position).id == "a"
+            continue
+        with pytest.raises(LeftOut) as caught:
+            samples.encode(position)
+        assert not caught.value.bad.tolerated
+        found[caught.value.bad.id] = caught.value.bad.reason
+    assert found == {"b": "nothing_to_learn", "c": "media_missing", "0:3": "json"}
