@@ -119,5 +119,5 @@ def test_refusals(source, tmp_path):
 
 def test_a_missing_picture_is_named(source, tmp_path):
     (source.parent / "photos/2.png").unlink()
-    with pytest.raises(BadSample, match=r"^train\.jsonl:2: photos/2\.png: cannot be opened"):
+    with pytest.raises(BadSample, match=r"train\.jsonl:2: photos/2\.png: cannot be opened"):
         convert(source, tmp_path / "out.parquet")

@@ -12,7 +12,7 @@ from qvl_core.errors import BadInput
 from qvl_data import parquet
 from qvl_data.convert import write_samples
 from qvl_data.dataset import Dataset
-from qvl_data.errors import BadSample
+from qvl_data.errors import BadSample, placed
 from qvl_data.sample import Sample, read_sample
 
 from .chats import build, picture, write_png
@@ -246,5 +246,16 @@ def test_a_bad_row_names_its_place(tmp_path):
     good = chats(2)
     broken = Sample.model_construct(**{**good[0].__dict__, "task": "t2i"})
     parquet.write_parquet([good[1], broken], tmp_path / "a.parquet")
-    with pytest.raises(BadSample, match=r"^a\.parquet:2: task `t2i` needs a picture"):
+    with pytest.raises(BadSample, match=r"a\.parquet:2: task `t2i` needs a picture"):
         Dataset(tmp_path / "a.parquet")[1]
+
+
+def test_errors_of_a_sample_name_the_file_at_hand_not_its_origin(tmp_path):
+    (chat,) = chats(1, meta={"locator": "original.jsonl:77"})
+    parquet.write_parquet([chat], tmp_path / "a.parquet")
+    sample = Dataset(tmp_path / "a.parquet")[0]
+    assert sample.place == f"{tmp_path / 'a.parquet'}:1"
+    with pytest.raises(BadSample) as caught, placed(sample):
+        raise BadSample("x", "broken", "photo.png")
+    assert str(caught.value) == f"{tmp_path / 'a.parquet'}:1: photo.png: broken."
+    assert caught.value.sample_id == "0"

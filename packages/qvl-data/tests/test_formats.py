@@ -403,7 +403,9 @@ def test_a_plugin_adds_a_format():
         del formats._formats["pairs"]
 
 
-def test_qvl_keeps_the_place():
-    row = QVL.write(build(("user", "a"), ("assistant", "b"), id="x"))
-    assert QVL.read(row, "data.jsonl:2").meta.locator == "data.jsonl:2"
-    assert read_sample(QVL.write(QVL.read(row, "p"))) == QVL.read(row, "p")
+def test_the_locator_is_the_name_and_line_of_the_original():
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    sample = OPENAI.read(row, "/home/ann/data/chats.jsonl:12")
+    assert sample.meta.locator == "chats.jsonl:12"  # no folder of the machine travels along
+    again = QVL.read(QVL.write(sample), "other.jsonl:3")
+    assert again.meta.locator == "chats.jsonl:12"

@@ -41,7 +41,7 @@ def test_what_is_no_strict_json(line, words, tmp_path):
     assert rows[0] == rows[2] == {"a": 1}  # a bad line does not spoil the others
     with pytest.raises(BadSample, match=words) as caught:
         rows[1]
-    assert caught.value.place == "data.jsonl:3"
+    assert caught.value.place == f"{file}:3"
     assert caught.value.reason == "json"
 
 
@@ -103,7 +103,7 @@ def test_places_in_an_array_are_lines(tmp_path):
     rows = Rows(file)
     assert rows[0] == {"a": "],"}
     assert rows[1] == {"b": [1, 2]}
-    assert [rows.place(i) for i in range(3)] == ["data.json:2", "data.json:4", "data.json:6"]
+    assert [rows.place(i) for i in range(3)] == [f"{file}:{line}" for line in (2, 4, 6)]
     with pytest.raises(BadSample, match=r"data\.json:6: NaN"):
         rows[2]
 

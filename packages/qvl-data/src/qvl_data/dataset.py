@@ -74,7 +74,7 @@ class Dataset:
         place = self.rows.place(index)
         row = self.rows[index]
         sample = read_sample(row, place) if self.file.suffix == ".parquet" else self.format.read(row, place)
-        return sample.opened_by(self.opener)
+        return sample.read_from(self.opener, place)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))

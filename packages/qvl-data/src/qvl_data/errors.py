@@ -45,4 +45,4 @@ def placed(sample: "Sample") -> Iterator[None]:
     try:
         yield
     except BadSample as error:
-        raise error.at(sample.meta.locator or "", sample.id) from None
+        raise error.at(sample.place or sample.meta.locator or "", sample.id) from None

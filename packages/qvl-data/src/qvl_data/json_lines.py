@@ -119,7 +119,7 @@ class Rows:
         return parse(self._file.read(end - start), self.place(index))
 
     def place(self, index: int) -> str:
-        return f"{self.path.name}:{self._spans[index][2]}"
+        return f"{self.path}:{self._spans[index][2]}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}

@@ -119,7 +119,7 @@ class Rows:
         return _from_row(self._group(group).slice(index - self._starts[group], 1).to_pylist()[0])
 
     def place(self, index: int) -> str:
-        return f"{self.path.name}:{index + 1}"
+        return f"{self.path}:{index + 1}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_cache": OrderedDict()}

@@ -229,6 +229,7 @@ class Sample(Record):
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
     _opener: Any = PrivateAttr(default=None)
+    _place: str = PrivateAttr(default="")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -248,10 +249,15 @@ class Sample(Record):
         opener: Opener = self._opener
         return opener
 
-    def opened_by(self, opener: "Opener") -> Self:
-        """The same sample, its pictures opened by `opener`."""
+    @property
+    def place(self) -> str:
+        """Where it was read (`data/train.jsonl:12`), for error messages; empty if it was not read from a file."""
+        return self._place
+
+    def read_from(self, opener: "Opener", place: str) -> Self:
+        """The same sample, its pictures opened by `opener`, its errors naming `place`."""
         sample = self.model_copy()
-        sample._opener = opener
+        sample._opener, sample._place = opener, place
         return sample
 
     def to_dict(self) -> dict[str, Any]:

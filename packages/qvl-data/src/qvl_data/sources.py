@@ -99,7 +99,7 @@ class Mixture:
         if not shift or item.epoch is None:
             return sample
         key = (item.seed, _SHIFT, item.epoch, item.source, item.index)
-        return sample.opened_by(sample.opener.moved(shift, *key))
+        return sample.read_from(sample.opener.moved(shift, *key), sample.place)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the data files' contents, in order (of their size and ends, if large).

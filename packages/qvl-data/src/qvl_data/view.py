@@ -14,9 +14,8 @@ def view(dataset: Dataset, number: int) -> None:
     if number >= len(dataset):
         raise BadInput(f"{dataset.file}: sample {number} of {len(dataset)}; the last is {len(dataset) - 1}.")
     sample = dataset[number]
-    typer.secho(
-        f"{sample.id}  {sample.task}  {sample.meta.locator or ''}  {sample.meta.dataset or ''}".rstrip(), bold=True
-    )
+    heading = (sample.id, sample.task, sample.place, sample.meta.dataset)
+    typer.secho("  ".join(word for word in heading if word), bold=True)
     for message in sample.messages:
         typer.secho(f"{message.role}: ", bold=True, nl=False)
         for part in message.parts:

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -44,7 +45,7 @@ def build(
             task="chat",
             media=tuple(media),
             messages=tuple(messages),
-            meta=Meta(format=name, locator=place),
+            meta=Meta(format=name, locator=PurePath(place).name or None),
             extra=json.dumps(extra, ensure_ascii=False) if extra else None,
         )
     except ValidationError as error:

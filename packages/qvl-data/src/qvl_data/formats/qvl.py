@@ -12,10 +12,7 @@ class Qvl:
         return isinstance(row, dict) and row.get("schema") == SCHEMA
 
     def read(self, row: Any, place: str) -> Sample:
-        sample = read_sample(row, place)
-        if sample.meta.locator is None:
-            sample = sample.model_copy(update={"meta": sample.meta.model_copy(update={"locator": place})})
-        return sample
+        return read_sample(row, place)
 
     def write(self, sample: Sample) -> Any:
         return sample.to_dict()
