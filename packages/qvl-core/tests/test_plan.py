@@ -209,9 +209,9 @@ def simulated_peak(cfg: Any, tune: dict[str, Group], recompute: bool, monkeypatc
         labels = torch.zeros(TOKENS // 5, dtype=torch.long)
         loss, _ = head_nll(model.lm_head, hidden.index_select(0, labels), labels)
         del hidden
-        end_autocast("cpu")
-        torch.autocast_increment_nesting()  # fake_model leaves it
+        end_autocast("cpu")  # the loop's backward runs outside
         loss.backward()
+        torch.autocast_increment_nesting()  # fake_model ends it
         assert states is not None
         return live.peak
 

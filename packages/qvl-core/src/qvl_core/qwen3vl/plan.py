@@ -5,11 +5,12 @@
 
 Weights, gradients and optimizer states come from the real model on the meta device with the real adapters: exact.
 Activations come from counting, line by line, what autograd keeps of transformers' Qwen3-VL layers under CUDA autocast
-with `varlen_attn`; tests run the same layers on fake tensors (no GPU, no storage) and compare: kept bytes to 0.1 %,
-the peak over forward and backward to 5 % (measured so far: -4 to +5 %). Assumed is the workload:
-full rows, a share of picture tokens and of labels (`Workload`). `peak` is what `torch.cuda.max_memory_allocated` should
-show; `reserve` is what the process holds beyond it (context, kernels, allocator blocks). Time is arithmetic: floating
-point operations over the device's rate, and the same at 30 to 50 % of it, which well-kept loops reach.
+with `varlen_attn`; tests run the same layers on fake tensors (no GPU, no storage) and compare: kept bytes to 0.1 % in
+the language model and 2 % in the tower, the peak over forward and backward to 10 % (found: -4 to +5 % for 2B, 4B, 8B,
+text alone). No real GPU has been measured yet. Assumed is the workload: full rows, a share of picture tokens and of
+labels (`Workload`). `peak` is what `torch.cuda.max_memory_allocated` should show; `reserve` is what the process holds
+beyond it (context, kernels, allocator blocks). Time is arithmetic: floating point operations over the device's rate,
+and the same at 30 to 50 % of it, which well-kept loops reach.
 
 Letters: H hidden, Q and K query and key widths (heads x head_dim), I intermediate, W tower width, V vocabulary, c bytes
 of the compute type; layers, T tokens and P patches of one forward on one device.
