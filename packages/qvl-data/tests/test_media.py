@@ -253,3 +253,8 @@ def test_an_opener_moves_pictures_and_keeps_their_size():
     plain, moved = Opener(), Opener().moved(5, 1, 2)
     assert moved.open(media).tobytes() == moved.open(media).tobytes() != plain.open(media).tobytes()
     assert moved.size(media) == moved.open(media).size
+
+
+def test_a_video_is_no_picture():
+    with pytest.raises(BadSample, match=r"^clip\.mp4: is a video, not a picture\.$"):
+        open_image(Media(kind="video", path="clip.mp4"))

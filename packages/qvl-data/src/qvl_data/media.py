@@ -180,8 +180,7 @@ def _header(
 ) -> Iterator[tuple[Image.Image, BinaryIO, str]]:
     """The picture with its header read and its size checked, pixels not yet decoded."""
     if media.kind != "image":
-        problem = "is a video file; give its frames as pictures (`video.frames`) until qvl-data reads video files"
-        raise BadSample("video_file", problem, media_name(media))
+        raise BadSample("media_kind", "is a video, not a picture", media_name(media))
     file, name = _file(media, root, allow_root)
     with file:
         try:
