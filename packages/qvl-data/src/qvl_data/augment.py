@@ -14,4 +14,4 @@ def shift(picture: Image.Image, pixels: int, *key: int) -> Image.Image:
     width, height = picture.size
     columns = np.clip(np.arange(width) - dx, 0, width - 1)
     rows = np.clip(np.arange(height) - dy, 0, height - 1)
-    return Image.fromarray(np.asarray(picture)[rows[:, None], columns])
+    return Image.fromarray(np.asarray(picture).take(rows, axis=0).take(columns, axis=1))
