@@ -121,6 +121,8 @@ def complaint(command: list[str]) -> str | None:
         return f"nox has no session {', '.join(missing)}" if missing else None
     if program.startswith("qvl-"):
         verb = [] if not words or words[0].startswith("-") else [words[0]]
+        if verb and f"{program} {verb[0]} [OPTIONS] COMMAND" in answer(program, *verb, "--help"):
+            verb = words[:2]  # a group of verbs
         known = answer(program, *verb, "--help") + answer(program, "--help")
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
         missing = [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", known)]

@@ -14,7 +14,7 @@ N, D, V = 37, 16, 211
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(head, "CHUNK", 5 * V)  # 5 rows at a time, the last chunk of 2
+    monkeypatch.setattr(head, "chunk_logits", lambda device: 5 * V)  # 5 rows at a time, the last chunk of 2
 
 
 def case(dtype=torch.float32):
@@ -48,14 +48,28 @@ def test_equals_full_logits(weighted, frozen):
         assert relative(grad / scale, full) < 1e-6
 
 
-def test_gradcheck():
+def test_gradients_are_those_of_finite_differences():
     hidden, weight, targets, weights = case(torch.float64)
-    hidden, weight, targets = (
-        hidden[:7].detach().requires_grad_(),
-        weight[:23].detach().requires_grad_(),
-        targets[:7] % 23,
-    )
-    assert torch.autograd.gradcheck(lambda h, w: label_nll(h, w, targets, weights[:7])[0], (hidden, weight))
+    inputs = [hidden[:7].detach(), weight[:23].detach()]
+    targets, weights = targets[:7] % 23, weights[:7]
+    tracked = [x.clone().requires_grad_() for x in inputs]
+    exact = torch.autograd.grad(label_nll(tracked[0], tracked[1], targets, weights)[0], tracked)
+    for x, grad in zip(inputs, exact, strict=True):
+        for place in range(x.numel()):
+            values = []
+            for step in (1e-6, -1e-6):
+                x.view(-1)[place] += step
+                values.append(label_nll(*inputs, targets, weights)[0])
+                x.view(-1)[place] -= step
+            assert grad.reshape(-1)[place] == pytest.approx(float(values[0] - values[1]) / 2e-6, abs=1e-6)
+
+
+def test_a_second_backward_is_refused_and_not_wrong():
+    hidden, weight, targets, _ = case(torch.float32)
+    total, _ = label_nll(hidden, weight, targets)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        total.backward()
 
 
 class Watch(TorchDispatchMode):

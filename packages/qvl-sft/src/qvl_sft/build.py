@@ -104,7 +104,7 @@ def open_model(recipe: SFTRecipe, base: Model, world: World) -> tuple[Any, Any, 
     if base.init_from is not None and (Path(base.init_from) / CONFIG_FILE).is_file():
         load_adapter(model, Path(base.init_from))
     if recipe.train.recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model, processor, table
 
 

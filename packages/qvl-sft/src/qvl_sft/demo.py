@@ -51,7 +51,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> dict[str, Any]:
     digits, parity = out / "runs" / "digits", out / "runs" / "parity"
     data = [f"data.train.{index}.source={out / 'data' / name}" for index, name in enumerate(("parity", "digits"))]
 
-    train(_recipe("tiny", seed, out / "base", f"data={{train: {out / 'data/digits'}}}"), digits)
+    train(_recipe("tiny", seed, out / "base", f"data={{train: {out / 'data/digits'}}}", "train.steps=300"), digits)
     figures = {
         "digit_accuracy": _accuracy(digits, out, "digits"),
         "shuffled_accuracy": _accuracy(digits, out, "shuffled"),

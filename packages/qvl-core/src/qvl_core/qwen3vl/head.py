@@ -16,7 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 2**25  # logits held at a time: 128 MiB in fp32, 220 rows at the real vocabulary
+
+def chunk_logits(device: torch.device) -> int:
+    """Logits held at a time: 128 MiB in fp32 (220 rows at the real vocabulary) keep a GPU busy, a CPU needs half."""
+    return 2**24 if device.type == "cpu" else 2**25
 
 
 def head_nll(head: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -28,7 +31,7 @@ def head_nll(head: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None 
         logits = head(rows)
         return cross_entropy(logits.to(_statistics(logits)), labels, reduction="none")
 
-    size = max(1, CHUNK // head.out_features)
+    size = _rows_of_chunk(hidden, head.out_features)
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
     nll = torch.cat([checkpoint(chunk_nll, rows, labels, use_reentrant=False) for rows, labels in chunks])  # (N,)
     return (nll if weights is None else nll * weights).sum(), nll.detach()
@@ -68,7 +71,7 @@ class _LabelNLL(torch.autograd.Function):
             grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             blank = torch.empty_like if len(rows) else torch.zeros_like
             grad_weight = blank(weight) if ctx.needs_input_grad[1] else None
-            size = max(1, CHUNK // len(weight))
+            size = _rows_of_chunk(rows, len(weight))
             for chunk in (slice(start, start + size) for start in range(0, len(rows), size)):
                 nll[chunk], grad = _nll_and_softmax(rows[chunk] @ matrix.T, targets[chunk])
                 if grad_hidden is not None or grad_weight is not None:
@@ -81,20 +84,22 @@ class _LabelNLL(torch.autograd.Function):
                 del grad  # before the next chunk's logits are made
             if grad_weight is not None and dtype == torch.float16:
                 grad_weight.div_(scale)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.gradients = grad_hidden, grad_weight  # ours alone, so that the backward may scale them in place
         ctx.mark_non_differentiable(nll)
         return (nll * factor).sum(), nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            None if grad_hidden is None else grad_hidden * grad_total,
-            None if grad_weight is None else grad_weight * grad_total,
-            None,
-            None,
-        )
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("label_nll cannot be differentiated twice: its gradients are scaled in place.")
+        grad_hidden, grad_weight = (None if grad is None else grad.mul_(grad_total) for grad in gradients)
+        return grad_hidden, grad_weight, None, None
+
+
+def _rows_of_chunk(rows: Tensor, width: int) -> int:
+    return max(1, chunk_logits(rows.device) // width)
 
 
 def _nll_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +117,7 @@ def _add_product(total: Tensor, grad: Tensor, rows: Tensor, first: bool) -> None
     if total.dtype == rows.dtype:
         total.addmm_(grad.T, rows, beta=0 if first else 1)
         return
-    size = max(1, CHUNK // total.shape[1])
+    size = _rows_of_chunk(rows, total.shape[1])
     for block, part in zip(total.split(size), grad.split(size, dim=1), strict=True):
         product = part.T @ rows
         block.copy_(product) if first else block.add_(product)

@@ -210,6 +210,12 @@ class Evaluate(Block):
     early_stop: EarlyStop | None = None
     """Stop early on one figure."""
 
+    @model_validator(mode="after")
+    def _something_to_stop_on(self) -> "Evaluate":
+        if self.early_stop is not None and self.every is None:
+            raise ValueError("`early_stop` needs `every`, the steps between evaluations")
+        return self
+
 
 class Media(Block):
     """How pictures become tokens (one token covers 32 x 32 pixels)."""
