@@ -63,6 +63,9 @@ def fail(kind):
         raise KeyboardInterrupt
     if kind == "disk":
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/model.safetensors")
+    if kind == "weights on a full disk":
+        from safetensors import SafetensorError
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     if kind == "permission":
         raise PermissionError(errno.EACCES, "Permission denied", "runs/x")
     if kind == "library":
@@ -266,6 +269,7 @@ def test_an_unknown_verb_with_no_neighbour_lists_all(run):
         ("preempted", 75, "stopped after step 7; the same command continues."),
         ("interrupt", 130, ""),
         ("disk", 1, "runs/x/model.safetensors: the disk is full; free some space and run the same command again."),
+        ("weights on a full disk", 1, "the disk is full; free some space and run the same command again."),
         ("permission", 1, "runs/x: not allowed to read or write here; change its permissions or choose another place."),
         (
             "library",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qvl_core.errors import QVLError
-from qvl_core.files import fsync_folder, sha256, write_atomic
+from qvl_core.errors import BadInput, QVLError
+from qvl_core.files import fsync_folder, new_folder, sha256, write_atomic
 
 
 def test_text_is_utf8_with_unix_newlines_and_bytes_are_kept(tmp_path: Path) -> None:
@@ -94,3 +94,26 @@ def test_sha256_and_folders(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
     fsync_folder(tmp_path)
+
+
+def test_a_new_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".new.partial" / "left by a killed writer").touch()
+    writer = new_folder(tmp_path / "new")
+    (writer.__enter__() / "a").touch()
+    assert not writer.__exit__(RuntimeError, RuntimeError(), None)
+    assert not list(tmp_path.iterdir())
+    with new_folder(tmp_path / "new") as aside:
+        (aside / "a").touch()
+        assert not (tmp_path / "new").exists()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["new", "new/a"]
+
+
+def test_a_new_folder_takes_an_empty_place_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    with new_folder(tmp_path / "new") as aside:
+        (aside / "a").touch()
+    for _ in range(2):
+        with pytest.raises(BadInput, match="new: is already there; choose a new folder"), new_folder(tmp_path / "new"):
+            pass
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]

@@ -3,11 +3,12 @@
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qvl_core.errors import QVLError
+from qvl_core.errors import BadInput, QVLError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota, largest file
 _FOLDERS_NOT_SYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # some network file systems sync no folders
@@ -44,6 +45,29 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             aside.unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that gets its name when all went well, and vanishes otherwise.
+
+    Raises BadInput if `folder` is there already, unless it is empty.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise BadInput(f"{folder}: is already there; choose a new folder.")
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed writer left
+    try:
+        with writing(folder):
+            aside.mkdir(parents=True)
+        yield aside
+        with writing(folder):
+            if folder.is_dir():
+                folder.rmdir()
+            aside.rename(folder)
+            fsync_folder(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -60,7 +60,9 @@ def check(app: App) -> None:
     def check(
         recipe: Source,
         overrides: Overrides = None,
-        out: Annotated[Path | None, Option(help="Folder for the rendered first batch; default: only printed.")] = None,
+        out: Annotated[
+            Path | None, Option(help="Folder for check.html and bad_samples.jsonl; default: only printed.")
+        ] = None,
     ) -> None:
         """Check a recipe and its data; show the first batch."""
         _show(app.room("check").check(app.load(recipe, overrides), out))

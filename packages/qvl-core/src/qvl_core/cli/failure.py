@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
 from difflib import get_close_matches
@@ -53,8 +54,8 @@ def _understood(error: Exception, command: str) -> tuple[int, str | None]:
         return error.exit_code, _usage(error, command)
     if isinstance(error, ModuleNotFoundError) and error.name and find_spec(library := error.name.split(".")[0]) is None:
         return 1, f"the library {library} is not installed; `{command} doctor` shows the line that installs it."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f"{error.filename}: " if error.filename else ""
+    if _errno(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        place = f"{name}: " if (name := getattr(error, "filename", None)) else ""
         return 1, f"{place}the disk is full; free some space and run the same command again."
     if isinstance(error, PermissionError) and error.filename:
         return (
@@ -66,6 +67,13 @@ def _understood(error: Exception, command: str) -> tuple[int, str | None]:
             f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}." for one in error.errors()
         )
     return 1, None
+
+
+def _errno(error: Exception) -> int | None:
+    """The operating system's number; safetensors, which is not imported for this, says it in its text alone."""
+    if type(error).__name__ == "SafetensorError" and (match := re.search(r"\(os error (\d+)\)", str(error))):
+        return int(match[1])
+    return error.errno if isinstance(error, OSError) else None
 
 
 def _usage(error: TyperException, command: str) -> str:

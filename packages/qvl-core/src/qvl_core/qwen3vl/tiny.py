@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvl_core.files import new_folder
+
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
@@ -122,7 +124,7 @@ CHAT_TEMPLATE = r"""
 
 
 def tiny(folder: Path, texts: Sequence[str] = DEFAULT_TEXTS, seed: int = 0, *, tied: bool = True) -> Path:
-    """Write a tiny Qwen3-VL checkpoint into `folder` and return the folder.
+    """Write a tiny Qwen3-VL checkpoint to the new folder `folder`, whole or not at all, and return it.
 
     texts: what the tokenizer's merges are learned from (give the data's own texts: words become single tokens)
     seed:  decides the weights; the tokenizer depends on the texts alone
@@ -134,8 +136,9 @@ def tiny(folder: Path, texts: Sequence[str] = DEFAULT_TEXTS, seed: int = 0, *, t
     model = tiny_model(processor.tokenizer, seed, tied=tied)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it takes no time
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with new_folder(folder) as aside:
+        model.save_pretrained(aside)
+        processor.save_pretrained(aside)
     if bars:
         logging.enable_progress_bar()
     return folder
