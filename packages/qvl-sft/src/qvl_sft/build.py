@@ -1,5 +1,6 @@
 """From a recipe to the parts that the loop trains: data, model, tune groups, loss, evaluation, export."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import Batch, collate
-from qvl_core.qwen3vl.load import apply_media, commit_of, fingerprint, load_model, summary
+from qvl_core.qwen3vl.load import apply_media, commit_of, find_folder, fingerprint, load_model, summary
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.qwen3vl.tiny import tiny
@@ -90,7 +92,7 @@ def base_model(recipe: SFTRecipe, run: RunFolder, world: World) -> Model:
         return recipe.model
     folder = run.path.resolve() / "base"
     if world.rank == 0 and not folder.is_dir():
-        tiny(folder, seed=recipe.train.seed)
+        tiny(folder, seed=recipe.train.seed)  # whole or not at all
     world.barrier()
     return recipe.model.model_copy(update={"name": str(folder)})
 
@@ -102,10 +104,23 @@ def open_model(recipe: SFTRecipe, base: Model, world: World) -> tuple[Any, Any, 
     apply_media(processor, recipe.media)
     table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim)
     if base.init_from is not None and (Path(base.init_from) / CONFIG_FILE).is_file():
-        load_adapter(model, Path(base.init_from))
+        _continue_adapter(model, Path(base.init_from))
     if recipe.train.recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model, processor, table
+
+
+def _continue_adapter(model: Any, folder: Path) -> None:
+    """Take an adapter's values. What it has beyond what `tune` trains would be lost in the export: refused."""
+    fix = f"train it as well, or make it part of the base: qvl-sft merge {folder} --out FOLDER, model.name=FOLDER."
+    if not hasattr(model, "peft_config"):
+        raise BadInput(f"model.init_from: {folder} is a LoRA adapter and `tune` has no LoRA to continue it; {fix}")
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    for module in config.get("modules_to_save") or ():
+        own = [p for name, p in model.named_parameters() if f".{module}." in f".{name}"]
+        if not all(parameter.requires_grad for parameter in own):
+            raise BadInput(f"model.init_from: {folder} has trained {module}, which `tune` leaves frozen; {fix}")
+    load_adapter(model, folder)
 
 
 def chat_batches(recipe: SFTRecipe, mixture: Mixture, processor: Any, merge: int) -> SampleBatches:
@@ -155,13 +170,13 @@ def export(model: Any, processor: Any, base: Model, folder: Path, weights: Mappi
             own = dict(whole.named_parameters())
             for name, value in weights.items():
                 own[name].copy_(value)
-        whole.to(_stored_dtype(model)).save_pretrained(folder)
+        whole.to(_stored_dtype(base)).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def _stored_dtype(model: Any) -> torch.dtype:
-    """The type that the base checkpoint is stored in: trained fp32 weights go back to it."""
-    dtype = getattr(model.config, "dtype", None)
+def _stored_dtype(base: Model) -> torch.dtype:
+    """The type that the base is stored in: weights trained in fp32 go back to it."""
+    dtype = AutoConfig.from_pretrained(find_folder(base.name, base.revision)).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

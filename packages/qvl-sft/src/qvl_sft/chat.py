@@ -35,18 +35,18 @@ class Chat:
     def ask(
         self,
         question: str,
-        images: Sequence[bytes] = (),
+        images: Sequence[Media] = (),
         write: Write | None = None,
         *,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
     ) -> str:
-        """The answer to `question` about `images` (files' contents); `write` gets it piece by piece.
+        """The answer to `question` about `images`; `write` gets it piece by piece.
 
         temperature 0 takes the likeliest token; above 0, torch's generator decides. Raises BadInput for a picture that
         cannot be read; the conversation then stands as before.
         """
-        media = [*self.media, *(Media(kind="image", bytes=data) for data in images)]
+        media = [*self.media, *images]
         shown = [Part(type="image", media=index) for index in range(len(self.media), len(media))]
         asked = Message(role="user", parts=(*shown, Part(type="text", text=question)))
         answer = self._answer(self._encode(media, [*self.messages, asked]), write, max_new_tokens, temperature)
@@ -84,7 +84,7 @@ def chat(
     seed: int,
 ) -> None:
     """Answer one question, or hold a conversation on the terminal until it is ended."""
-    pictures = [_read(path) for path in images]
+    pictures = [_picture(path) for path in images]  # before the model is loaded
     conversation = Chat(*load_trained(model, base), system=system)
     reseed(seed, "chat")
     ask = partial(conversation.ask, write=_print, max_new_tokens=max_new_tokens, temperature=temperature)
@@ -95,7 +95,7 @@ def chat(
     _converse(conversation, ask, pictures)
 
 
-def _converse(conversation: Chat, ask: Callable[..., str], pictures: list[bytes]) -> None:
+def _converse(conversation: Chat, ask: Callable[..., str], pictures: list[Media]) -> None:
     print("Ask away. /image FILE adds a picture, /reset starts anew, /quit ends.")
     while (line := _typed()) not in (None, "/quit"):
         try:
@@ -103,7 +103,7 @@ def _converse(conversation: Chat, ask: Callable[..., str], pictures: list[bytes]
                 conversation.reset()
                 pictures = []
             elif line.startswith("/image "):
-                pictures.append(_read(Path(line.removeprefix("/image ").strip())))
+                pictures.append(_picture(Path(line.removeprefix("/image ").strip())))
                 print(f"({len(pictures)} picture{'s' * (len(pictures) > 1)} for the next question)")
             elif line:
                 ask(line, pictures)
@@ -149,10 +149,10 @@ def _says(role: str, text: str) -> Message:
     return Message.model_validate({"role": role, "parts": [{"type": "text", "text": text}]})
 
 
-def _read(path: Path) -> bytes:
+def _picture(path: Path) -> Media:
     if not path.is_file():
         raise BadInput(f"{path}: there is no such picture.")
-    return path.read_bytes()
+    return Media(kind="image", bytes=path.read_bytes(), origin=str(path))
 
 
 def _print(text: str) -> None:

@@ -3,9 +3,10 @@
 Nothing is trained and no weights are read: the tune table comes from the model's shapes.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qvl_core.errors import BadInput
+from qvl_core.files import write_atomic
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 from qvl_core.qwen3vl.load import apply_media, open_processor
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune
@@ -43,11 +45,11 @@ class ListFacts:
 
 
 def check(recipe: SFTRecipe, out: Path | None = None) -> None:
-    """Print data facts, the first batch, the tune table and warnings; with `out`, list bad samples there.
+    """Print data facts, the first batch, the tune table and warnings; `out` gets them as check.html, and bad samples.
 
     Raises BadInput if the data holds more bad samples than data.max_bad allows.
     """
-    console = Console()
+    console = Console(record=True)
     lists = open_lists(recipe)
     processor = open_processor(recipe.model)
     apply_media(processor, recipe.media)
@@ -70,6 +72,7 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
         console.print(f"note: {sentence}", style="yellow", markup=False)
     if out is not None:
         _write_bad(facts, out)
+        write_atomic(out / "check.html", console.export_html())
     _judge(facts, recipe)
 
 
@@ -137,9 +140,10 @@ def _rendered(sample: Encoded, tokenizer: Any) -> Text:
 
 
 def _write_bad(facts: dict[str, ListFacts], out: Path) -> None:
+    entries = [{"list": name, **asdict(bad)} for name, found in facts.items() for bad in found.bad]
     out.mkdir(parents=True, exist_ok=True)
-    lines = [f"{name}\t{bad.id}\t{bad.reason}\t{bad.message}\n" for name, found in facts.items() for bad in found.bad]
-    (out / "bad_samples.tsv").write_text("".join(lines), encoding="utf-8")
+    lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    write_atomic(out / "bad_samples.jsonl", "".join(lines))
 
 
 def _judge(facts: dict[str, ListFacts], recipe: SFTRecipe) -> None:

@@ -6,6 +6,7 @@ Everything is the real thing at a small size: the recipes `tiny` and `tiny_lora`
 generation on pictures that were never trained on, chat. One core, about two minutes, no internet.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,27 +38,33 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> dict[str, Any]:
 
     An interrupted demo is continued by the same command, a finished one is left alone.
     """
-    done = RunFolder(out).read_result()
-    if done and done["complete"]:
-        print(f"{out} is finished; see {out / 'report.html'}, or choose another --out.")
-        return done
-    if out.exists() and any(out.iterdir()) and not (out / "data").is_dir():
+    run = RunFolder(out)
+    done = run.read_result()
+    if not done and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise BadInput(f"--out {out}: holds other files; choose another folder.")
+    if done and done["seed"] != seed:
+        raise BadInput(f"--out {out}: holds the demo of seed {done['seed']}; choose another folder.")
+    if done and done["complete"]:
+        print(f"{out} is finished; see {run.report_file}, or choose another --out.")
+        return done
+    out.mkdir(parents=True, exist_ok=True)
+    run.write_result(result("qvl-sft", seed=seed, complete=False, figures={}))
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and one core is what it needs
 
     write_data(out / "data", seed)
     if not (out / "base").is_dir():
         tiny(out / "base", TEXTS, seed)
     digits, parity = out / "runs" / "digits", out / "runs" / "parity"
-    data = [f"data.train.{index}.source={out / 'data' / name}" for index, name in enumerate(("parity", "digits"))]
+    only_digits = [_set("data.train", out / "data/digits"), "data.validation=[]", "data.test=[]"]
+    both = [_set(f"data.train.{index}.source", out / "data" / name) for index, name in enumerate(("parity", "digits"))]
 
-    train(_recipe("tiny", seed, out / "base", f"data={{train: {out / 'data/digits'}}}", "train.steps=300"), digits)
+    train(_recipe("tiny", seed, out / "base", *only_digits, "train.steps=300"), digits)
     figures = {
         "digit_accuracy": _accuracy(digits, out, "digits"),
         "shuffled_accuracy": _accuracy(digits, out, "shuffled"),
         "parity_accuracy_before": _accuracy(digits, out, "parity"),
     }
-    train(_recipe("tiny_lora", seed, digits / "final", "data.test=[]", *data), parity)
+    train(_recipe("tiny_lora", seed, digits / "final", "data.test=[]", *both), parity)
     figures |= {
         "parity_accuracy": _accuracy(parity, out, "parity"),
         "digit_accuracy_after": _accuracy(parity, out, "digits"),
@@ -65,8 +72,8 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> dict[str, Any]:
     turns = talk(parity, seed)
     values = result("qvl-sft", seed=seed, complete=True, figures=figures)
     write_report(out, values, turns)
-    RunFolder(out).write_result(values)
-    print(*(f"{name} {value:.3f}" for name, value in figures.items()), out / "report.html", sep="\n")
+    run.write_result(values)
+    print(*(f"{name} {value:.3f}" for name, value in figures.items()), run.report_file, sep="\n")
     return dict(values)
 
 
@@ -96,20 +103,25 @@ def talk(model: Path, seed: int) -> list[Turn]:
         chat = Chat(loaded, processor)
         picture = sample.media[0].bytes
         assert picture is not None
-        turns.append(Turn(picture, DIGIT, chat.ask(DIGIT, [picture], max_new_tokens=4)))
+        turns.append(Turn(picture, DIGIT, chat.ask(DIGIT, sample.media, max_new_tokens=4)))
         chat.reset()
-        turns.append(Turn(picture, PARITY, chat.ask(PARITY, [picture], max_new_tokens=4)))
+        turns.append(Turn(picture, PARITY, chat.ask(PARITY, sample.media, max_new_tokens=4)))
     return turns
 
 
 def _recipe(name: str, seed: int, model: Path, *overrides: str) -> Any:
-    return load(RECIPE, name, [f"model.name={model}", f"train.seed={seed}", *overrides], "qvl_sft")
+    return load(RECIPE, name, [_set("model.name", model), f"train.seed={seed}", *overrides], "qvl_sft")
+
+
+def _set(key: str, path: Path) -> str:
+    return f"{key}={json.dumps(str(path))}"  # quoted: in YAML a path may mean something else
 
 
 def _accuracy(model: Path, out: Path, data: str) -> float:
     """Exact match of the greedy answers on a test split."""
     folder = out / "evaluations" / f"{model.name}-on-{data}"
-    figures = evaluate(str(model), [str(out / "data" / data)], folder, max_new_tokens=4)
+    figures = RunFolder(folder).read_result()  # of the demo that is being continued
+    figures = figures or evaluate(str(model), [str(out / "data" / data)], folder, max_new_tokens=4)
     return float(figures["test_exact_match"])
 
 

@@ -6,7 +6,7 @@
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from qvl_core.errors import BadInput
-from qvl_core.files import write_atomic
+from qvl_core.files import new_folder, write_atomic
 from qvl_core.qwen3vl.batch import Batch, collate
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import exact_match, generate
 from qvl_core.qwen3vl.loss import token_losses
 from qvl_core.recipe.blocks import Source
-from qvl_core.run import RunFolder, result
+from qvl_core.run import RunFolder, read_records, result
 from qvl_core.training.world import World
 from qvl_data.chat import encode, prompt
 from qvl_data.errors import BadSample
@@ -35,6 +35,7 @@ METRICS: Mapping[str, Metric] = {"exact_match": exact_match}
 
 PICTURES = 24  # samples of a list whose pictures are kept for the report
 TOKENS = 4096  # per forward of the loss
+HELD = 128  # samples whose pixels are held at a time
 
 
 @dataclass(frozen=True)
@@ -72,64 +73,89 @@ class Evaluation:
         """Figures such as validation_loss and test_exact_match, the same on every process.
 
         Before the end only the validation list is looked at. At the end the run folder gets predictions.jsonl and the
-        first pictures in samples/; it looks at all samples, or at `limit` of them.
+        first pictures in samples/; it looks at all samples, or at `limit` of them. Samples that cannot be used are left
+        out, counted (validation_left_out) and, at the end, listed in left_out.jsonl.
         """
         figures: dict[str, float] = {}
         predictions: list[Prediction] = []
+        left_out: list[dict[str, str]] = []
         for name, mixture in self.lists.items():
             if not final and name != "validation":
                 continue
             items = _choose(list(mixture.items()), limit if final else self.samples)
             mine = items[world.rank :: world.size] if world.strategy == "ddp" else items  # sharded: all move in step
-            figures[f"{name}_loss"] = self._loss(model, world, mixture, mine)
-            if self.metrics:
-                kept = set(items[:PICTURES]) if final else set()
-                answered = self._answer(model, world, name, mixture, mine, run.path, kept)
+            kept = set(items[:PICTURES]) if final else set()
+            parts = _all_parts(world, self._measure(model, name, mixture, mine, kept, run.path))
+            labels = sum(part.labels for part in parts)
+            figures[f"{name}_loss"] = sum(part.loss for part in parts) / labels if labels else float("nan")
+            if answered := [prediction for part in parts for prediction in part.predictions]:
                 answers, references = [p.answer for p in answered], [p.reference for p in answered]
                 figures |= {f"{name}_{metric}": METRICS[metric](answers, references) for metric in self.metrics}
                 predictions += answered
-        if final and predictions and world.rank == 0:
-            lines = (json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
-            write_atomic(run.path / "predictions.jsonl", "".join(lines))
+            if bad := [entry for part in parts for entry in part.left_out]:
+                figures[f"{name}_left_out"] = float(len(bad))
+                left_out += bad
+        if final and world.rank == 0:
+            _write_lines(run.path / "predictions.jsonl", [asdict(prediction) for prediction in predictions])
+            _write_lines(run.path / "left_out.jsonl", left_out)
         return figures
 
-    def _loss(self, model: nn.Module, world: World, mixture: Mixture, items: Sequence[Item]) -> float:
-        """Mean over all label tokens, in nats; samples that cannot be used are passed over."""
-        total, count = 0.0, 0
+    def _measure(
+        self, model: nn.Module, name: str, mixture: Mixture, items: Sequence[Item], kept: set[Item], folder: Path
+    ) -> "_Measured":
+        """Loss and greedy answers of this process's items, HELD at a time."""
+        measured = _Measured()
         device = next(model.parameters()).device
-        for samples in _by_tokens(_encoded(mixture, items, self.processor)):
-            losses = token_losses(model, self.collate(samples).to(device))  # (N,)
-            total, count = total + float(losses.double().sum()), count + len(losses)
-        parts = _all_parts(world, (total, count))
-        labels = sum(count for _, count in parts)
-        return sum(total for total, _ in parts) / labels if labels else float("nan")
+        for start in range(0, len(items), HELD):
+            opened = []
+            for item in items[start : start + HELD]:
+                try:
+                    opened.append(self._open(mixture, item, folder, name, item in kept))
+                except BadSample as error:
+                    entry = {"list": name, "id": error.sample_id, "reason": error.reason, "message": str(error)}
+                    measured.left_out.append(entry)
+            for samples in _by_tokens(one.whole for one in opened):
+                losses = token_losses(model, self.collate(samples).to(device))  # (N,)
+                measured.loss += float(losses.double().sum())
+                measured.labels += len(losses)
+            if self.metrics:
+                answers = generate(model, self.processor, [one.question for one in opened], self.max_new_tokens)
+                measured.predictions += [one.answered(answer) for one, answer in zip(opened, answers, strict=True)]
+        return measured
 
-    def _answer(
-        self,
-        model: nn.Module,
-        world: World,
-        name: str,
-        mixture: Mixture,
-        items: Sequence[Item],
-        folder: Path,
-        kept: set[Item],
-    ) -> list[Prediction]:
-        """Greedy answers to `items` and to those of the other processes."""
-        asked = []
-        for item in items:
-            try:
-                sample = mixture.sample(item)
-                encoded, reference = prompt(sample, self.processor)
-                picture = _keep_picture(sample, folder, f"{name}-{item.source}-{item.index}") if item in kept else None
-                asked.append((sample, encoded, reference, picture))
-            except BadSample:
-                continue  # training counts bad samples; `qvl-sft check` lists them
-        answers = generate(model, self.processor, [encoded for _, encoded, _, _ in asked], self.max_new_tokens)
-        mine = [
-            Prediction(name, sample.id, _question(sample), reference, answer, _same(answer, reference), picture)
-            for (sample, _, reference, picture), answer in zip(asked, answers, strict=True)
-        ]
-        return [prediction for part in _all_parts(world, mine) for prediction in part]
+    def _open(self, mixture: Mixture, item: Item, folder: Path, name: str, keep_picture: bool) -> "_Opened":
+        sample = mixture.sample(item)
+        whole = encode(sample, self.processor)
+        question, reference = prompt(sample, self.processor)
+        picture = _keep_picture(sample, folder, f"{name}-{item.source}-{item.index}") if keep_picture else None
+        return _Opened(name, sample, whole, question, reference, picture)
+
+
+@dataclass
+class _Measured:
+    """What one process found out about its share of a list."""
+
+    loss: float = 0.0  # summed over labels, in nats
+    labels: int = 0
+    predictions: list[Prediction] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A sample with its answer, for the loss, and without, to be answered."""
+
+    list: str
+    sample: Sample
+    whole: Encoded
+    question: Encoded
+    reference: str
+    picture: str | None
+
+    def answered(self, answer: str) -> Prediction:
+        correct = exact_match([answer], [self.reference]) == 1.0
+        asked = next((message.text for message in reversed(self.sample.messages) if message.role == "user"), "")
+        return Prediction(self.list, self.sample.id, asked, self.reference, answer, correct, self.picture)
 
 
 def evaluate(
@@ -146,30 +172,36 @@ def evaluate(
     from qvl_sft.report import evaluation_report
     from qvl_sft.trained import load_trained
 
-    if out.exists() and any(out.iterdir()):
-        raise BadInput(f"--out {out}: holds files already; choose another folder.")
     mixture = Mixture([Source(source=source) for source in data], split)
-    loaded, processor = load_trained(model, base)
-    merge = loaded.config.vision_config.spatial_merge_size
-    lay_out = partial(collate, packing=True, merge=merge, pad_id=processor.tokenizer.pad_token_id)
-    evaluation = Evaluation({split: mixture}, processor, lay_out, max_new_tokens=max_new_tokens)
-    out.mkdir(parents=True, exist_ok=True)
-    run = RunFolder(out)
-    with torch.no_grad():
-        figures = evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, limit=samples)
-    values = result("qvl-sft", seed=0, complete=True, figures={"model": model, "data": " ".join(data), **figures})
-    run.write_result(values)
-    page = evaluation_report(run, model)
-    print(*(f"{name} {value:.4f}" for name, value in figures.items()), page, sep="\n")
+    with new_folder(out) as aside:
+        loaded, processor = load_trained(model, base)
+        merge = loaded.config.vision_config.spatial_merge_size
+        lay_out = partial(collate, packing=True, merge=merge, pad_id=processor.tokenizer.pad_token_id)
+        evaluation = Evaluation({split: mixture}, processor, lay_out, max_new_tokens=max_new_tokens)
+        run = RunFolder(aside)
+        with torch.no_grad():
+            figures = evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, limit=samples)
+        if not read_predictions(aside):
+            example = read_records(aside / "left_out.jsonl")[0]["message"]
+            raise BadInput(f"{', '.join(data)}: no sample can be used, such as: {example}")
+        values = result("qvl-sft", seed=0, complete=True, figures={"model": model, "data": " ".join(data), **figures})
+        run.write_result(values)
+        evaluation_report(run, model)
+    print(*(f"{name} {value:.4f}" for name, value in figures.items()), RunFolder(out).report_file, sep="\n")
     return dict(values)
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
     """The predictions an evaluation left in a run folder; empty if there are none."""
-    file = folder / "predictions.jsonl"
-    if not file.is_file():
-        return []
-    return [Prediction(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [Prediction(**record) for record in read_records(folder / "predictions.jsonl")]
+
+
+def _write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSONL file; without records there is none, also if an earlier try left one."""
+    if records:
+        write_atomic(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    else:
+        file.unlink(missing_ok=True)
 
 
 def _all_parts(world: World, mine: T) -> list[T]:
@@ -183,14 +215,6 @@ def _choose(items: list[Item], samples: int | None) -> list[Item]:
     return [items[order(0, place, len(items))] for place in range(samples)]
 
 
-def _encoded(mixture: Mixture, items: Iterable[Item], processor: Any) -> Iterator[Encoded]:
-    for item in items:
-        try:
-            yield encode(mixture.sample(item), processor)
-        except BadSample:
-            continue
-
-
 def _by_tokens(samples: Iterable[Encoded]) -> Iterator[list[Encoded]]:
     """Runs of samples of at most TOKENS tokens together; a longer sample stands alone."""
     group: list[Encoded] = []
@@ -201,14 +225,6 @@ def _by_tokens(samples: Iterable[Encoded]) -> Iterator[list[Encoded]]:
         group.append(sample)
     if group:
         yield group
-
-
-def _question(sample: Sample) -> str:
-    return next((message.text for message in reversed(sample.messages) if message.role == "user"), "")
-
-
-def _same(answer: str, reference: str) -> bool:
-    return exact_match([answer], [reference]) == 1.0
 
 
 def _keep_picture(sample: Sample, folder: Path, name: str) -> str | None:

@@ -1,12 +1,11 @@
 """Fold an adapter into its full-precision base: a plain model folder for transformers, vLLM and others."""
 
-import shutil
 from pathlib import Path
 
 from qvl_core.errors import BadInput
+from qvl_core.files import new_folder
 from qvl_core.qwen3vl.load import load_model
 from qvl_core.qwen3vl.lora import merge_adapter
-from qvl_core.recipe.blocks import Model
 from qvl_core.training.engine import DTYPES
 from qvl_sft.trained import base_of, final_folder, is_adapter, own_processor
 
@@ -18,17 +17,15 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "bf16"
     """
     if dtype not in DTYPES:
         raise BadInput(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}.")
-    if out.exists():
-        raise BadInput(f"--out {out}: is already there; choose a new folder.")
     folder = final_folder(adapter)
-    if folder is None or not is_adapter(folder):
+    if folder is None:
+        raise BadInput(f"{adapter}: there is no such folder.")
+    if not is_adapter(folder):
         raise BadInput(f"{adapter}: is no adapter (no adapter_config.json); a model trained in full needs no merging.")
-    model, processor = load_model(Model(name=base or base_of(folder), attention="sdpa"), precision="fp32", device="cpu")
-    merge_adapter(model, folder)
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.to(DTYPES[dtype]).save_pretrained(aside)
-    (own_processor(folder) or processor).save_pretrained(aside)
-    aside.rename(out)
+    with new_folder(out) as aside:
+        model, processor = load_model(base_of(folder, base), precision="fp32", device="cpu")
+        merge_adapter(model, folder)
+        model.to(DTYPES[dtype]).save_pretrained(aside)
+        (own_processor(folder) or processor).save_pretrained(aside)
     print(f"{out}: merged model and processor; talk to it with `qvl-sft chat {out}`.")
     return out

@@ -24,7 +24,7 @@ def load_trained(name: str, base: str | None = None) -> tuple[Any, Any]:
     folder = final_folder(Path(name))
     if folder is None or not is_adapter(folder):
         return load_model(Model(name=str(folder or name)), precision=precision, device=device)
-    model, processor = load_model(Model(name=base or base_of(folder)), precision=precision, device=device)
+    model, processor = load_model(base_of(folder, base), precision=precision, device=device)
     load_adapter(model, folder)
     return model.to(DTYPES[precision]).eval(), own_processor(folder) or processor
 
@@ -44,16 +44,25 @@ def final_folder(path: Path) -> Path | None:
         return None
     if (path / "final").is_dir():
         return path / "final"
+    if (path / "manifest.json").is_file():
+        raise BadInput(f"{path}: is a training checkpoint; name its run folder or the final/ folder there.")
     if (path / "recipe.yaml").is_file():
         raise BadInput(f"{path}: this run is not finished, it has no final/; run its `qvl-sft train` command again.")
     return path
 
 
-def base_of(adapter: Path) -> str:
-    """The base that an adapter names; a base inside the run folder is found there when the folder was moved."""
+def base_of(adapter: Path, given: str | None = None) -> Model:
+    """The base to put an adapter on: the one given, else the one that the adapter names.
+
+    A base inside the run folder is found there when the folder was moved. Raises BadInput if none is named.
+    """
+    if given is not None:
+        return Model(name=given)
     config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     name = config.get("base_model_name_or_path")
     if not name:
         raise BadInput(f"{adapter / CONFIG_FILE}: names no base model; give it with --base.")
     moved = adapter.parent / Path(name).name
-    return str(moved) if not Path(name).is_dir() and moved.is_dir() else str(name)
+    if not Path(name).is_dir() and moved.is_dir():
+        return Model(name=str(moved))
+    return Model(name=name, revision=config.get("revision"))
