@@ -14,7 +14,7 @@ N, D, V = 37, 16, 211
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(head, "chunk_logits", lambda device: 5 * V)  # 5 rows at a time, the last chunk of 2
+    monkeypatch.setattr(head, "CHUNK", 5 * V)  # 5 rows at a time, the last chunk of 2
 
 
 def case(dtype=torch.float32):

@@ -13,11 +13,11 @@ from qvl_sft.report import confusion
 BARS = {"digit_accuracy": 0.96, "parity_accuracy": 0.95, "digit_accuracy_after": 0.95}
 REAL = "lora_4b"
 COMMAND = f"qvl-sft train {REAL} data.train=my_data.parquet --out runs/mine"
-GRID = 24
+GRID = 21
 LOSS_OF_NEW_WORDS = (
-    "The loss stays near 2 although the answers are right: LoRA moves the hidden states, but the pieces of odd and even "
-    "keep the random, frozen rows of the vocabulary that stage 1 never trained, so the right one is many times as likely "
-    "as the next and still far from certain. A pretrained model knows its words and does not have this floor."
+    "The loss stays near 2 although the answers are right: LoRA moves the hidden states, but the pieces of odd and "
+    "even keep the random, frozen rows of the vocabulary that stage 1 never trained, so the right one is many times as "
+    "likely as the next and still far from certain. A pretrained model knows its words and has no such floor."
 )
 
 

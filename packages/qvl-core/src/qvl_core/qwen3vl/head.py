@@ -16,10 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-
-def chunk_logits(device: torch.device) -> int:
-    """Logits held at a time: 128 MiB in fp32 (220 rows at the real vocabulary) keep a GPU busy, a CPU needs half."""
-    return 2**24 if device.type == "cpu" else 2**25
+CHUNK = 2**25  # logits held at a time: 128 MiB in fp32, 220 rows at the real vocabulary
 
 
 def head_nll(head: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -31,7 +28,7 @@ def head_nll(head: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None 
         logits = head(rows)
         return cross_entropy(logits.to(_statistics(logits)), labels, reduction="none")
 
-    size = _rows_of_chunk(hidden, head.out_features)
+    size = max(1, CHUNK // head.out_features)
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
     nll = torch.cat([checkpoint(chunk_nll, rows, labels, use_reentrant=False) for rows, labels in chunks])  # (N,)
     return (nll if weights is None else nll * weights).sum(), nll.detach()
@@ -71,7 +68,7 @@ class _LabelNLL(torch.autograd.Function):
             grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             blank = torch.empty_like if len(rows) else torch.zeros_like
             grad_weight = blank(weight) if ctx.needs_input_grad[1] else None
-            size = _rows_of_chunk(rows, len(weight))
+            size = max(1, CHUNK // len(weight))
             for chunk in (slice(start, start + size) for start in range(0, len(rows), size)):
                 nll[chunk], grad = _nll_and_softmax(rows[chunk] @ matrix.T, targets[chunk])
                 if grad_hidden is not None or grad_weight is not None:
@@ -98,10 +95,6 @@ class _LabelNLL(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
-def _rows_of_chunk(rows: Tensor, width: int) -> int:
-    return max(1, chunk_logits(rows.device) // width)
-
-
 def _nll_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Loss (C,) and softmax (C, V) of logits (C, V), whose buffer is used up."""
     logits = logits.to(_statistics(logits))
@@ -117,7 +110,7 @@ def _add_product(total: Tensor, grad: Tensor, rows: Tensor, first: bool) -> None
     if total.dtype == rows.dtype:
         total.addmm_(grad.T, rows, beta=0 if first else 1)
         return
-    size = _rows_of_chunk(rows, total.shape[1])
+    size = max(1, CHUNK // total.shape[1])
     for block, part in zip(total.split(size), grad.split(size, dim=1), strict=True):
         product = part.T @ rows
         block.copy_(product) if first else block.add_(product)
