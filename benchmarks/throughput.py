@@ -136,7 +136,7 @@ def samples(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
     head = [config.vision_start_token_id, *[config.image_token_id] * media, config.vision_end_token_id]
     made = []
     for length in np.clip(rng.lognormal(math.log(48), 0.8, count).astype(int), len(head) + 10, LONGEST):
-        ids = rng.integers(282, config.text_config.vocab_size, length)  # beyond the bytes and the special tokens
+        ids = rng.integers(300, config.text_config.vocab_size, length)  # beyond the bytes and the special tokens
         ids[1 : 1 + len(head)] = head
         labels = np.where(np.arange(length) >= length - round(LABELLED * length), ids, -100)
         channels = 3 * vision.temporal_patch_size * vision.patch_size**2
@@ -154,19 +154,14 @@ def samples(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
 class Arm:
     """A trainer in a process of its own, which makes one step at a time."""
 
-    def __init__(self, name: str, folder: Path, warmup: int) -> None:
+    def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.steps: list[dict[str, float]] = []
         script = HERE / "arms" / ("hf.py" if name in OPPONENTS[1:] else "qvl.py")
         self._log = (folder / f"{name}.log").open("w+", encoding="utf-8")
+        python = trl_python() if name == "trl" else [sys.executable]
         self._process = subprocess.Popen(
-            [
-                *(trl_python() if name == "trl" else [sys.executable]),
-                str(script),
-                str(folder),
-                name,
-                str(warmup * SIZE),
-            ],
+            [*python, str(script), str(folder), name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -217,7 +212,7 @@ def take_turns(names: Sequence[str], folder: Path, warmup: int, timed: int) -> l
         arms = []
         for name in names:
             shutil.rmtree(folder / name, ignore_errors=True)
-            arms.append(Arm(name, folder, warmup))
+            arms.append(Arm(name, folder))
             stack.callback(arms[-1].close)
         for step in range(warmup + timed):
             turn = step % len(arms)
@@ -226,19 +221,28 @@ def take_turns(names: Sequence[str], folder: Path, warmup: int, timed: int) -> l
     return arms
 
 
-def tokens_of_steps(arm: str, lengths: Sequence[int], warmup: int) -> list[int]:
-    """Real tokens of each timed step of an arm."""
-    timed = list(lengths[warmup * SIZE :])
-    if arm == "tuned":
-        import torch
-        from transformers.trainer_pt_utils import LengthGroupedSampler
+def grouped(lengths: Sequence[int], warmup: int) -> list[int]:
+    """The samples in the order of the library's length grouping; those of the warm-up keep their places.
 
-        order = LengthGroupedSampler(SIZE, lengths=timed, generator=torch.Generator().manual_seed(0))
-        timed = [timed[i] for i in order]
-    return [sum(timed[i : i + SIZE]) for i in range(0, len(timed), SIZE)]
+    Sorted within 50 batches, as in a set of thousands; in one as small as this the library would take a quarter of it.
+    """
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    first = warmup * SIZE
+    generator = torch.Generator().manual_seed(0)
+    order = get_length_grouped_indices(lengths[first:], SIZE, mega_batch_mult=50, generator=generator)
+    return [*range(first), *(first + i for i in order)]
 
 
-def figures(arm: Arm, tokens: Sequence[int], warmup: int) -> dict[str, Any]:
+def tokens_of_steps(lengths: Sequence[int]) -> list[int]:
+    """Real tokens of each step."""
+    return [sum(lengths[i : i + SIZE]) for i in range(0, len(lengths), SIZE)]
+
+
+def figures(arm: Arm, lengths: Sequence[int], warmup: int) -> dict[str, Any]:
+    """Tokens per second of an arm whose samples have these `lengths`, in its order."""
+    tokens = tokens_of_steps(lengths)[warmup:]
     seconds = [step["cpu_seconds"] for step in arm.steps[warmup:]]
     tenths = statistics.quantiles([n / s for n, s in zip(tokens, seconds, strict=True)], n=10, method="inclusive")
     return {
@@ -270,6 +274,9 @@ def measure(
         made = samples(folder, (warmup + timed) * SIZE)
         torch.save(made, folder / "samples.pt")
         lengths = [len(sample["input_ids"]) for sample in made]
+        order = grouped(lengths, warmup)
+        torch.save(order, folder / "grouped.pt")
+        lengths_of = {"tuned": [lengths[i] for i in order]}
         record: dict[str, Any] = {
             "body": name,
             "layers": body.layers,
@@ -286,7 +293,7 @@ def measure(
         for names in groups:
             arms = take_turns(names, folder, warmup, timed)
             difference = equal_losses(arms)
-            results = {arm.name: figures(arm, tokens_of_steps(arm.name, lengths, warmup), warmup) for arm in arms}
+            results = {arm.name: figures(arm, lengths_of.get(arm.name, lengths), warmup) for arm in arms}
             ours = results["qvl"]["tokens_per_second"]
             ratios = {arm: round(ours / result["tokens_per_second"], 3) for arm, result in results.items()}
             record["groups"].append({"loss_difference": difference, "ratios": ratios, "arms": results})

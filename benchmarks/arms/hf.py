@@ -1,8 +1,8 @@
 """The arms of Hugging Face: transformers.Trainer as usually written, the same tuned, and TRL's SFTTrainer.
 
-    python hf.py FOLDER {trainer,tuned,trl} WARMUP
+    python hf.py FOLDER {trainer,tuned,trl}
 
-FOLDER holds the model and `samples.pt`, the first WARMUP of which are not timed. All arms pad on the right, train every
+FOLDER holds the model, `samples.pt` and their order by length, `grouped.pt`. All arms pad on the right, train every
 weight in fp32 with the trainer's own loss, clip at 1, and keep the learning rate constant. The library's default
 optimizer is the fused AdamW by now, so tuning leaves length grouping. Gradient checkpointing is off everywhere: TRL's
 default would cost it a second forward for memory that is not short here.
@@ -17,7 +17,6 @@ from gate import Gate, Stop
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 Sample = dict[str, Tensor]
 OPTIONS: dict[str, Any] = {
@@ -51,14 +50,6 @@ def collate(samples: list[Sample]) -> dict[str, Tensor]:
         "pixel_values": torch.cat([sample["pixel_values"] for sample in samples]),
         "image_grid_thw": torch.cat([sample["image_grid_thw"] for sample in samples]),
     }
-
-
-def grouped(samples: list[Sample], warmup: int) -> list[Sample]:
-    """The samples in the order of the library's length grouping, which keeps the `warmup` ones to themselves."""
-    first, rest = samples[:warmup], samples[warmup:]
-    lengths = [len(sample["input_ids"]) for sample in rest]
-    order = LengthGroupedSampler(8, lengths=lengths, generator=torch.Generator().manual_seed(0))
-    return first + [rest[i] for i in order]
 
 
 def build(arm: str, folder: Path, samples: list[Sample], gate: Gate) -> Trainer:
@@ -97,11 +88,13 @@ def build(arm: str, folder: Path, samples: list[Sample], gate: Gate) -> Trainer:
 
 
 def main() -> None:
-    folder, arm, warmup = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    folder, arm = Path(sys.argv[1]), sys.argv[2]
     gate = Gate()
     torch.set_num_threads(1)
     samples: list[Sample] = torch.load(folder / "samples.pt")
-    trainer = build(arm, folder, grouped(samples, warmup) if arm == "tuned" else samples, gate)
+    if arm == "tuned":
+        samples = [samples[i] for i in torch.load(folder / "grouped.pt")]
+    trainer = build(arm, folder, samples, gate)
     gate.ready()
     try:
         trainer.train()
