@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qvl_core.qwen3vl import tied
 from qvl_core.qwen3vl.batch import Batch
-from qvl_core.qwen3vl.head import head_nll
+from qvl_core.qwen3vl.head import head_nll, label_nll
 
 
 def next_token_loss(model: nn.Module, batch: Batch, weights: Tensor | None = None) -> Tensor:
@@ -20,7 +21,12 @@ def next_token_loss(model: nn.Module, batch: Batch, weights: Tensor | None = Non
     weights (N,) factor of each label; default 1
     """
     core = _core(model)
-    return head_nll(core.lm_head, label_states(core, batch), batch.targets, weights)[0]
+    with tied.lookup(core) as waiting:
+        states = label_states(core, batch)
+    if waiting is not None:
+        states, matrix = tied.head(states, core.lm_head.weight, waiting)
+        return label_nll(states, matrix, batch.targets, weights)[0]
+    return head_nll(core.lm_head, states, batch.targets, weights)[0]
 
 
 @torch.no_grad()
