@@ -1,0 +1,96 @@
+"""The demo: its data are what they claim, and over five seeds it reaches its bars."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from command import qvl_sft
+
+from qvl_core.run import RunFolder
+from qvl_data.dataset import Dataset
+from qvl_data.example import digits_dataset
+from qvl_sft.demo import demo, shuffled, write_data
+from qvl_sft.demo_report import BARS
+
+SEEDS = range(5)
+BELOW = 0.02  # how far a single seed may lie below its bar
+FIGURES = (*BARS, "shuffled_accuracy", "parity_accuracy_before")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shuffled_pictures_are_all_of_other_samples(seed: int) -> None:
+    samples = digits_dataset("digit", "test", seed)
+    mixed = shuffled(samples, seed)
+    assert [(sample.id, sample.messages) for sample in mixed] == [(sample.id, sample.messages) for sample in samples]
+    assert all(ours.media != theirs.media for ours, theirs in zip(mixed, samples, strict=True))
+    origins = [[sample.media[0].origin for sample in given] for given in (mixed, samples)]
+    assert sorted(map(str, origins[0])) == sorted(map(str, origins[1]))
+    assert mixed == shuffled(samples, seed)
+    assert mixed != shuffled(samples, seed + 1)
+
+
+def test_no_test_picture_is_trained_on(tmp_path: Path) -> None:
+    write_data(tmp_path, 0)
+
+    def pictures(name: str, split: str) -> set[str]:
+        media = [sample.media[0].bytes for sample in Dataset(tmp_path / name, split)]
+        return {hashlib.sha256(content or b"").hexdigest() for content in media}
+
+    trained = pictures("digits", "train") | pictures("parity", "train")
+    for name in ("digits", "parity", "shuffled"):
+        tested = pictures(name, "test")
+        assert len(tested) > 350
+        assert not tested & trained
+
+
+def test_other_files_and_other_seeds_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").touch()
+    done = qvl_sft("demo", "--out", str(tmp_path))
+    assert (done.code, done.err) == (2, f"--out {tmp_path}: holds other files; choose another folder.\n")
+    (tmp_path / "photo.png").unlink()
+    RunFolder(tmp_path).write_result({"seed": 3, "complete": False})
+    done = qvl_sft("demo", "--out", str(tmp_path), "--seed", "4")
+    assert done.code == 2
+    assert "holds the demo of seed 3; choose another folder" in done.err
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("demos")
+    for seed in SEEDS:
+        demo(folder / str(seed), seed)
+    return [folder / str(seed) for seed in SEEDS]
+
+
+def results(demos: list[Path]) -> list[dict[str, float]]:
+    return [json.loads((out / "result.json").read_text(encoding="utf-8")) for out in demos]
+
+
+@pytest.mark.slow
+def test_the_bars_over_five_seeds(demos: list[Path]) -> None:
+    for name, bar in BARS.items():
+        values = [result[name] for result in results(demos)]
+        assert mean(values) >= bar, (name, values)
+        assert min(values) >= bar - BELOW, (name, values)
+    assert all(result["shuffled_accuracy"] <= 0.20 for result in results(demos))
+    assert len({tuple(result[name] for name in FIGURES) for result in results(demos)}) == len(SEEDS)
+
+
+@pytest.mark.slow
+def test_a_demo_repeats_itself_and_continues_where_it_was(demos: list[Path], tmp_path: Path) -> None:
+    """Begun anew after its first stage, it ends with the same figures."""
+    again = tmp_path / "again"
+    shutil.copytree(demos[0], again)
+    shutil.rmtree(again / "runs/parity")
+    shutil.rmtree(again / "evaluations/parity-on-parity")
+    shutil.rmtree(again / "evaluations/parity-on-digits")
+    RunFolder(again).write_result({"seed": 0, "complete": False})
+    demo(again, 0)
+    demo(tmp_path / "anew", 0)
+    first, *others = results([demos[0], again, tmp_path / "anew"])
+    for other in others:
+        assert {name: other[name] for name in FIGURES} == {name: first[name] for name in FIGURES}
+    assert (again / "report.html").stat().st_size > 10_000
