@@ -27,6 +27,7 @@ from qvl_core.training.world import World
 from qvl_data.sources import Mixture
 from qvl_data.stream import ChatSamples, witness
 from qvl_sft.evaluate import Evaluation
+from qvl_sft.plan import flops_per_token
 from qvl_sft.recipe import SFTRecipe
 
 
@@ -63,6 +64,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World) -> Parts:
         evaluate=partial(evaluation.measure, run=run) if evaluation.lists else None,
         export=partial(export, model, processor, base),
         shards=[*model.model.language_model.layers, *model.model.visual.blocks],
+        flops_per_token=flops_per_token(recipe) if world.device.type == "cuda" else None,
     )
 
 
@@ -90,7 +92,7 @@ def base_model(recipe: SFTRecipe, run: RunFolder, world: World) -> Model:
         )
     if recipe.model.name != "tiny":
         return recipe.model
-    folder = run.path.resolve() / "base"
+    folder = run.path.resolve() / f"base-{recipe.train.seed}"
     if world.rank == 0 and not folder.is_dir():
         tiny(folder, seed=recipe.train.seed)  # whole or not at all
     world.barrier()
@@ -145,6 +147,7 @@ def identity(recipe: SFTRecipe, train: Mixture, steps: int, world: World) -> dic
         "model": {"name": recipe.model.name, "revision": recipe.model.revision, "init_from": recipe.model.init_from},
         "data": {
             "train": [source.model_dump(mode="json") for source in recipe.data.train],
+            "media_root": recipe.data.media_root,
             "content": train.fingerprint(),
         },
         "batch": recipe.batch.model_dump(mode="json", exclude={"micro"}),
@@ -163,7 +166,8 @@ def export(model: Any, processor: Any, base: Model, folder: Path, weights: Mappi
     A model trained in full is put together on the CPU from its base, because the one in training may be sharded.
     """
     if hasattr(model, "peft_config"):
-        save_adapter(model, folder, base.name, commit_of(base.name, base.revision), weights)
+        name = str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name  # found from anywhere
+        save_adapter(model, folder, name, commit_of(base.name, base.revision), weights)
     else:
         whole, _ = load_model(base, precision="fp32", device="cpu")
         with torch.no_grad():

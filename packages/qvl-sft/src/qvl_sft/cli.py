@@ -40,11 +40,25 @@ def evaluate(
     base: Base = None,
     samples: Annotated[int | None, Option(min=1, help="At most this many samples: a fixed random choice.")] = None,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer in tokens.")] = 64,
+    media_root: Annotated[Path | None, Option(help="Folder that relative media paths start from.")] = None,
+    allow_root: Annotated[
+        list[Path] | None, Option(help="Folder to read absolute media paths from; repeatable.")
+    ] = None,
 ) -> None:
     """Answer held-out questions and compare with the reference answers."""
     from qvl_sft.evaluate import evaluate as run
 
-    run(model, data, out, split=split, base=base, samples=samples, max_new_tokens=max_new_tokens)
+    run(
+        model,
+        data,
+        out,
+        split=split,
+        base=base,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        media_root=media_root,
+        allow_root=allow_root or (),
+    )
 
 
 @app.command()

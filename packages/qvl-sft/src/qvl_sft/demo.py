@@ -30,7 +30,7 @@ from qvl_sft.trained import load_trained
 
 DIGIT, PARITY = "Which digit is this?", "Is this digit odd or even?"
 TEXTS = [*(f"{DIGIT} {digit}" for digit in range(10)), f"{PARITY} odd", f"{PARITY} even"]  # for the tokenizer
-CHATS = 4  # held-out pictures that are talked about in the report
+CHATS = 3  # held-out pictures that are talked about in the report
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0) -> dict[str, Any]:

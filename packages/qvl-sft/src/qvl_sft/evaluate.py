@@ -8,8 +8,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,13 +30,22 @@ from qvl_data.order import order
 from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture
 
-T = TypeVar("T")
-Metric = Callable[[Sequence[str], Sequence[str]], float]  # answers, references -> 0..1
-METRICS: Mapping[str, Metric] = {"exact_match": exact_match}
+Metric = Callable[[Sequence[str], Sequence[str]], float]  # answers, references -> a figure, accuracies in 0..1
+METRICS: dict[str, Metric] = {"exact_match": exact_match}
 
 PICTURES = 24  # samples of a list whose pictures are kept for the report
 TOKENS = 4096  # per forward of the loss
 HELD = 128  # samples whose pixels are held at a time
+
+
+def register_metric(name: str) -> Callable[[Metric], Metric]:
+    """Make a function of all answers and references a metric that recipes can name; for --plugin files."""
+
+    def register(metric: Metric) -> Metric:
+        METRICS[name] = metric
+        return metric
+
+    return register
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,12 @@ class Evaluation:
             if not final and name != "validation":
                 continue
             items = _choose(list(mixture.items()), limit if final else self.samples)
-            mine = items[world.rank :: world.size] if world.strategy == "ddp" else items  # sharded: all move in step
+            mine = items[world.rank :: world.size]
             kept = set(items[:PICTURES]) if final else set()
-            parts = _all_parts(world, self._measure(model, name, mixture, mine, kept, run.path))
+            parts = world.gather(self._measure(model, name, mixture, mine, kept, run.path))
             labels = sum(part.labels for part in parts)
             figures[f"{name}_loss"] = sum(part.loss for part in parts) / labels if labels else float("nan")
-            if answered := [prediction for part in parts for prediction in part.predictions]:
+            if answered := _dealt_back([part.predictions for part in parts]):
                 answers, references = [p.answer for p in answered], [p.reference for p in answered]
                 figures |= {f"{name}_{metric}": METRICS[metric](answers, references) for metric in self.metrics}
                 predictions += answered
@@ -167,12 +177,14 @@ def evaluate(
     base: str | None = None,
     samples: int | None = None,
     max_new_tokens: int = 64,
+    media_root: Path | None = None,
+    allow_root: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Measure any model on data files or dataset folders; `out` gets result.json, predictions.jsonl and report.html."""
     from qvl_sft.report import evaluation_report
     from qvl_sft.trained import load_trained
 
-    mixture = Mixture([Source(source=source) for source in data], split)
+    mixture = Mixture([Source(source=source) for source in data], split, media_root, allow_root)
     with new_folder(out) as aside:
         loaded, processor = load_trained(model, base)
         merge = loaded.config.vision_config.spatial_merge_size
@@ -204,8 +216,9 @@ def _write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _all_parts(world: World, mine: T) -> list[T]:
-    return world.gather(mine) if world.strategy == "ddp" else [mine]
+def _dealt_back(parts: list[list[Prediction]]) -> list[Prediction]:
+    """The processes' predictions in the order of the items, as far as none was left out: one from each in turn."""
+    return [prediction for turn in zip_longest(*parts) for prediction in turn if prediction is not None]
 
 
 def _choose(items: list[Item], samples: int | None) -> list[Item]:

@@ -31,6 +31,12 @@ def predict(recipe: SFTRecipe) -> MemoryPlan:
     )
 
 
+def flops_per_token(recipe: SFTRecipe) -> float:
+    """Floating point operations of training per token, for MFU; the share of pictures is the plan's assumption."""
+    planned = predict(recipe)
+    return planned.flops / (planned.workload.tokens * planned.workload.forwards)
+
+
 def memory_table(name: str) -> Table:
     """The plan of a shipped recipe as a table of the report."""
     planned = predict(load(RECIPE, name, package="qvl_sft"))

@@ -20,21 +20,30 @@ from qvl_core.qwen3vl.encoded import Encoded
 
 @torch.no_grad()
 def generate(
-    model: nn.Module, processor: Any, prompts: Sequence[Encoded], max_new_tokens: int, batch_size: int = 64
+    model: nn.Module,
+    processor: Any,
+    prompts: Sequence[Encoded],
+    max_new_tokens: int,
+    batch_size: int = 64,
+    batch_tokens: int = 16384,
 ) -> list[str]:
     """Answers, in the order of the prompts, without special tokens.
 
     model     Qwen3VLForConditionalGeneration, as loaded or with peft adapters; generates in evaluation mode
     processor its processor, for the tokenizer
     prompts   chats up to and including the generation prompt; labels are not looked at
+    batch_size, batch_tokens  prompts of a batch, and their tokens with padding, at most: the cache grows with them
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # the largest batch comes first
     answers = [""] * len(prompts)
     training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        start = 0
+        while start < len(order):
+            rows = max(1, batch_tokens // len(prompts[order[start]]))
+            chosen = order[start : start + min(batch_size, rows)]
+            start += len(chosen)
             texts = _answer(model, processor.tokenizer, [prompts[i] for i in chosen], max_new_tokens)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text
