@@ -24,11 +24,11 @@ class ToyBatch:
     weight: Tensor  # (B,) the sample's share of the count
 
     def to(self, device: Any, non_blocking: bool = False) -> "ToyBatch":
-        x, y, weight = (tensor.to(device, non_blocking=non_blocking) for tensor in (self.x, self.y, self.weight))
-        return ToyBatch(x, y, weight)
+        tensors = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in vars(self).items()}
+        return type(self)(**tensors)
 
     def pin_memory(self) -> "ToyBatch":
-        return ToyBatch(self.x.pin_memory(), self.y.pin_memory(), self.weight.pin_memory())
+        return type(self)(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
 
 
 @dataclass(frozen=True)

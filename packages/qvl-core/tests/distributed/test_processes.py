@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ import pytest
 import torch
 from harness import context, die, toy_run
 from safetensors.torch import load_file
-from torch import nn
-from toy import STEPS, ToyBatches, network, toy_parts, toy_recipe
+from torch import Tensor, nn
+from toy import STEPS, ToyBatch, ToyBatches, network, toy_parts, toy_recipe
 
 from qvl_core.errors import BadInput, Preempted, QVLError
 from qvl_core.recipe.blocks import Parallel
 from qvl_core.run import RunFolder
 from qvl_core.training import checkpoint
 from qvl_core.training.launch import environment, free_port
-from qvl_core.training.parts import Callbacks
+from qvl_core.training.parts import Callbacks, Loss, Micro
 from qvl_core.training.session import Outcome
 from qvl_core.training.world import processes
 
@@ -99,6 +99,62 @@ def test_equal_to_one_process(strategy: str, size: int, micro: int, whole: Path,
 def test_one_process_may_use_any_strategy(strategy: str, whole: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", strategy)
     assert difference(tmp_path / "run", whole) < TOLERANCE
+
+
+# Steps without pictures
+
+
+@dataclass(frozen=True)
+class SightedBatch(ToyBatch):
+    sight: Tensor  # (B,) 1 if the sample has a picture
+    used: Tensor  # () whether the tower is called
+
+
+class SightedBatches(ToyBatches):
+    """Slots 0 to 3 of steps 0, 1, 4 and 5 have a picture; several processes call the tower in each forward."""
+
+    def plan(self, step: int, rank: int, world: int) -> Any:
+        return super().plan(step, rank, world), world > 1
+
+    def build(self, plan: Any) -> list[Micro]:
+        (step, slots), witness = plan
+        return [self._seen(micro, step, witness) for micro in super().build((step, slots))]
+
+    def _seen(self, micro: Micro, step: int, witness: bool) -> Micro:
+        assert isinstance(micro.batch, ToyBatch)
+        sight = torch.tensor([float(step % 4 < 2 and int(name.split("/")[1]) < 4) for name in micro.samples])
+        return replace(micro, batch=SightedBatch(**vars(micro.batch), sight=sight, used=sight.any() | witness))
+
+
+class Sighted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.tower = network(dropout=0.0), nn.Linear(4, 1)
+
+    def forward(self, batch: SightedBatch) -> Tensor:
+        out: Tensor = self.trunk(batch.x)  # (B, 1)
+        return out + self.tower(batch.x) * batch.sight[:, None] if batch.used else out
+
+
+def sighted_loss(model: nn.Module, batch: SightedBatch) -> Loss:
+    return Loss((((model(batch) - batch.y) ** 2).squeeze(1) * batch.weight).sum(), {})
+
+
+def sighted(out: Path, strategy: str, micro: int = 4) -> None:
+    parts = toy_parts(Sighted(), SightedBatches(3, micro), loss=sighted_loss, evaluate=None)
+    toy_run(out, parts, toy_recipe(parallel={"strategy": strategy}))
+
+
+def test_a_step_without_pictures_is_the_same_in_any_world(tmp_path: Path) -> None:
+    """The tower's momentum and decay go on in steps that do not use it."""
+    sighted(tmp_path / "single", "single", 8)
+    for strategy, micro in [("single", 2), ("ddp", 4), ("fsdp2", 4)]:
+        sighted(tmp_path / f"{strategy}-{micro}", strategy, micro)
+        assert difference(tmp_path / f"{strategy}-{micro}", tmp_path / "single") < TOLERANCE
+    for strategy, micro in [("ddp", 4), ("ddp", 1), ("fsdp2", 2)]:
+        out = tmp_path / f"two-{strategy}-{micro}"
+        assert together(2, sighted, out, strategy, micro) == [0, 0]
+        assert difference(out, tmp_path / "single") < TOLERANCE
 
 
 # Stopping and resuming

@@ -55,7 +55,8 @@ class Engine:
     def __init__(self, parts: Parts, recipe: Recipe, world: World) -> None:
         self.parts, self.recipe, self.world = parts, recipe, world
         self.precision = resolve_precision(recipe.train.precision, world.device)
-        torch.set_float32_matmul_precision("high" if recipe.train.tf32 else "highest")
+        if world.device.type == "cuda":  # elsewhere it would be another setting: bf16 products on some processors
+            torch.set_float32_matmul_precision("high" if recipe.train.tf32 else "highest")
         parts.model.to(world.device)
         for group in parts.groups:
             for parameter in group.parameters.values():
@@ -149,6 +150,7 @@ class Engine:
         factor = lr_factor(self.recipe.schedule, step, self.parts.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
+        optim.fill_gradients(self.groups)
         norm = (optim.gradient_norm(self.groups) / self.scale).to(self.world.device)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         optim.update(self.optimizer, norm, self.recipe.train.clip, self.scale, finite)
@@ -177,7 +179,7 @@ class Engine:
 
     def _wrap(self, root: Root) -> nn.Module:
         """The module whose forward and backward exchange gradients with the other processes."""
-        if self.world.strategy == "ddp":
+        if self.world.strategy == "ddp" and self.world.size > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames broadcast_buffers
                 return DistributedDataParallel(root, broadcast_buffers=False, gradient_as_bucket_view=True)

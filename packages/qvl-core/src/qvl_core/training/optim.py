@@ -37,10 +37,21 @@ def adamw(groups: Sequence[ParameterGroup], optim: Optim) -> torch.optim.AdamW:
     )
 
 
+def fill_gradients(groups: Sequence[ParameterGroup]) -> None:
+    """Give trained weights that a step did not use (no picture in it) a gradient of zero, which decays like any other.
+
+    AdamW would skip them without, in one process only: several always use all weights, or they could not exchange them.
+    """
+    for group in groups:
+        for parameter in group.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+
 def gradient_norm(groups: Sequence[ParameterGroup]) -> Tensor:
     """Norm of all gradients, over all processes too. A scalar on the device."""
     gradients = [p.grad for group in groups for p in group.parameters.values() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    norm = nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
