@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -137,43 +138,48 @@ def curve(run: Path) -> list[tuple[float, ...]]:
     return [tuple(record[name] for name in ("step", "loss", "lr", "grad_norm")) for record in records]
 
 
-def test_one_run_killed_again_and_again(place: Path) -> None:
-    """Kills at steps 1, 3, 6 and 8, and in all four saves, each at another file; resumed with and without workers."""
-    run = place / "chain"
-    chain: Sequence[tuple[Callable[..., None], tuple[Any, ...], int]] = [
-        (killed_after, (1,), 0),
-        (killed_in_save, (1, 1), 0),
-        (killed_after, (3,), 2),
-        (killed_in_save, (2, 2, 2), 2),
-        (killed_in_save, (3, 3), 4),
-        (killed_after, (6,), 4),
-        (killed_in_save, (4, 4), 6),
-        (killed_after, (8,), 6),
-        (killed_in_export, ("before",), 8),
-        (killed_in_export, ("after",), 8),
-    ]
-    for kill, where, saved in chain:
-        assert child(kill, run, *where) == KILLED
+Kill = tuple[Callable[..., None], tuple[int, ...]]  # what to run, and where it dies
+
+EVERY_POINT: list[Kill] = [
+    point
+    for save in range(1, SAVES + 1)
+    for point in (
+        (killed_after, (2 * save - 1,)),
+        (killed_after, (2 * save,)),
+        *((killed_in_save, (save, file)) for file in range(1, FILES + 1)),
+    )
+]
+SOME: list[Kill] = [
+    (killed_after, (1,)), (killed_in_save, (1, 1)), (killed_after, (3,)), (killed_in_save, (2, 2)),
+    (killed_in_save, (3, 3)), (killed_after, (6,)), (killed_after, (8,)), (killed_in_save, (4, 4)),
+]  # fmt: skip
+
+
+def killed_and_continued(run: Path, kills: Sequence[Kill], workers: Sequence[int]) -> None:
+    """One run that dies at each point, continued each time by the same command, with so many workers in turn."""
+    number = cycle(workers)
+    for kill, where in kills:
+        assert child(kill, run, *where, next(number)) == KILLED, (kill.__name__, where)
         assert RunFolder(run).read_result() is None
         found, skipped = checkpoint.newest(run / "checkpoints")
-        assert (found.step if found else 0, skipped) == (saved, []), (kill.__name__, where)
-    assert child(finish, run) == 0
-    same(run, place / "whole")
+        at_step = where[0] if kill is killed_after else 2 * where[0]
+        assert (found.step if found else 0, skipped) == ((at_step - 1) // 2 * 2, []), (kill.__name__, where)
+    for when in ("before", "after"):
+        assert child(killed_in_export, run, when) == KILLED
+    assert child(finish, run, next(number)) == 0
     result = RunFolder(run).read_result()
     assert result is not None
     assert (result["complete"], result["steps"]) == (True, STEPS)
 
 
-def points() -> Iterator[tuple[Callable[..., None], tuple[int, ...]]]:
-    yield from ((killed_after, (step,)) for step in range(1, STEPS + 1))
-    yield from ((killed_in_save, (save, file)) for save in range(1, SAVES + 1) for file in range(1, FILES + 1))
+def test_killed_again_and_again(place: Path) -> None:
+    """At four steps and in all four saves, each at another file; once with two workers."""
+    killed_and_continued(place / "some", SOME, [0] * 4 + [2] + [0] * 4)
+    same(place / "some", place / "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_every_step_and_in_every_file_of_every_save(workers: int, place: Path, tmp_path: Path) -> None:
-    for number, (kill, where) in enumerate(points()):
-        run = place / f"sweep-{workers}-{number}"
-        assert child(kill, run, *where, workers) == KILLED, where
-        assert child(finish, run, workers) == 0, where
-        same(run, place / "whole")
+def test_killed_at_every_step_and_in_every_file_of_every_save(workers: int, place: Path) -> None:
+    killed_and_continued(place / f"all-{workers}", EVERY_POINT, [workers])
+    same(place / f"all-{workers}", place / "whole")

