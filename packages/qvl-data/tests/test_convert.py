@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from qvl_core.errors import BadInput
 from qvl_data.convert import convert, write_samples
@@ -121,3 +122,15 @@ def test_a_missing_picture_is_named(source, tmp_path):
     (source.parent / "photos/2.png").unlink()
     with pytest.raises(BadSample, match=r"train\.jsonl:2: photos/2\.png: cannot be opened"):
         convert(source, tmp_path / "out.parquet")
+
+
+def test_embedded_pictures_state_their_upright_size(source, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    (source.parent / "photos/2.png").write_bytes(file_of(picture(8, 6), "JPEG", exif=turned))
+    (source.parent / "photos/1.png").write_bytes(b"damaged")
+    convert(source, tmp_path / "a.parquet")
+    two, one = Dataset(tmp_path / "a.parquet")
+    assert [(m.width, m.height) for m in (*two.media, *one.media)] == [(8, 8), (None, None), (6, 8)]
+    write_samples([two, one], tmp_path / "b.parquet")
+    assert [sample.media for sample in Dataset(tmp_path / "b.parquet")] == [two.media, one.media]

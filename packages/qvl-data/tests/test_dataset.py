@@ -207,12 +207,52 @@ def test_row_groups_are_small_and_pictures_are_not_compressed(tmp_path, monkeypa
     assert pq.ParquetFile(file).metadata.num_row_groups > 3
 
 
-def test_random_access_with_a_small_cache(tmp_path, monkeypatch):
-    parquet.write_parquet(chats(250), tmp_path / "a.parquet")
-    monkeypatch.setattr(parquet, "CACHE_BYTES", 1)
-    data = Dataset(tmp_path / "a.parquet")
-    assert [data[i].messages[1].text for i in (249, 0, 100, 99, 249)] == ["249", "0", "100", "99", "249"]
-    assert len(data.rows._cache) == 1
+def test_pictures_are_read_one_by_one(tmp_path):
+    file = tmp_path / "a.parquet"
+    parquet.write_parquet(chats(250), file)
+    data = Dataset(file)
+    chosen = (249, 0, 100, 99, 249)
+    assert [data[i].to_dict() for i in chosen] == [chats(250)[i].to_dict() for i in chosen]
+    assert not data.rows._pictures._tables
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(BadInput, match=r"a\.parquet: became shorter while it was read"):
+        data[248]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "zstd", "use_dictionary": False},
+        {"compression": "none", "use_dictionary": True},
+        {"compression": "none", "use_dictionary": False, "data_page_version": "2.0"},
+    ],
+)
+def test_pictures_of_other_layouts_are_read_by_row_group_with_a_small_cache(tmp_path, monkeypatch, options):
+    monkeypatch.setattr(parquet, "PICTURE_CACHE_BYTES", 1)
+    monkeypatch.setattr(parquet, "TEXT_CACHE_BYTES", 1)
+    parquet.write_parquet(chats(25), tmp_path / "a.parquet")
+    pq.write_table(pq.read_table(tmp_path / "a.parquet"), tmp_path / "b.parquet", row_group_size=10, **options)
+    data = Dataset(tmp_path / "b.parquet")
+    chosen = (24, 0, 10, 9, 24)
+    assert [data[i].to_dict() for i in chosen] == [chats(25)[i].to_dict() for i in chosen]
+    assert set(data.rows._values.values()) == {None}
+    assert len(data.rows._pictures._tables) == len(data.rows._texts._tables) == 1
+
+
+def test_outlines_leave_out_pictures_whose_size_is_stated(tmp_path):
+    file = tmp_path / "a.parquet"
+    write_samples(chats(3), file)
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"\x89PNG", b"gone"))
+    data = Dataset(file)
+    outline = data.outline(2)
+    assert (outline.media[0].bytes, outline.opener.size(outline.media[0])) == (b"", (8, 8))
+    assert outline.messages == data[2].messages
+    with pytest.raises(BadSample, match="is no picture in a known format"):
+        data[2].opener.open(data[2].media[0])
+    parquet.write_parquet(chats(3), tmp_path / "unsized.parquet")
+    data = Dataset(tmp_path / "unsized.parquet")
+    assert data.outline(2) == data[2]
 
 
 def test_parquet_opens_with_ordinary_tools(tmp_path):
@@ -231,6 +271,10 @@ def test_other_and_damaged_parquet_files(tmp_path):
         Dataset(file)
     file.write_bytes(b"PAR1")
     with pytest.raises(BadInput, match=r"a\.parquet: not a readable Parquet file"):
+        Dataset(file)
+    parquet.write_parquet(chats(2), file)
+    pq.write_table(pq.read_table(file).drop_columns(["edit"]), file)
+    with pytest.raises(BadInput, match=r"a\.parquet: lacks the column 'edit' of qvl\.sample/1"):
         Dataset(file)
     parquet.write_parquet(chats(300), file)
     content = bytearray(file.read_bytes())

@@ -258,3 +258,12 @@ def test_an_opener_moves_pictures_and_keeps_their_size():
 def test_a_video_is_no_picture():
     with pytest.raises(BadSample, match=r"^clip\.mp4: is a video, not a picture\.$"):
         open_image(Media(kind="video", path="clip.mp4"))
+
+
+def test_a_stated_size_is_taken_without_opening_and_checked_on_opening():
+    opener = Opener()
+    assert opener.size(Media(kind="image", bytes=b"", width=3, height=4)) == (3, 4)
+    right = Media(kind="image", bytes=file_of(picture(8, 6)), origin="a.png", width=8, height=6)
+    assert opener.open(right).size == opener.moved(2, 0).open(right).size == (8, 6)
+    with pytest.raises(BadSample, match=r"a\.png: is 8 x 6 pixels upright, not 6 x 8 as stated; correct its width"):
+        opener.open(right.model_copy(update={"width": 6, "height": 8}))

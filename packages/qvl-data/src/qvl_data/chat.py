@@ -81,7 +81,7 @@ def prompt(
 
 
 def length(sample: Sample, processor: Any) -> int:
-    """`len(encode(sample, processor))` without decoding a pixel: from the text and the pictures' headers."""
+    """`len(encode(sample, processor))` without decoding a pixel: from the text and the pictures' sizes."""
     opener = sample.opener
     with placed(sample):
         trained = _trained(sample.messages, "all")

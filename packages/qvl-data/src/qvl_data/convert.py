@@ -18,9 +18,9 @@ from qvl_core.errors import BadInput
 from qvl_core.files import fsync_folder, writing
 
 from .dataset import SUFFIXES, Dataset, splits
-from .errors import placed
+from .errors import BadSample, placed
 from .formats import get_format
-from .media import Opener, data_url, is_absolute, locate, media_name, read_bytes
+from .media import Opener, data_url, image_size, is_absolute, locate, media_name, read_bytes
 from .sample import Media, Sample, check_path
 
 _ENDINGS = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/gif": ".gif"} | {
@@ -112,16 +112,29 @@ def _complete(file: Path) -> Iterator[Path]:
 
 
 def _embedded(media: Media, opener: Opener) -> Media:
-    """A picture with its bytes inside; videos and remote addresses stay where they are."""
+    """A picture with its bytes inside and its size stated; videos and remote addresses stay where they are."""
     remote = media.url is not None and media.url.lower().startswith(("http://", "https://"))
-    if media.kind != "image" or media.bytes is not None or remote:
+    if media.kind != "image" or remote:
         return media
+    if media.bytes is not None:
+        return _sized(media)
     fields: dict[str, Any] = {"path": None, "url": None, "bytes": read_bytes(media, opener.root, opener.allow_root)}
     if media.url is not None and media.url.startswith("data:"):
         fields["mime"] = media.mime or data_url(media.url)[0]
     else:
         fields["origin"] = media.origin or media_name(media)
-    return media.model_copy(update=fields)
+    return _sized(media.model_copy(update=fields))
+
+
+def _sized(media: Media) -> Media:
+    """An embedded picture with its width and height, so that lengths are known without reading it."""
+    if media.width and media.height:
+        return media
+    try:
+        width, height = image_size(media)
+    except BadSample:  # told by whoever opens it
+        return media
+    return media.model_copy(update={"width": width, "height": height})
 
 
 def _beside(media: Media, opener: Opener, folder: Path) -> Media:

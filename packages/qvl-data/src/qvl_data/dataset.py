@@ -7,7 +7,7 @@ A dataset folder holds `train`, `validation` and `test` files (Parquet, JSONL or
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +21,11 @@ SUFFIXES = (".parquet", ".jsonl", ".json")
 
 
 class Rows(Protocol):
-    """What a container gives: rows by number, and the place to name in errors."""
+    """What a container gives: rows by number, with all they hold or as far as lengths need it, and their places."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any: ...
+    def outline(self, index: int) -> Any: ...
     def place(self, index: int) -> str: ...
 
 
@@ -68,11 +69,18 @@ class Dataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
+        return self._sample(index, self.rows.__getitem__)
+
+    def outline(self, index: int) -> Sample:
+        """The sample as `chat.length` needs it: embedded pictures whose size is stated may be empty."""
+        return self._sample(index, self.rows.outline)
+
+    def _sample(self, index: int, read: Callable[[int], Any]) -> Sample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.file}: sample {index} of {len(self)}")
         index %= len(self)
         place = self.rows.place(index)
-        row = self.rows[index]
+        row = read(index)
         sample = read_sample(row, place) if self.file.suffix == ".parquet" else self.format.read(row, place)
         return sample.read_from(self.opener, place)
 

@@ -60,11 +60,17 @@ class Opener:
     def open(self, media: Media) -> Image.Image:
         """The picture in RGB, upright, on white where it was transparent. Raises BadSample."""
         picture = open_image(media, self.root, self.allow_root, self.max_pixels)
+        if (stated := _stated(media)) and stated != picture.size:
+            found = f"is {picture.width} x {picture.height} pixels upright, not {stated[0]} x {stated[1]} as stated"
+            raise BadSample("media_stated_size", f"{found}; correct its width and height", media_name(media))
         return shift(picture, self.shift.pixels, *self.shift.key) if self.shift else picture
 
     def size(self, media: Media) -> tuple[int, int]:
-        """Width and height of the upright picture, from its header alone. Raises BadSample."""
-        return image_size(media, self.root, self.allow_root, self.max_pixels)
+        """Width and height of the upright picture: as stated (checked on opening), else from its header.
+
+        Raises BadSample.
+        """
+        return _stated(media) or image_size(media, self.root, self.allow_root, self.max_pixels)
 
     def moved(self, pixels: int, *key: int) -> "Opener":
         """The same opener with a shift of up to `pixels`."""
@@ -112,6 +118,10 @@ def media_name(media: Media) -> str:
     if media.url is not None:
         return media.url if len(media.url) <= 80 else media.url[:60] + "..."
     return media.origin or f"embedded {media.kind}"
+
+
+def _stated(media: Media) -> tuple[int, int] | None:
+    return (media.width, media.height) if media.width and media.height else None
 
 
 def is_absolute(path: str) -> bool:

@@ -83,6 +83,7 @@ class Media(Record):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     mime: str | None = None
     width: Annotated[int, Field(strict=True, ge=1)] | None = None
+    """Pixels of the upright picture, as are those of `height`; checked when it is opened."""
     height: Annotated[int, Field(strict=True, ge=1)] | None = None
     origin: str | None = None
     """Path or URL that embedded bytes came from."""

@@ -101,6 +101,10 @@ class Mixture:
         key = (item.seed, _SHIFT, item.epoch, item.source, item.index)
         return sample.read_from(sample.opener.moved(shift, *key), sample.place)
 
+    def outline(self, item: Item) -> Sample:
+        """The sample of one draw as `chat.length` needs it (see `Dataset.outline`). Raises BadSample."""
+        return self.datasets[item.source].outline(item.index)
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the data files' contents, in order (of their size and ends, if large).
 

@@ -33,12 +33,12 @@ class ChatSamples:
         return len(self.mixture)
 
     def length(self, position: int) -> int:
-        """Tokens of the sample at `position`, from its text and picture headers; 0 if it cannot be used."""
+        """Tokens of the sample at `position`, from its text and the sizes of its pictures; 0 if it cannot be used."""
         item = self.mixture.locate(self.seed, position)
         key = item.source, item.index
         if key not in self._lengths:
             try:
-                tokens = length(self.mixture.sample(item), self.processor)
+                tokens = length(self.mixture.outline(item), self.processor)
             except BadSample:
                 tokens = 0
             if tokens > self.max_length:
