@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.batch import Batch, collate
+from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.load import apply_media, commit_of, find_folder, fingerprint, load_model, summary
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
@@ -25,7 +25,7 @@ from qvl_core.training.engine import resolve_precision
 from qvl_core.training.parts import Loss, Parts
 from qvl_core.training.world import World
 from qvl_data.sources import Mixture
-from qvl_data.stream import ChatSamples, witness
+from qvl_sft.batch import chat_batches, chat_samples, collation
 from qvl_sft.evaluate import Evaluation
 from qvl_sft.plan import flops_per_token
 from qvl_sft.recipe import SFTRecipe
@@ -36,12 +36,12 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World) -> Parts:
     lists = open_lists(recipe)  # before the model: what is wrong with the data is known at once
     base = base_model(recipe, run, world)
     model, processor, table = open_model(recipe, base, world)
-    batches = chat_batches(recipe, lists["train"], processor, model.config.vision_config.spatial_merge_size)
+    batches = chat_batches(recipe, chat_samples(recipe, lists["train"], processor))
     steps = resolve_steps(recipe, batches)
     evaluation = Evaluation(
         lists={name: mixture for name, mixture in lists.items() if name != "train"},
         processor=processor,
-        collate=batches.collate,
+        collate=collation(processor, recipe.batch.packing),
         metrics=recipe.evaluate.metrics,
         max_new_tokens=recipe.evaluate.max_new_tokens,
         samples=recipe.evaluate.samples,
@@ -123,13 +123,6 @@ def _continue_adapter(model: Any, folder: Path) -> None:
         if not all(parameter.requires_grad for parameter in own):
             raise BadInput(f"model.init_from: {folder} has trained {module}, which `tune` leaves frozen; {fix}")
     load_adapter(model, folder)
-
-
-def chat_batches(recipe: SFTRecipe, mixture: Mixture, processor: Any, merge: int) -> SampleBatches:
-    """The endless order of training batches. `merge`: side of the patch square that one token covers."""
-    samples = ChatSamples(mixture, processor, recipe.train.seed, recipe.batch.max_length, recipe.batch.too_long)
-    lay_out = partial(collate, packing=recipe.batch.packing, merge=merge, pad_id=processor.tokenizer.pad_token_id)
-    return SampleBatches(samples, recipe.batch, recipe.train.seed, lay_out, witness(processor))
 
 
 def resolve_steps(recipe: SFTRecipe, batches: SampleBatches) -> int:

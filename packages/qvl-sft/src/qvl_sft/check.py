@@ -25,7 +25,8 @@ from qvl_core.training.samples import Bad, LeftOut
 from qvl_data.order import order
 from qvl_data.sources import Mixture
 from qvl_data.stream import ChatSamples
-from qvl_sft.build import chat_batches, open_lists, resolve_steps
+from qvl_sft.batch import chat_batches, chat_samples
+from qvl_sft.build import open_lists, resolve_steps
 from qvl_sft.known_good import warnings
 from qvl_sft.plan import model_config
 from qvl_sft.recipe import SFTRecipe
@@ -61,9 +62,10 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
             console.print(f"{name}: {count} x {reason}, such as: {example}", style="red", markup=False)
 
     config = model_config(recipe.model.name)
-    batches = chat_batches(recipe, lists["train"], processor, config.vision_config.spatial_merge_size)
+    samples = chat_samples(recipe, lists["train"], processor)
+    batches = chat_batches(recipe, samples)
     console.print(f"first batch (seed {recipe.train.seed}); what is learned from is green:", style="bold")
-    for sample in _first(batches.samples, batches.rows(0)):
+    for sample in _first(samples, batches.rows(0)):
         console.print(_rendered(sample, processor.tokenizer))
     table: TuneTable = apply_tune(meta_model(config), recipe.tune, seed=0, optim=recipe.optim)
     console.print(table.rich())

@@ -80,11 +80,10 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> dict[str, Any]:
 def write_data(folder: Path, seed: int) -> None:
     """Digits and parity with their splits, and the digit questions of the test split with shuffled pictures."""
     for name, kind in (("digits", "digit"), ("parity", "parity")):
-        for split in ("train", "test"):
-            # Nothing is chosen on the validation pictures here, so they are trained on as well.
-            splits = ("train", "validation") if split == "train" else ("test",)
-            samples = [sample for part in splits for sample in digits_dataset(kind, part, seed)]
-            _write(samples, folder / name / f"{split}.parquet")
+        # Nothing is chosen on the validation pictures here, so they are trained on as well.
+        trained = [*digits_dataset(kind, "train", seed), *digits_dataset(kind, "validation", seed)]
+        _write(trained, folder / name / "train.parquet")
+        _write(digits_dataset(kind, "test", seed), folder / name / "test.parquet")
     _write(shuffled(digits_dataset("digit", "test", seed), seed), folder / "shuffled" / "test.parquet")
 
 

@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch import nn
 
 from qvl_core.errors import BadInput
 from qvl_core.files import new_folder, write_atomic
-from qvl_core.qwen3vl.batch import Batch, collate
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import exact_match, generate
 from qvl_core.qwen3vl.loss import token_losses
@@ -29,6 +27,7 @@ from qvl_data.errors import BadSample
 from qvl_data.order import order
 from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture
+from qvl_sft.batch import Collate, collation
 
 Metric = Callable[[Sequence[str], Sequence[str]], float]  # answers, references -> a figure, accuracies in 0..1
 METRICS: dict[str, Metric] = {"exact_match": exact_match}
@@ -67,7 +66,7 @@ class Evaluation:
 
     lists: Mapping[str, Mixture]
     processor: Any
-    collate: Callable[[Sequence[Encoded]], Batch]
+    collate: Collate
     metrics: Sequence[str] = ("exact_match",)
     max_new_tokens: int = 64
     samples: int | None = None  # per list, before the final evaluation
@@ -187,9 +186,7 @@ def evaluate(
     mixture = Mixture([Source(source=source) for source in data], split, media_root, allow_root)
     with new_folder(out) as aside:
         loaded, processor = load_trained(model, base)
-        merge = loaded.config.vision_config.spatial_merge_size
-        lay_out = partial(collate, packing=True, merge=merge, pad_id=processor.tokenizer.pad_token_id)
-        evaluation = Evaluation({split: mixture}, processor, lay_out, max_new_tokens=max_new_tokens)
+        evaluation = Evaluation({split: mixture}, processor, collation(processor), max_new_tokens=max_new_tokens)
         run = RunFolder(aside)
         with torch.no_grad():
             figures = evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, limit=samples)

@@ -6,7 +6,7 @@ Nothing here waits for the device: what a step computed stays in `Figures` until
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from qvl_core.training.schedule import lr_factor
 from qvl_core.training.seeds import reseed
 from qvl_core.training.world import World
 
+Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GROWTH_STEPS = 2000  # finite fp16 steps after which the loss scale doubles (torch.amp.GradScaler's figure)
 
@@ -204,7 +205,7 @@ class Engine:
         return nullcontext()
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
     """`auto` is bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
     if precision != "auto":
         return precision
