@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import Batch
-from qvl_core.qwen3vl.load import apply_media, commit_of, find_folder, fingerprint, load_model, summary
+from qvl_core.qwen3vl.load import apply_media, commit_of, find_folder, fingerprint, load_model, quiet, summary
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.qwen3vl.tiny import tiny
@@ -167,7 +167,8 @@ def export(model: Any, processor: Any, base: Model, folder: Path, weights: Mappi
             own = dict(whole.named_parameters())
             for name, value in weights.items():
                 own[name].copy_(value)
-        whole.to(_stored_dtype(base)).save_pretrained(folder)
+        with quiet(bars=False):
+            whole.to(_stored_dtype(base)).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from qvl_core.errors import BadInput
 from qvl_core.files import new_folder
-from qvl_core.qwen3vl.load import load_model
+from qvl_core.qwen3vl.load import load_model, quiet
 from qvl_core.qwen3vl.lora import merge_adapter
 from qvl_core.training.engine import DTYPES
 from qvl_sft.trained import base_of, final_folder, is_adapter, own_processor
@@ -25,7 +25,8 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "bf16"
     with new_folder(out) as aside:
         model, processor = load_model(base_of(folder, base), precision="fp32", device="cpu")
         merge_adapter(model, folder)
-        model.to(DTYPES[dtype]).save_pretrained(aside)
+        with quiet(bars=False):
+            model.to(DTYPES[dtype]).save_pretrained(aside)
         (own_processor(folder) or processor).save_pretrained(aside)
     print(f"{out}: merged model and processor; talk to it with `qvl-sft chat {out}`.")
     return out

@@ -184,7 +184,7 @@ def _read_config(folder: Path) -> Any:
             f"{folder}: no config.json there, so it is no checkpoint; an adapter needs its base as model.name."
         )
     try:
-        with _quiet(bars=False):
+        with quiet(bars=False):
             config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError):
         config = None
@@ -201,7 +201,7 @@ def _read_weights(folder: Path, config: Any, dtype: "torch.dtype") -> Any:
     if not weights:
         raise BadInput(f"{folder}: no weights there (*.safetensors); download them, or save the model as safetensors.")
     try:
-        with _quiet(bars=sum(path.stat().st_size for path in weights) > 2**30):
+        with quiet(bars=sum(path.stat().st_size for path in weights) > 2**30):
             model, info = AutoModelForImageTextToText.from_pretrained(
                 folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
@@ -263,7 +263,7 @@ def _model_type(file: Path) -> str:
 
 
 @contextmanager
-def _quiet(bars: bool) -> Iterator[None]:
+def quiet(bars: bool) -> Iterator[None]:
     """Our sentences instead of the library's load report; progress bars only where there is something to wait for."""
     from transformers.utils import logging as library
 
