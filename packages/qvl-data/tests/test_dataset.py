@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qvl_core.errors import BadInput
 from qvl_data import parquet
 from qvl_data.convert import write_samples
-from qvl_data.dataset import Dataset
+from qvl_data.dataset import SEARCHED, Dataset
 from qvl_data.errors import BadSample, placed
 from qvl_data.sample import Sample, read_sample
 
@@ -94,8 +94,27 @@ def test_formats_are_recognised_or_named(tmp_path):
         Dataset(file, format="qwenvl")[0]
     with pytest.raises(BadInput, match='unknown format "openia"; did you mean "openai"'):
         Dataset(file, format="openia")[0]
-    with pytest.raises(BadSample, match=r"b\.jsonl:1: no known format"):
-        Dataset(write_lines(tmp_path / "b.jsonl", {"question": "x"}))[0]
+
+
+def test_a_broken_first_line_is_only_a_broken_line(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"messages": [\n{"question": "x"}\n' + json.dumps(ROW) + "\n")
+    data = Dataset(file)
+    assert data[2].meta.format == "openai"
+    with pytest.raises(BadSample, match=r"a\.jsonl:1: not valid JSON"):
+        data[0]
+    with pytest.raises(BadSample, match=r"a\.jsonl:2: expected an object with a list \"messages\""):
+        data[1]
+
+
+def test_a_file_of_no_known_format_is_bad_as_a_whole(tmp_path):
+    only = write_lines(tmp_path / "b.jsonl", {"question": "x"})
+    late = write_lines(tmp_path / "c.jsonl", *[{"question": "x"}] * SEARCHED, ROW)
+    for file, searched in ((only, "its only sample"), (late, "its first 100 samples")):
+        with pytest.raises(BadInput, match=f"cannot be told from {searched}: .*:1: no known format") as caught:
+            Dataset(file)[0]
+        assert not isinstance(caught.value, BadSample)
+    assert Dataset(late, format="openai")[SEARCHED].meta.format == "openai"
 
 
 def test_media_lie_beside_the_file_or_under_the_media_root(tmp_path):

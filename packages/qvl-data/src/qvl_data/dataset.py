@@ -13,11 +13,14 @@ from typing import Any, Protocol
 
 from qvl_core.errors import BadInput
 
+from .errors import BadSample
 from .formats import Format, get_format, recognise
 from .media import MAX_PIXELS, Opener
 from .sample import Sample, read_sample
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
+SEARCHED = 100
+"""Samples that are looked at to recognise a file's format."""
 
 
 class Rows(Protocol):
@@ -33,7 +36,7 @@ class Dataset:
     """Samples by number, read when asked for. Picklable: worker processes open the file again.
 
     split       which file of a dataset folder; a file has none
-    format      qvl, openai or qwenvl; default: recognised from the first sample (Parquet is always qvl)
+    format      qvl, openai or qwenvl; default: recognised from the first sample that can be (Parquet is always qvl)
     media_root  folder that relative media paths start from; default: the folder of the data file
     allow_root  further folders from which media may be read, by absolute path or by link
 
@@ -93,8 +96,19 @@ class Dataset:
             if self._format_name is not None:
                 self._format = get_format(self._format_name)
             else:
-                self._format = recognise(self.rows[0], self.rows.place(0))
+                self._format = self._recognised()
         return self._format
+
+    def _recognised(self) -> Format:
+        """The format of the first sample that has one, so that a broken first line is only a broken line."""
+        problems = []
+        for index in range(min(len(self), SEARCHED)):
+            try:
+                return recognise(self.rows[index], self.rows.place(index))
+            except BadSample as error:
+                problems.append(error)
+        searched = "its only sample" if len(problems) == 1 else f"its first {len(problems)} samples"
+        raise BadInput(f"{self.file}: the format cannot be told from {searched}: {problems[0]}")
 
 
 def open_rows(file: Path) -> Rows:

@@ -19,7 +19,7 @@ class Format(Protocol):
     """How one format turns a parsed JSON value into a sample, and back."""
 
     def matches(self, row: Any) -> bool:
-        """Whether a row looks like this format; used to recognise a file by its first sample."""
+        """Whether a row looks like this format; used to recognise a file."""
         ...
 
     def read(self, row: Any, place: str) -> Sample:
@@ -64,7 +64,7 @@ def get_format(name: str) -> Format:
 
 
 def recognise(row: Any, place: str) -> Format:
-    """The format that a file's first sample is written in. Raises BadSample."""
+    """The format that a row is written in. Raises BadSample."""
     for name in dict.fromkeys((*_SHIPPED, *formats())):
         if _formats[name].matches(row):
             return _formats[name]
