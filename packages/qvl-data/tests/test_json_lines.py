@@ -103,8 +103,8 @@ def test_places_in_an_array_are_lines(tmp_path):
     rows = Rows(file)
     assert rows[0] == {"a": "],"}
     assert rows[1] == {"b": [1, 2]}
-    assert [rows.place(i) for i in range(3)] == [f"{file}:{line}" for line in (2, 4, 6)]
-    with pytest.raises(BadSample, match=r"data\.json:6: NaN"):
+    assert [rows.place(i) for i in range(3)] == [f"{file}:{2 * n} (sample {n})" for n in (1, 2, 3)]
+    with pytest.raises(BadSample, match=r"data\.json:6 \(sample 3\): NaN"):
         rows[2]
 
 

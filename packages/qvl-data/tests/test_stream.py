@@ -48,7 +48,8 @@ def test_what_is_too_long_is_left_out_under_its_name(mixture, processor):
                 samples.encode(position)
             bad = caught.value.bad
             assert (bad.reason, bad.tolerated) == ("too_long", tolerated)
-            assert bad.id == whole.encode(position).id
+            item = samples.mixture.locate(1, position)
+            assert bad.id == f"{samples.mixture.datasets[0].file}:{item.index + 1} ({whole.encode(position).id})"
 
 
 def test_bad_samples_are_named_and_counted_by_reason(tmp_path, processor):
@@ -75,4 +76,22 @@ def test_bad_samples_are_named_and_counted_by_reason(tmp_path, processor):
             samples.encode(position)
         assert not caught.value.bad.tolerated
         found[caught.value.bad.id] = caught.value.bad.reason
-    assert found == {"b": "nothing_to_learn", "c": "media_missing", "0:3": "json"}
+    file = tmp_path / "x.jsonl"
+    assert found == {f"{file}:2 (b)": "nothing_to_learn", f"{file}:3 (c)": "media_missing", f"{file}:4": "json"}
+
+
+def test_bad_samples_of_one_id_are_told_apart(tmp_path, processor):
+    bad = {"id": "same", "messages": [{"role": "user", "content": "q"}]}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(f"{json.dumps(bad)}\n{json.dumps(bad)}\n")
+    (tmp_path / "c.json").write_text(json.dumps([bad, bad]))
+    sources = [Source(source=str(tmp_path / name)) for name in ("a", "b", "c.json")]
+    samples = ChatSamples(Mixture(sources), processor, seed=0, max_length=100)
+    found = set()
+    for position in range(12):  # two epochs: a sample keeps its name
+        with pytest.raises(LeftOut) as caught:
+            samples.encode(position)
+        found.add(caught.value.bad.id)
+    folders = {f"{tmp_path / name / 'train.jsonl'}:{line} (same)" for name in ("a", "b") for line in (1, 2)}
+    assert found == folders | {f"{tmp_path / 'c.json'}:1 (sample {number}) (same)" for number in (1, 2)}

@@ -24,7 +24,10 @@ SEARCHED = 100
 
 
 class Rows(Protocol):
-    """What a container gives: rows by number, with all they hold or as far as lengths need it, and their places."""
+    """What a container gives: rows by number, with all they hold or as far as lengths need it, and their places.
+
+    No two rows have the same place.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any: ...

@@ -123,7 +123,9 @@ class Rows:
         return self[index]
 
     def place(self, index: int) -> str:
-        return f"{self.path}:{self._spans[index][2]}"
+        """`data.jsonl:12`; in an array, many samples may stand on one line: `data.json:1 (sample 12)`."""
+        line = f"{self.path}:{self._spans[index][2]}"
+        return line if self.path.suffix == ".jsonl" else f"{line} (sample {index + 1})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}

@@ -1,7 +1,8 @@
 """Opening pictures: upright, in RGB, fully decoded or refused with a reason; never from the network.
 
 Before a pixel is decoded, the header decides: the format must be known and the size below the cap. Paths stay below the
-media root; absolute ones are opened only below a folder that was allowed on the command line.
+media root; absolute ones are opened only below a folder that was allowed, by --allow-root or by data.allow_root in the
+recipe.
 """
 
 import base64

@@ -105,6 +105,10 @@ class Mixture:
         """The sample of one draw as `chat.length` needs it (see `Dataset.outline`). Raises BadSample."""
         return self.datasets[item.source].outline(item.index)
 
+    def place(self, item: Item) -> str:
+        """Where the sample of one draw stands (`data/train.jsonl:12`): no two samples share it."""
+        return self.datasets[item.source].rows.place(item.index)
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the data files' contents, in order (of their size and ends, if large).
 

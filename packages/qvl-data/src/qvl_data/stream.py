@@ -56,10 +56,9 @@ class ChatSamples:
             return encode(self.mixture.sample(item), self.processor, max_length=self.max_length, too_long=self.too_long)
         except BadSample as error:
             tolerated = isinstance(error, TooLong) and self.too_long == "drop"
-            raise LeftOut(Bad(self._name(error, item), error.reason, str(error), tolerated)) from None
-
-    def _name(self, error: BadSample, item: Item) -> str:
-        return error.sample_id or f"{item.source}:{item.index}"
+            place = self.mixture.place(item)  # ids may come again in other sources, and in the same file
+            name = f"{place} ({error.sample_id})" if error.sample_id else place
+            raise LeftOut(Bad(name, error.reason, str(error), tolerated)) from None
 
 
 def witness(processor: Any) -> Encoded:
