@@ -133,20 +133,31 @@ def test_fingerprint_is_the_content_of_the_files(folder, tmp_path):
     assert ab.fingerprint() != ba.fingerprint()
 
 
-def test_large_files_count_by_size_and_ends(tmp_path):
-    from qvl_data.sources import _file_digest
+def test_fingerprint_sees_an_edit_of_the_same_length_anywhere(tmp_path):
+    line = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n"
+    file = tmp_path / "x.jsonl"
+    file.write_text(line * 1000)
+    first = Mixture([Source(source=str(file))]).fingerprint()
+    file.write_text(line * 500 + line.replace("b", "c") + line * 499)
+    assert Mixture([Source(source=str(file))]).fingerprint() != first
 
-    file = tmp_path / "x"
 
-    def digest(content):
-        file.write_bytes(content)
-        return _file_digest(file, whole=100, end=10)
+def test_fingerprint_of_a_large_parquet_file_sees_all_but_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr("qvl_data.sources.WHOLE_BYTES", 0)
 
-    base = b"a" * 200
-    assert digest(base) != digest(base + b"a")
-    assert digest(base) != digest(b"b" + base[1:])
-    assert digest(base) != digest(base[:-1] + b"b")
-    assert digest(base[:50]) != digest(base[:49] + b"b")
+    def fingerprint(name, answer="5", seed=5):
+        seeds = [*range(5), seed, *range(6, 300)]
+        chats = [build(("user", picture(8, 8, s)), ("assistant", str(i)), id=str(i)) for i, s in enumerate(seeds)]
+        chats[5] = build(("user", picture(8, 8, seed)), ("assistant", answer), id="5")
+        write_samples(chats, tmp_path / name)
+        return Mixture([Source(source=str(tmp_path / name))]).fingerprint(), (tmp_path / name).stat().st_size
+
+    first, size = fingerprint("a.parquet")
+    assert fingerprint("b.parquet") == (first, size)
+    assert fingerprint("c.parquet", answer="6")[0] != first
+    assert fingerprint("d.parquet", seed=300) == (first, size)  # as long, and not seen
+    monkeypatch.undo()
+    assert fingerprint("e.parquet", seed=300)[0] != fingerprint("f.parquet")[0]
 
 
 def test_a_bad_sample_is_raised_not_replaced(tmp_path):

@@ -5,6 +5,8 @@ not, so that each can be read by itself. The file's metadata names the sample sc
 files always have one Arrow schema.
 """
 
+import hashlib
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -251,6 +253,26 @@ def _is_embedded(media: dict[str, Any]) -> bool:
     """Whether media whose bytes were not read must have some."""
     frames = (media.get("video") or {}).get("frames") is not None
     return media.get("path") is None and media.get("url") is None and not frames
+
+
+def digest(path: Path) -> bytes:
+    """SHA-256 of everything in a Parquet file but the pictures, of which only the sizes count.
+
+    Reads the chunks of the text columns as they lie there, and the footer.
+    """
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    total = hashlib.sha256(str(path.stat().st_size).encode())
+    with path.open("rb") as file:
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):
+                if not _is_picture(chunk.path_in_schema):
+                    file.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
+                    total.update(file.read(chunk.total_compressed_size))
+        file.seek(-8 - metadata.serialized_size, os.SEEK_END)  # the footer, its length, and PAR1
+        total.update(file.read())
+    return total.digest()
 
 
 def write_parquet(samples: Iterable[Sample], path: Path) -> None:

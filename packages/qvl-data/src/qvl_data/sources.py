@@ -12,6 +12,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ from .sample import Sample
 
 if TYPE_CHECKING:
     from qvl_core.recipe.blocks import Source
+
+WHOLE_BYTES = 1 << 30
+"""A Parquet file up to this size is read whole for its fingerprint."""
 
 _SUBSET, _EPOCH, _PASS, _SHIFT = range(4)  # what a random choice is about, so that no two are the same
 
@@ -110,13 +114,15 @@ class Mixture:
         return self.datasets[item.source].rows.place(item.index)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the data files' contents, in order (of their size and ends, if large).
+        """SHA-256 (hex) of the data files' contents, in order.
 
-        Pictures outside the files are not read. What the sources say (take, weight, ...) stands in the recipe.
+        Not seen are pictures outside the files, and an embedded picture that was changed in a Parquet file over 1 GiB
+        and kept its length. What the sources say (take, weight, ...) stands in the recipe.
         """
         digest = hashlib.sha256()
         for dataset in self.datasets:
-            digest.update(_file_digest(dataset.file))
+            status = dataset.file.stat()
+            digest.update(_digest(dataset.file, status.st_size, status.st_mtime_ns))
         return digest.hexdigest()
 
     def _original(self, source: int, chosen: int) -> int:
@@ -136,16 +142,12 @@ def _size(source: "Source", dataset: Dataset) -> int:
     return count
 
 
-def _file_digest(file: Path, whole: int = 64 << 20, end: int = 1 << 20) -> bytes:
-    """SHA-256 of a file; of its size, first and last MiB if it is over 64 MiB."""
-    size = file.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+@lru_cache
+def _digest(file: Path, size: int, changed: int) -> bytes:
+    """SHA-256 of a data file; `size` and `changed` (mtime in ns) only tell whether a remembered one still holds."""
+    if file.suffix == ".parquet" and size > WHOLE_BYTES:
+        from .parquet import digest
+
+        return digest(file)
     with file.open("rb") as data:
-        if size <= whole:
-            while block := data.read(end):
-                digest.update(block)
-        else:
-            digest.update(data.read(end))
-            data.seek(size - end)
-            digest.update(data.read(end))
-    return digest.digest()
+        return hashlib.file_digest(data, "sha256").digest()
