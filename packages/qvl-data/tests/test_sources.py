@@ -41,7 +41,7 @@ def test_an_epoch_of_whole_sources_is_a_permutation(folder):
             (s, i) for s, n in enumerate((40, 25, 7)) for i in range(n)
         }
     assert len({tuple((i.source, i.index) for i in epoch) for epoch in epochs}) == 3
-    assert [item.epoch for item in epochs[2]] == [2] * 72
+    assert [item.pass_number for item in epochs[2]] == [2] * 72
     assert drawn(mix, 6, range(72)) != epochs[0]
     sources = [item.source for item in epochs[0]]
     assert len(set(sources[:12])) == 3  # shuffled among one another
@@ -57,7 +57,7 @@ def test_weights_count_draws_and_cycle_without_replacement(folder):
     many = Counter(item.index for item in drawn(mix, 0, range(720)) if item.source == 0)
     assert set(many.values()) == {3}
     # and no sample comes again before all others came
-    passes = Counter((item.epoch, item.index) for item in drawn(mix, 0, range(720)) if item.source == 2)
+    passes = Counter((item.pass_number, item.index) for item in drawn(mix, 0, range(720)) if item.source == 2)
     assert set(passes.values()) == {1}
 
 
@@ -98,11 +98,11 @@ def test_shift_is_a_function_of_seed_pass_and_sample(folder):
         sample = mix.sample(item)
         return sample.opener.open(sample.media[0]).tobytes()
 
-    item = Item(0, 3, epoch=0, seed=1)
-    assert pixels(item) == pixels(Item(0, 3, epoch=0, seed=1))
-    others = [Item(0, 3, epoch=e, seed=s) for e in range(4) for s in range(4)]
+    item = Item(0, 3, pass_number=0, seed=1)
+    assert pixels(item) == pixels(Item(0, 3, pass_number=0, seed=1))
+    others = [Item(0, 3, pass_number=e, seed=s) for e in range(4) for s in range(4)]
     assert len({pixels(other) for other in others}) > 8
-    plain = Item(1, 3, epoch=0, seed=1)
+    plain = Item(1, 3, pass_number=0, seed=1)
     assert pixels(plain) == pixels(Item(1, 3))
 
 

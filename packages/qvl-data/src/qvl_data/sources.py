@@ -35,14 +35,14 @@ _SUBSET, _EPOCH, _PASS, _SHIFT = range(4)  # what a random choice is about, so t
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One draw: sample `index` of source `source`, in the source's pass number `epoch`, under `seed`.
+    """One draw: sample `index` of source `source`, in the source's pass `pass_number` over its samples, under `seed`.
 
-    `epoch` None stands for an evaluation, which is not augmented.
+    `pass_number` None stands for an evaluation, which is not augmented.
     """
 
     source: int
     index: int
-    epoch: int | None = None
+    pass_number: int | None = None
     seed: int = 0
 
 
@@ -100,9 +100,9 @@ class Mixture:
         """The sample of one draw; its pictures open augmented as the source says. Raises BadSample."""
         sample = self.datasets[item.source][item.index]
         shift = self.sources[item.source].shift
-        if not shift or item.epoch is None:
+        if not shift or item.pass_number is None:
             return sample
-        key = (item.seed, _SHIFT, item.epoch, item.source, item.index)
+        key = (item.seed, _SHIFT, item.pass_number, item.source, item.index)
         return sample.read_from(sample.opener.moved(shift, *key), sample.place)
 
     def outline(self, item: Item) -> Sample:
