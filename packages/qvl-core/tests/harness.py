@@ -53,13 +53,15 @@ def context() -> Any:
 
 def child(target: Callable[..., None], *arguments: Any) -> int:
     """Run `target` in a process of its own and give its exit code."""
-    process = context().Process(target=_main, args=(target, *arguments))
+    process = context().Process(target=in_child, args=(target, *arguments))
     process.start()
     process.join()
     return int(process.exitcode)
 
 
-def _main(target: Callable[..., None], *arguments: Any) -> None:
+def in_child(target: Callable[..., None], *arguments: Any, **environment: str) -> None:
+    """Run `target` in this process, made for it; a run's errors become exit codes as on the command line."""
+    os.environ.update(environment)
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):
         try:

@@ -321,8 +321,7 @@ def test_lasting_nans_stop_the_run_and_are_never_saved(tmp_path: Path) -> None:
 # Signals
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-@pytest.mark.parametrize("step", [1, 4, 7])
+@pytest.mark.parametrize(("name", "step"), [("SIGTERM", 1), ("SIGUSR1", 4), ("SIGTERM", 7), ("SIGINT", 7)])
 def test_asked_to_stop_no_step_is_lost(name: str, step: int, whole: Path, tmp_path: Path) -> None:
     if not hasattr(signal, name):
         pytest.skip(f"no {name} here")
@@ -338,6 +337,80 @@ def test_asked_to_stop_no_step_is_lost(name: str, step: int, whole: Path, tmp_pa
     assert (out / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
     steps = [entry[0] for entry in log_steps(out)]
     assert steps == sorted({2, 4, 6, 8, step})
+
+
+def interrupted_in(call: int, number: int) -> Callable[..., dict[str, float]]:
+    """The usual evaluation; in the `call`-th one a signal comes, and nothing after it may be reached."""
+    usual, calls = toy_parts(network()).evaluate, [0]
+    assert usual is not None
+
+    def evaluate(model: Any, world: Any, final: bool) -> dict[str, float]:
+        calls[0] += 1
+        if calls[0] == call:
+            signal.raise_signal(number)
+            pytest.fail("the evaluation went on")
+        return usual(model, world, final)
+
+    return evaluate
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("name", "call", "step"), [("SIGTERM", 1, 4), ("SIGTERM", 2, 8), ("SIGUSR1", 1, 4), ("SIGINT", 2, 8)]
+)
+def test_an_evaluation_is_cut_short_and_made_up(name: str, call: int, step: int, whole: Path, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "run", toy_recipe(evaluate={"every": 4}, checkpoint={"every": 3})
+    evaluate = interrupted_in(call, getattr(signal, name))
+    with pytest.raises(Preempted, match=f"after step {step};"):
+        toy_run(out, toy_parts(network(), evaluate=evaluate), recipe)
+    assert checkpoint.newest(out / "checkpoints")[0].step == step  # type: ignore[union-attr]
+    toy_run(out, recipe=recipe)
+    assert (out / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
+    assert [record["step"] for record in events(out, "evaluation")] == [4, 8]
+
+
+def test_asked_to_stop_while_exporting_or_showing(whole: Path, tmp_path: Path) -> None:
+    out, usual = tmp_path / "run", toy_parts(network())
+
+    def export(folder: Path, weights: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        usual.export(folder, weights)  # type: ignore[misc]
+
+    def preview(model: Any, folder: Path, step: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the preview went on")
+
+    for given in (replace(usual, export=export), toy_parts(network(), preview=preview)):
+        with pytest.raises(Preempted, match="after step 8;"):
+            toy_run(out, given)
+        assert (out / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
+    toy_run(out)
+    same(out, whole)
+    assert len(events(out, "evaluation")) == 1
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    def press(step: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        toy_run(tmp_path / "run", toy_parts(network(), callbacks=[Callbacks(on_step=press)]))
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def killed_after_the_final_evaluation(out: Path) -> None:
+    callbacks = [Callbacks(on_evaluate=lambda step, figures: die() if step == STEPS else None)]
+    toy_run(out, toy_parts(network(), callbacks=callbacks))
+
+
+def test_a_final_evaluation_that_is_made_again_is_recorded_once(whole: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert child(killed_after_the_final_evaluation, tmp_path / "run") != 0
+    toy_run(tmp_path / "run")
+    same(tmp_path / "run", whole)
+    assert len(events(tmp_path / "run", "evaluation")) == 1
 
 
 # Full disks
@@ -438,20 +511,14 @@ def test_a_finished_run_is_left_as_it_is(whole: Path, tmp_path: Path) -> None:
 # Early stopping
 
 
-def scripted(values: list[float], every: int = 1) -> Any:
-    """Evaluations that give `values`, at steps every, 2 * every, ...; the final one repeats the last."""
+def stopping_parts(values: list[float], *callbacks: Callbacks, start: int = 0) -> Any:
+    """Evaluations that give `values` after each step, in a run that goes on from step `start`."""
+    done = [start]
 
     def evaluate(model: Any, world: Any, final: bool) -> dict[str, float]:
-        seen = int(model[3].bias.new_tensor(evaluate.step[0]))  # type: ignore[attr-defined]
-        return {"score": values[min(seen // every, len(values)) - 1]}
+        return {"score": values[done[0] - 1], "other": float(done[0])}
 
-    evaluate.step = [0]  # type: ignore[attr-defined]
-    return evaluate
-
-
-def stopping_parts(values: list[float], *callbacks: Callbacks) -> Any:
-    evaluate = scripted(values)
-    count = Callbacks(on_step=lambda step: evaluate.step.__setitem__(0, step))
+    count = Callbacks(on_step=lambda step: done.__setitem__(0, step))
     return toy_parts(network(), evaluate=evaluate, callbacks=[count, *callbacks])
 
 
@@ -496,11 +563,24 @@ def test_the_best_checkpoint_comes_along_to_a_new_folder(tmp_path: Path) -> None
     with pytest.raises(Preempted):
         toy_run(tmp_path / "old", stopping_parts(SCORES, raising(signal.SIGTERM, 4)), recipe)
     source = tmp_path / "old/checkpoints/step-000004"
-    outcome = toy_run(tmp_path / "new", stopping_parts(SCORES), recipe, resume=source)
+    outcome = toy_run(tmp_path / "new", stopping_parts(SCORES, start=4), recipe, resume=source)
     assert (outcome.steps, outcome.final_step) == (5, 2)
     toy_run(tmp_path / "whole", stopping_parts(SCORES), recipe)
     final = [(tmp_path / name / "final/model.safetensors").read_bytes() for name in ("new", "whole")]
     assert final[0] == final[1]
+
+
+def test_what_was_best_by_another_figure_is_forgotten(tmp_path: Path) -> None:
+    recipe = toy_recipe(evaluate=STOPPING, checkpoint={"every": 4})
+    with pytest.raises(Preempted):
+        toy_run(tmp_path / "old", stopping_parts(SCORES, raising(signal.SIGTERM, 4)), recipe)
+    other = {"every": 1, "early_stop": {"metric": "other", "mode": "max", "patience": 3}}
+    for name, evaluate, final_step, now in [("off", {"every": 1}, 8, "off"), ("other", other, 8, "other max")]:
+        shutil.copytree(tmp_path / "old", tmp_path / name)
+        outcome = toy_run(tmp_path / name, stopping_parts(SCORES, start=4), toy_recipe(evaluate=evaluate))
+        assert (outcome.steps, outcome.final_step) == (8, final_step)
+        (event,) = events(tmp_path / name, "early_stop_changed")
+        assert (event["was"], event["is"]) == ("score max", now)
 
 
 def test_an_unknown_figure_names_those_there_are(tmp_path: Path) -> None:
@@ -541,6 +621,18 @@ def test_bad_samples_are_listed_counted_once_and_bounded(tmp_path: Path) -> None
     lines = [json.loads(line) for line in (out / "bad_samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["id"], line["reason"]) for line in lines] == [("bad-1", "broken"), ("bad-6", "broken")]
     assert [record["step"] for record in events(out, "bad_sample")] == [2, 7]
+
+
+def test_a_sample_that_the_recipe_lets_drop_is_counted_once_and_in_few_words(tmp_path: Path) -> None:
+    out, sizes = tmp_path / "run", []
+    look = Callbacks(on_step=lambda step: sizes.append((out / "bad_samples.jsonl").stat().st_mtime_ns))
+    batches = ToyBatches(seed=3, bad_steps=tuple(range(STEPS)), dropped="long")  # the same sample in each step
+    outcome = toy_run(out, toy_parts(network(), batches, callbacks=[look]))
+    assert (outcome.progress.dropped, outcome.progress.bad) == ({"long": "broken"}, {})
+    assert len(set(sizes)) == 1  # written when it is new
+    assert checkpoint.newest(out / "checkpoints")[0].state["progress"]["dropped"] == {"long": "broken"}  # type: ignore[union-attr]
+    (line,) = (out / "bad_samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == {"id": "long", "reason": "broken", "message": "", "tolerated": True}
 
 
 def test_one_bad_sample_too_many_stops_with_the_state_saved(tmp_path: Path) -> None:

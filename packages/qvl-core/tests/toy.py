@@ -39,6 +39,7 @@ class ToyBatches:
     micro: int = 4
     nan_steps: tuple[int, ...] = ()
     bad_steps: tuple[int, ...] = ()
+    dropped: str = ""  # the one sample that is left out in each of bad_steps, as the recipe says
 
     def plan(self, step: int, rank: int, world: int) -> tuple[int, list[list[int]]]:
         slots = list(range(SIZE))[rank::world]
@@ -55,11 +56,9 @@ class ToyBatches:
         if step in self.nan_steps and 0 in slots:
             y[0] = torch.nan
         weight = torch.tensor([float(slot + 1) for slot in slots])
-        bad = (
-            (Bad(f"bad-{step}", "broken", f"sample bad-{step} is broken; mend it."),)
-            if step in self.bad_steps and 0 in slots
-            else ()
-        )
+        name = self.dropped or f"bad-{step}"
+        found = Bad(name, "broken", f"sample {name} is broken; mend it.", tolerated=bool(self.dropped))
+        bad = (found,) if step in self.bad_steps and 0 in slots else ()
         count = sum(slot + 1 for slot in slots)
         return Micro(
             ToyBatch(x, y, weight), count, slots[0], tuple(f"{step}/{slot}" for slot in slots), len(slots), bad

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -119,10 +119,32 @@ class RunFolder:
         return read_records(self.metrics_file)
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop the records after `step`, the one the run resumes from (0: start again), and an unfinished last line."""
-        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        """Drop the records after `step`, the one the run resumes from (0: start again), and an unfinished last line.
+
+        An evaluation that followed the checkpoint of `step` goes too: it is made again.
+        """
+        kept: list[dict[str, Any]] = []
+        saved = False
+        for record in self.read_metrics():
+            event = record.get("event")
+            saved = saved or (record["step"] == step and event in {"checkpoint", "resume"})
+            if record["step"] <= step and not (saved and event == "evaluation"):
+                kept.append(record)
         if self.metrics_file.is_file():
             write_atomic(self.metrics_file, "".join(_json(record) + "\n" for record in kept))
+
+    def write_bad_samples(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """List the samples left out up to the step that the run resumes from; no file if there are none."""
+        lines = [_json(entry) + "\n" for entry in entries]
+        if lines:
+            write_atomic(self.bad_samples_file, "".join(lines))
+        else:
+            self.bad_samples_file.unlink(missing_ok=True)
+
+    def append_bad_samples(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Add samples to the list."""
+        with writing(self.bad_samples_file), self.bad_samples_file.open("ab") as file:
+            file.write("".join(_json(entry) + "\n" for entry in entries).encode("utf-8"))
 
     def write_result(self, result: Mapping[str, Scalar]) -> None:
         """Store what `result()` made."""

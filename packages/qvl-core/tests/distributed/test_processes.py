@@ -1,7 +1,5 @@
 """Several processes on gloo: the same run as one process, stopped, killed and resumed together."""
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -14,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import context, die, toy_run
+from harness import context, die, in_child, toy_run
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import STEPS, ToyBatch, ToyBatches, network, toy_parts, toy_recipe
@@ -24,7 +22,7 @@ from qvl_core.recipe.blocks import Parallel
 from qvl_core.run import RunFolder
 from qvl_core.training import checkpoint
 from qvl_core.training.launch import environment, free_port
-from qvl_core.training.parts import Callbacks, Loss, Micro
+from qvl_core.training.parts import Loss, Micro
 from qvl_core.training.session import Outcome
 from qvl_core.training.world import processes
 
@@ -34,8 +32,8 @@ TOLERANCE = 1e-6  # fp32: sums of gradients in another order
 
 def together(size: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
     """Run `target` in `size` processes that find each other. Gives their exit codes."""
-    port = free_port()
-    ranks = [context().Process(target=_rank, args=(rank, size, port, target, arguments)) for rank in range(size)]
+    places = [environment({}, rank, size, port) for port in [free_port()] for rank in range(size)]
+    ranks = [context().Process(target=in_child, args=(target, *arguments), kwargs=place) for place in places]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -44,16 +42,6 @@ def together(size: int, target: Callable[..., None], *arguments: Any) -> list[in
             process.kill()
             process.join()
     return [process.exitcode for process in ranks]
-
-
-def _rank(rank: int, size: int, port: int, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ.update(environment({}, rank, size, port))
-    torch.set_num_threads(1)
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            target(*arguments)
-        except QVLError as error:
-            sys.exit(error.exit_code)
 
 
 def run(
@@ -160,14 +148,26 @@ def test_a_step_without_pictures_is_the_same_in_any_world(tmp_path: Path) -> Non
 # Stopping and resuming
 
 
+@dataclass(frozen=True)
+class Disturbed(ToyBatches):
+    """Something happens to the last process after step `at`, when it makes the next batch."""
+
+    at: int = 0
+    act: Callable[[], None] = die
+
+    def plan(self, step: int, rank: int, world: int) -> Any:
+        if (step, rank) == (self.at, world - 1):
+            self.act()
+        return super().plan(step, rank, world)
+
+
+def ask_to_stop() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
 def stopped_at(out: Path, strategy: str, step: int) -> None:
     """The last process alone is asked to stop."""
-
-    def on_step(done: int) -> None:
-        if done == step and int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
-            signal.raise_signal(signal.SIGTERM)
-
-    run(out, strategy, parts={"callbacks": [Callbacks(on_step=on_step)]})
+    run(out, strategy, parts={"batches": Disturbed(3, at=step, act=ask_to_stop)})
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -187,8 +187,7 @@ def test_one_then_two_then_one_process(strategy: str, whole: Path, tmp_path: Pat
 
 
 def killed_at(out: Path, strategy: str, step: int) -> None:
-    on_step = Callbacks(on_step=lambda done: die() if done == step and os.environ["RANK"] == "1" else None)
-    run(out, strategy, parts={"callbacks": [on_step]})
+    run(out, strategy, parts={"batches": Disturbed(3, at=step, act=die)})
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

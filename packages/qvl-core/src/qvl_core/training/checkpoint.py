@@ -42,6 +42,7 @@ class Checkpoint:
     base: str
     state: dict[str, Any]
     files: tuple[str, ...]
+    digest: str  # of the manifest
 
     def weights(self) -> dict[str, Tensor]:
         """Trained weights by name, on the CPU."""
@@ -101,7 +102,23 @@ def read(path: Path) -> Checkpoint:
     for name, facts in manifest["files"].items():
         _check(path / name, facts["bytes"], facts["sha256"])
     state = _read_json(path / "state.json")
-    return Checkpoint(path, manifest["step"], manifest["identity"], manifest["base"], state, tuple(manifest["files"]))
+    return Checkpoint(
+        path=path,
+        step=manifest["step"],
+        identity=manifest["identity"],
+        base=manifest["base"],
+        state=state,
+        files=tuple(manifest["files"]),
+        digest=manifest["sha256"],
+    )
+
+
+def confirm(found: Checkpoint) -> None:
+    """Make sure that this process sees the checkpoint that another one has read, without reading all of it again."""
+    if _read_manifest(found.path / "manifest.json")["sha256"] != found.digest:
+        raise QVLError(
+            f"{found.path}: process 0 sees another checkpoint there; put the run folder on a disk that all nodes share."
+        )
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -186,17 +203,21 @@ def prune(folder: Path, step: int, keep: int, best: int | None) -> None:
 
 def same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Refuse to continue another run. Names every value that differs."""
-    before, now = dict(_flat(saved)), dict(_flat(wanted))
-    changes = [
-        f"{key} was {_show(before.get(key))}, is {_show(now.get(key))}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if changes:
+    if changes := differences(saved, wanted):
         raise BadInput(
             f"{path}: this checkpoint belongs to another run ({'; '.join(changes)}); start over with --fresh, choose "
             "another --out, or continue with the change by --allow-change."
         )
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """`optim.lr was 0.01, is 0.02`, for every value that differs."""
+    before, now = dict(_flat(saved)), dict(_flat(wanted))
+    return [
+        f"{key} was {_show(before.get(key))}, is {_show(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
 
 
 def _path(folder: Path, step: int) -> Path:

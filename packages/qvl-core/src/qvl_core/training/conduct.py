@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qvl_core.errors import QVLError
+from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Recipe
+from qvl_core.recipe.load import dump, load
 from qvl_core.run import RunFolder, result
+from qvl_core.training.checkpoint import differences
 from qvl_core.training.loop import fit
 from qvl_core.training.parts import Parts
 from qvl_core.training.session import Outcome
@@ -32,16 +34,16 @@ def conduct(
 ) -> dict[str, Any]:
     """Train what `build(recipe, run, world)` gives, in the run folder `out`, and return its result.
 
-    An unfinished run is continued, a finished one is reported and left alone; `fresh` moves either aside.
-    `report(run_path)` writes the page. Raises what `fit` raises.
+    An unfinished run is continued, a finished one of the same recipe is reported and left alone; `fresh` moves either
+    aside. `report(run_path)` writes the page. Raises what `fit` raises, and BadInput for a finished run of another
+    recipe, unless `allow_change` says to go on with it.
     """
     with processes(recipe.parallel) as world:
-        run = _open(out, fresh, world)
-        finished = world.first(run.read_result())
-        if finished and finished["complete"]:
-            if world.rank == 0:
-                print(f"{run.path} is finished; see {run.report_file}, or start over with --fresh.")
-            return dict(finished)
+        run = RunFolder(Path(out))
+        finished = world.on_first(lambda: _open(recipe, run, fresh, allow_change))
+        if finished is not None:
+            world.on_first(lambda: _show(run, report))
+            return finished
         parts = build(recipe, run, world)
         outcome = fit(parts, recipe, run, world, resume=resume, allow_change=allow_change)
         values = result(
@@ -58,17 +60,37 @@ def conduct(
         return dict(values)
 
 
-def _open(out: Path, fresh: bool, world: World) -> RunFolder:
-    """Rank 0 makes the folder; the others wait and hear whether it could."""
-    problem: QVLError | None = None
-    if world.rank == 0:
-        try:
-            RunFolder.open(out, fresh)
-        except QVLError as error:
-            problem = error
-    if (problem := world.first(problem)) is not None:
-        raise problem
-    return RunFolder(Path(out))
+def _open(recipe: Recipe, run: RunFolder, fresh: bool, allow_change: bool) -> dict[str, Any] | None:
+    """Create the run folder or take it up. Gives the result of a finished run of this very recipe."""
+    RunFolder.open(run.path, fresh)
+    if not run.recipe_file.is_file():
+        run.write_recipe(dump(recipe))  # from here on it is a run, which the same command or a mended one takes up
+    finished = run.read_result()
+    if finished is None or not finished["complete"]:
+        return None
+    changes = differences(_what_matters(load(type(recipe), run.recipe_file)), _what_matters(recipe))
+    if changes and not allow_change:
+        raise BadInput(
+            f"{run.path}: this run is finished, with another recipe ({'; '.join(changes)}); start over with --fresh, "
+            "choose another --out, or continue it with the change by --allow-change."
+        )
+    if changes:
+        run.result_file.unlink()
+        return None
+    return finished
+
+
+def _what_matters(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what may change at any time."""
+    indifferent: Any = {"log": True, "parallel": True, "checkpoint": True, "data": {"workers"}, "batch": {"micro"}}
+    return recipe.model_dump(mode="json", exclude=indifferent)
+
+
+def _show(run: RunFolder, report: Callable[[Path], Path]) -> None:
+    """Say that a run is finished; it may have been killed before its page was written."""
+    if not run.report_file.is_file():
+        report(run.path)
+    print(f"{run.path} is finished; see {run.report_file}, or start over with --fresh.")
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
@@ -78,7 +100,7 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         "final_step": outcome.final_step,
         "tokens": progress.tokens,
         "nonfinite_steps": progress.skipped,
-        "bad_samples": sum(not entry["tolerated"] for entry in progress.bad.values()),
-        "dropped_samples": sum(entry["tolerated"] for entry in progress.bad.values()),
+        "bad_samples": len(progress.bad),
+        "dropped_samples": len(progress.dropped),
         **outcome.figures,
     }

@@ -7,7 +7,6 @@ that a run killed at any moment and started again ends with the same bits as one
 from contextlib import closing
 from pathlib import Path
 
-from qvl_core.errors import Preempted
 from qvl_core.recipe.blocks import Recipe
 from qvl_core.run import RunFolder
 from qvl_core.training.parts import Parts
@@ -28,19 +27,21 @@ def fit(
 ) -> Outcome:
     """Train for `parts.steps` optimizer steps and leave checkpoints and final/ in the run folder.
 
-    Continues from `resume`, else from the run's newest whole checkpoint. Raises Preempted when asked to stop (the state
-    is saved), BadInput for too many bad samples, QVLError for lasting non-finite losses or a full disk.
+    Continues from `resume`, else from the run's newest whole checkpoint. Raises Preempted when asked to stop, even
+    while it evaluates (the state is saved), BadInput for too many bad samples, QVLError for lasting non-finite losses
+    or a full disk.
     """
-    with Session(parts, recipe, run, world, resume, allow_change) as session:
-        prefetched = shares(parts.batches, session.step, parts.steps, world, recipe.data.workers)
-        with stop_requests() as request, closing(prefetched) as batches:
+    with stop_requests() as request, Session(parts, recipe, run, world, request, resume, allow_change) as session:
+        if session.owes_evaluation():
+            session.evaluate()
+            session.save()
+        with closing(shares(parts.batches, session.step, parts.steps, world, recipe.data.workers)) as batches:
             for step in range(session.step, parts.steps):
                 if session.stopped_early():
                     break
-                micros, count, asked_to_stop = session.agree(next(batches), request.asked)
+                micros, count, asked_to_stop = session.agree(next(batches))
                 if asked_to_stop:
-                    session.save()
-                    raise Preempted(f"stopped when asked to, after step {session.step}; the same command continues.")
+                    session.stop()
 
                 session.train(step, micros, count)
 

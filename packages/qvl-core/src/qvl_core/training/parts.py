@@ -74,7 +74,10 @@ class ParameterGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Callbacks:
-    """They may look; what they return is ignored, and the order of data and randomness does not depend on them."""
+    """They may look; what they return is ignored, and the order of data and randomness does not depend on them.
+
+    Of several processes only the first calls them: they may write files, but not gather or call a sharded model.
+    """
 
     on_step: Callable[[int], None] | None = None
     on_log: Callable[[int, dict[str, float]], None] | None = None
@@ -86,8 +89,10 @@ class Callbacks:
 class Parts:
     """A method's side of the bargain.
 
-    `evaluate(model, world, final)` returns figures (the same on every rank); `export(folder, weights)` writes what the
-    ecosystem loads, from the trained weights by name (on rank 0).
+    `evaluate(model, world, final)` returns figures (the same on every rank), and `preview(model, folder, step)` makes
+    pictures (on rank 0); each rank may call the model as often as it likes in them, since sharded weights are gathered
+    before on all ranks. In a single process a request to stop ends either with a BaseException.
+    `export(folder, weights)` writes what the ecosystem loads, from the trained weights by name (on rank 0).
     Checkpoints hold what is in `groups`: a model whose buffers change in training (batch norm) cannot be resumed.
     `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on; `about` is
     recorded in environment.json (its "tune" is the report's tune table).

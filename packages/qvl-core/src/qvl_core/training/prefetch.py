@@ -4,7 +4,9 @@ A step's batches are a pure function of (seed, step), so workers hold no state a
 run.
 """
 
+import pickle
 import signal
+import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -15,12 +17,19 @@ from qvl_core.errors import QVLError
 from qvl_core.training.parts import Batches, Micro
 from qvl_core.training.world import World
 
+GPU_WORKERS = 4  # by default: decoding and encoding keep up with a GPU, beside which a CPU step needs its cores itself
 
-def shares(batches: Batches, first: int, steps: int, world: World, workers: int) -> Generator[list[Micro]]:
-    """This process's micro-batches of each step from `first` to the last one."""
+
+def shares(batches: Batches, first: int, steps: int, world: World, workers: int | None) -> Generator[list[Micro]]:
+    """This process's micro-batches of each step from `first` to the last one, in pinned memory where there is a GPU."""
     plans = (batches.plan(step, world.rank, world.size) for step in range(first, steps))
+    cuda = world.device.type == "cuda"
+    if workers is None:
+        workers = GPU_WORKERS if cuda else 0
     if workers == 0:
-        yield from (batches.build(plan) for plan in plans)
+        for plan in plans:
+            share = batches.build(plan)
+            yield [micro.pin_memory() for micro in share] if cuda else share
         return
     built = DataLoader(
         _Built(batches),
@@ -30,7 +39,7 @@ def shares(batches: Batches, first: int, steps: int, world: World, workers: int)
         multiprocessing_context="spawn",
         worker_init_fn=_quiet,
         prefetch_factor=2,
-        pin_memory=world.device.type == "cuda",
+        pin_memory=cuda,
     )
     for share in built:
         if isinstance(share, QVLError):
@@ -44,11 +53,28 @@ class _Built(Dataset[list[Micro] | QVLError]):
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
+    def __getstate__(self) -> tuple[list[str], bytes]:
+        return _plugins(), pickle.dumps(self.batches)
+
+    def __setstate__(self, state: tuple[list[str], bytes]) -> None:
+        """In a worker: run the user's plugins, then unpickle what may need them."""
+        from qvl_core.cli.plugin import execute
+
+        plugins, batches = state
+        for file in plugins:
+            execute(file)
+        self.batches = pickle.loads(batches)
+
     def __getitem__(self, plan: Any) -> list[Micro] | QVLError:
         try:
             return self.batches.build(plan)
         except QVLError as error:
             return error
+
+
+def _plugins() -> list[str]:
+    """The files that --plugin has named, in their order."""
+    return [str(module.__file__) for name, module in sys.modules.items() if name.startswith("qvl_plugin_")]
 
 
 def _quiet(worker: int) -> None:

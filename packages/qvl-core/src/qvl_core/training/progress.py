@@ -19,9 +19,12 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     stale: int = 0  # evaluations since the best one
+    watched: str | None = None  # by which figure and how the best one was found
+    owes_evaluation: bool = False  # asked to stop before or while it evaluated at this step
     skipped: int = 0  # steps that were not applied because a loss or gradient was not finite
     streak: int = 0  # of them, the last ones in a row
-    bad: dict[str, dict[str, Any]] = field(default_factory=dict)  # left-out samples by id
+    bad: dict[str, dict[str, Any]] = field(default_factory=dict)  # left-out samples by id, at most data.max_bad
+    dropped: dict[str, str] = field(default_factory=dict)  # reasons by id of those that the recipe lets drop
     before: Spent = field(default_factory=Spent)
 
     def to_json(self) -> dict[str, Any]:
@@ -31,15 +34,33 @@ class Progress:
     def from_json(cls, state: dict[str, Any]) -> "Progress":
         return cls(**{**state, "before": Spent(*state["before"])})
 
+    def knows(self, bad: Bad) -> bool:
+        """Whether the sample was left out before, in an earlier epoch or before a kill."""
+        return bad.id in self.bad or bad.id in self.dropped
+
     def leave_out(self, bad: Bad, max_bad: int) -> None:
-        """Count a sample, once. Raises BadInput, without counting it, when it is one more than the recipe bears."""
-        grave = sum(not entry["tolerated"] for entry in self.bad.values())
-        if bad.id not in self.bad and not bad.tolerated and grave >= max_bad:
+        """Count a new sample. Raises BadInput, without counting it, when it is one more than the recipe bears."""
+        if bad.tolerated:
+            self.dropped[bad.id] = bad.reason
+            return
+        if len(self.bad) >= max_bad:
             raise BadInput(
                 f"{bad.message.rstrip('.')}; data.max_bad allows {max_bad} bad samples and this is one more: "
                 "mend or remove it, or raise data.max_bad, and run the same command again."
             )
         self.bad[bad.id] = asdict(bad)
+
+    def left_out(self, name: str) -> dict[str, Any]:
+        """What is kept of a sample that was left out."""
+        return self.bad.get(name) or asdict(Bad(name, self.dropped[name], message="", tolerated=True))
+
+    def watch(self, stop: EarlyStop | None) -> str | None:
+        """Compare evaluations as the recipe says now. If they were compared otherwise, forget that, and say how."""
+        before, self.watched = self.watched, None if stop is None else f"{stop.metric} {stop.mode}"
+        if before == self.watched:
+            return None
+        self.best_step, self.best_value, self.stale = None, None, 0
+        return before
 
     def improves(self, figures: dict[str, float], stop: EarlyStop) -> bool:
         """Note an evaluation at the present step; true if it is the best so far."""

@@ -1,19 +1,17 @@
 """What surrounds the steps of one run: agreeing with the other processes, logging, evaluating, saving, finishing."""
 
-import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, NoReturn, Self
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from qvl_core.errors import BadInput, QVLError
-from qvl_core.files import write_atomic
+from qvl_core.errors import BadInput, Preempted, QVLError
 from qvl_core.recipe.blocks import Recipe
 from qvl_core.recipe.load import dump
 from qvl_core.run import RunFolder
@@ -23,6 +21,7 @@ from qvl_core.training.log import RunLog
 from qvl_core.training.parts import Micro, Parts
 from qvl_core.training.progress import Progress
 from qvl_core.training.samples import Bad
+from qvl_core.training.stopping import Interrupted, Request
 from qvl_core.training.world import World
 
 
@@ -50,9 +49,18 @@ class Session:
     """One run on this process. Every method is called by all processes at the same step."""
 
     def __init__(
-        self, parts: Parts, recipe: Recipe, run: RunFolder, world: World, resume: Path | None, allow_change: bool
+        self,
+        parts: Parts,
+        recipe: Recipe,
+        run: RunFolder,
+        world: World,
+        request: Request,
+        resume: Path | None,
+        allow_change: bool,
     ) -> None:
         self.parts, self.recipe, self.run, self.world = parts, recipe, run, world
+        self._request = request
+        self._callbacks = parts.callbacks if world.rank == 0 else ()
         self.engine = Engine(parts, recipe, world)
         self.progress = Progress()
         self._pending: list[_Done] = []
@@ -82,11 +90,16 @@ class Session:
         """Optimizer steps done."""
         return self.progress.step
 
-    def agree(self, share: Sequence[Micro], asked: bool) -> tuple[list[Micro], int, bool]:
+    def agree(self, share: Sequence[Micro]) -> tuple[list[Micro], int, bool]:
         """Micro-batches to train on here, labels in the global batch, and whether any process was asked to stop."""
         bad = [entry for micro in share for entry in micro.bad]
         count, self._tokens, bads, stop = self.world.sum(
-            [sum(micro.count for micro in share), sum(micro.tokens for micro in share), len(bad), int(asked)]
+            [
+                sum(micro.count for micro in share),
+                sum(micro.tokens for micro in share),
+                len(bad),
+                int(self._request.asked),
+            ]
         )
         if bads and not stop:
             self._leave_out([entry for entries in self.world.gather(bad) for entry in entries])
@@ -99,7 +112,7 @@ class Session:
             self._pending.append(_Done(step + 1, count, self._tokens, samples, self.engine.step(step, micros, count)))
         self.progress.step = step + 1
         self.progress.tokens += self._tokens
-        for callback in self.parts.callbacks:
+        for callback in self._callbacks:
             if callback.on_step:
                 callback.on_step(self.step)
 
@@ -123,27 +136,32 @@ class Session:
             means = (sum(column) / sum(counts) for column in zip(*sums, strict=True))
             figures |= dict(zip(done[0].figures.names, means, strict=True)) | {"grad_norm": norms[-1]}
         self._log.step(done[-1].step, figures, sum(entry.tokens for entry in done))
-        for callback in self.parts.callbacks:
+        for callback in self._callbacks:
             if callback.on_log:
                 callback.on_log(done[-1].step, dict(figures))
 
     def evaluate(self, final: bool = False) -> dict[str, float]:
-        """Measure, note whether it is the best so far, show pictures."""
+        """Measure, show pictures, note whether it is the best so far. A request to stop goes first."""
         self.log()
-        evaluate, preview = self.parts.evaluate, self.parts.preview
-        figures: dict[str, float] = {}
-        if evaluate:
-            with self._log.paused():
-                figures = self.engine.call(lambda model: evaluate(model, self.world, final))
+        self.progress.owes_evaluation = not final
+        self.stop_if_asked()
+        try:
+            with self._log.paused(), self._request.interruptible(self.world.size == 1):
+                figures = self._measure(final)
+        except Interrupted:
+            self.stop()
+        self.progress.owes_evaluation = False
         if self.recipe.evaluate.early_stop and not final:
             self.progress.improves(figures, self.recipe.evaluate.early_stop)
         self._log.event(self.step, "evaluation", **figures)
-        if preview:
-            self.engine.call(lambda model: preview(model, self.run.samples, self.step))
-        for callback in self.parts.callbacks:
+        for callback in self._callbacks:
             if callback.on_evaluate:
                 callback.on_evaluate(self.step, dict(figures))
         return figures
+
+    def owes_evaluation(self) -> bool:
+        """Whether the run was stopped before the evaluation at this step was done."""
+        return self.progress.owes_evaluation
 
     def undecided(self) -> bool:
         """Whether an evaluation at this step tells something that the final one will not."""
@@ -165,40 +183,74 @@ class Session:
         tensors = self.engine.tensors()
         if self.world.rank > 0:
             _draw(tensors)
-        self._on_first(lambda: self._write(tensors))
+        self.world.on_first(lambda: self._write(tensors))
         self._saved_step = self.step
+
+    def stop(self) -> NoReturn:
+        """Save and raise Preempted."""
+        self.save()
+        raise Preempted(f"stopped when asked to, after step {self.step}; the same command continues.")
+
+    def stop_if_asked(self) -> None:
+        if self.world.sum([int(self._request.asked)])[0]:
+            self.stop()
 
     def finish(self) -> Outcome:
         """Save, take the best weights under early stopping, write final/, and measure it."""
         self.save()
-        final_step = self.progress.best_step if self.progress.best_step is not None else self.step
-        weights = checkpoint.of_step(self.run.checkpoints, final_step).weights()
+        self.stop_if_asked()
+        final_step = self.step if self.progress.best_step is None else self.progress.best_step
+        kept = self.world.on_first(lambda: checkpoint.of_step(self.run.checkpoints, final_step))
         if final_step != self.step:
-            self.engine.load_weights(weights)
-        self._on_first(lambda: self._export(weights))
+            if self.world.rank > 0:
+                checkpoint.confirm(kept)
+            self.engine.load_weights(kept.weights())
+        self.world.on_first(lambda: self._export(kept))
         figures = self.evaluate(final=True)
+        self.stop_if_asked()
         return Outcome(self.step, final_step, figures, self.progress)
+
+    def _measure(self, final: bool) -> dict[str, float]:
+        evaluate, preview = self.parts.evaluate, self.parts.preview
+        figures: dict[str, float] = {}
+        if evaluate:
+            figures = self.engine.call(lambda model: evaluate(model, self.world, final))
+        if preview:
+            folder, step = self.run.samples, self.step
+            self.engine.call(lambda model: self.world.on_first(lambda: preview(model, folder, step)))
+        return figures
 
     def _restore(self, resume: Path | None, allow_change: bool) -> list[tuple[str, dict[str, str]]]:
         """Continue from `resume`, else from the newest whole checkpoint of the run, else start at step 0."""
-        found, skipped = checkpoint.start(self.run.checkpoints, resume)
+        found, skipped = self.world.on_first(lambda: self._find(resume, allow_change))
+        remarks = [("checkpoint_skipped", {"reason": reason}) for reason in skipped]
         if found is not None:
-            if not allow_change:
-                wanted = {**self.parts.identity, "base": self.parts.base}
-                checkpoint.same_run({**found.identity, "base": found.base}, wanted, found.path)
+            if self.world.rank > 0:
+                checkpoint.confirm(found)
+            remarks.append(("resume", {"checkpoint": str(found.path)}))
             self.progress = Progress.from_json(found.state["progress"])
             self.engine.load(found.weights(), found.optimizer())
             self.engine.load_scalars(found.state["engine"])
             self._saved_step = self.step if found.path.parent.resolve() == self.run.checkpoints.resolve() else None
-        self._on_first(lambda: self._take_up(found))
-        resumed = [] if found is None else [("resume", {"checkpoint": str(found.path)})]
-        return [*(("checkpoint_skipped", {"reason": reason}) for reason in skipped), *resumed]
+        stop = self.recipe.evaluate.early_stop
+        if (before := self.progress.watch(stop)) is not None:
+            remarks.append(("early_stop_changed", {"was": before, "is": self.progress.watched or "off"}))
+        self.world.on_first(lambda: self._take_up(found))
+        return remarks
+
+    def _find(self, resume: Path | None, allow_change: bool) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+        """What to continue from, every byte of it checked, and why newer checkpoints were skipped."""
+        found, skipped = checkpoint.start(self.run.checkpoints, resume)
+        if found is not None and not allow_change:
+            wanted = {**self.parts.identity, "base": self.parts.base}
+            checkpoint.same_run({**found.identity, "base": found.base}, wanted, found.path)
+        return found, skipped
 
     def _take_up(self, found: checkpoint.Checkpoint | None) -> None:
         """Take back what a killed process wrote after the checkpoint, and describe the run as it is now."""
         checkpoint.tidy(self.run.checkpoints)
         self.run.truncate_metrics(self.step)
-        self._write_bad()
+        self.run.write_bad_samples(map(self.progress.left_out, [*self.progress.bad, *self.progress.dropped]))
         self.run.write_recipe(dump(self.recipe))
         self.run.write_environment(self.parts.about)
         if found is not None and self.progress.best_step is not None:
@@ -216,11 +268,11 @@ class Session:
             _draw(tensors)  # after a failure the other processes are still gathering
         checkpoint.prune(folder, self.step, self.recipe.checkpoint.keep, progress.best_step)
         self._log.event(self.step, "checkpoint", path=str(path))
-        for callback in self.parts.callbacks:
+        for callback in self._callbacks:
             if callback.on_checkpoint:
                 callback.on_checkpoint(self.step, path)
 
-    def _export(self, weights: dict[str, Tensor]) -> None:
+    def _export(self, kept: checkpoint.Checkpoint) -> None:
         """Write final/ aside and rename it, so that it is whole or absent."""
         if self.parts.export is None:
             return
@@ -228,7 +280,7 @@ class Session:
         shutil.rmtree(aside, ignore_errors=True)
         try:
             aside.mkdir()
-            self.parts.export(aside, weights)
+            self.parts.export(aside, kept.weights())
             shutil.rmtree(self.run.final, ignore_errors=True)
             aside.rename(self.run.final)
         except (OSError, SafetensorError) as error:
@@ -238,36 +290,22 @@ class Session:
                 "some disk space and run the same command again."
             ) from error
 
-    def _on_first(self, work: Callable[[], None]) -> None:
-        """Let process 0 work while the others wait. If it fails there it fails everywhere, and nobody waits in vain."""
-        failure = None
-        if self.world.rank == 0:
-            try:
-                work()
-            except QVLError as error:
-                failure = error
-        if failed := self.world.first(failure and (type(failure), str(failure))):
-            kind, message = failed
-            raise failure or kind(message)
-
-    def _leave_out(self, bad: list[Bad]) -> None:
-        """Count left-out samples and list them; one too many ends the run with its state saved."""
-        new = [entry for entry in bad if entry.id not in self.progress.bad]
+    def _leave_out(self, found: list[Bad]) -> None:
+        """Count samples that are left out for the first time, and list them; one too many ends the run, saved."""
+        new: list[str] = []
         try:
-            for entry in new:  # found while making the next step: a run killed in it and resumed finds them again
-                step = self.step + 1
-                self._log.event(step, "bad_sample", sample=entry.id, reason=entry.reason, message=entry.message)
-                self.progress.leave_out(entry, self.recipe.data.max_bad)
+            for bad in found:  # while making the next step: a run that is killed in it and resumed finds them again
+                if not self.progress.knows(bad):
+                    fields = {"sample": bad.id, "reason": bad.reason, "message": bad.message}
+                    self._log.event(self.step + 1, "bad_sample", **fields)
+                    self.progress.leave_out(bad, self.recipe.data.max_bad)
+                    new.append(bad.id)
         except BadInput:
             self.save()
             raise
         finally:
-            self._write_bad()
-
-    def _write_bad(self) -> None:
-        if self.world.rank == 0 and self.progress.bad:
-            lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.progress.bad.values())
-            write_atomic(self.run.bad_samples_file, "".join(lines))
+            if new:
+                self.world.on_first(lambda: self.run.append_bad_samples(map(self.progress.left_out, new)))
 
 
 def _draw(tensors: Mapping[str, Iterator[tuple[str, Tensor]]]) -> None:

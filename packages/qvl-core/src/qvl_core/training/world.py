@@ -5,19 +5,21 @@ accelerate launch or srun alike. Counts and flags travel over gloo on the host, 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, QVLError
 from qvl_core.recipe.blocks import Parallel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,23 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Let process 0 work while the others wait; every process gets the small result.
+
+        A QVLError there is raised on every process, so that nobody waits in vain.
+        """
+        result: T | None = None
+        failure: QVLError | None = None
+        if self.rank == 0:
+            try:
+                result = work()
+            except QVLError as error:
+                failure = error
+        result, failed = self.first((result, failure))
+        if failed is not None:
+            raise failure or failed
+        return cast(T, result)
 
     def barrier(self) -> None:
         self.sum([0])
