@@ -295,6 +295,12 @@ def test_other_and_damaged_parquet_files(tmp_path):
     pq.write_table(pq.read_table(file).drop_columns(["edit"]), file)
     with pytest.raises(BadInput, match=r"a\.parquet: lacks the column 'edit' of qvl\.sample/1"):
         Dataset(file)
+    parquet.write_parquet(chats(2), file)
+    table = pq.read_table(file)
+    unknown = pa.nulls(2, pa.list_(pa.struct({"kind": pa.string()})))
+    pq.write_table(table.set_column(table.column_names.index("media"), "media", unknown), file)
+    with pytest.raises(BadInput, match=r"a\.parquet: lacks the column 'media\.bytes' of qvl\.sample/1"):
+        Dataset(file)
     parquet.write_parquet(chats(300), file)
     content = bytearray(file.read_bytes())
     content[100:3000] = bytes(2900)

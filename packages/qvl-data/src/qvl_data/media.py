@@ -122,7 +122,9 @@ def media_name(media: Media) -> str:
 
 
 def _stated(media: Media) -> tuple[int, int] | None:
-    return (media.width, media.height) if media.width and media.height else None
+    if media.kind != "image" or media.width is None or media.height is None:
+        return None
+    return media.width, media.height
 
 
 def is_absolute(path: str) -> bool:

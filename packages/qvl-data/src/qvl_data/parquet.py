@@ -112,8 +112,9 @@ class Rows:
         metadata = self._parquet().metadata
         if (metadata.metadata or {}).get(b"qvl.schema") != SCHEMA.encode():
             raise BadInput(f"{path}: this Parquet file holds no {SCHEMA} samples; convert it with qvl-data convert.")
-        leaves = {name.split(".")[0] for name in _columns(self._parquet().schema)}
-        if missing := [name for name in arrow_schema().names if name not in leaves]:
+        leaves = _columns(self._parquet().schema)
+        there = {name.split(".")[0] for name in leaves} | {"media.bytes" for name in leaves if _is_picture(name)}
+        if missing := [name for name in (*arrow_schema().names, "media.bytes") if name not in there]:
             raise BadInput(f"{path}: lacks the column {missing[0]!r} of {SCHEMA}; write it anew with qvl-data convert.")
         self._starts = [0]
         for group in range(metadata.num_row_groups):
@@ -184,11 +185,10 @@ class Rows:
     def _plain(self, group: int) -> Values | None:
         if group not in self._values:
             schema = self._parquet().schema
-            columns = [i for i, name in enumerate(_columns(schema)) if _is_picture(name)]
+            place = next(i for i, name in enumerate(_columns(schema)) if _is_picture(name))
+            found = self._parquet().metadata.row_group(group)
             try:
-                found = self._parquet().metadata.row_group(group)
-                chunk, column = found.column(columns[0]), schema.column(columns[0])
-                self._values[group] = Values(self._raw(), found.num_rows, chunk, column)
+                self._values[group] = Values(self._raw(), found.num_rows, found.column(place), schema.column(place))
             except NotPlain:
                 self._values[group] = None
         return self._values[group]
