@@ -49,7 +49,7 @@ def run(
 ) -> Outcome:
     """A toy run without dropout, which depends on the number of processes."""
     recipe = toy_recipe(parallel={"strategy": strategy}, **blocks)
-    return toy_run(out, toy_parts(network(dropout=0.0), ToyBatches(3, micro), **(parts or {})), recipe)
+    return toy_run(out, toy_parts(network(dropout=0.0), **({"batches": ToyBatches(3, micro)} | (parts or {}))), recipe)
 
 
 def difference(out: Path, reference: Path) -> float:
@@ -198,6 +198,58 @@ def test_killed_and_resumed_bit_identically(strategy: str, tmp_path: Path) -> No
     assert 0 not in codes
     assert together(2, run, tmp_path / "run", strategy) == [0, 0]
     assert difference(tmp_path / "run", tmp_path / "whole") == 0
+
+
+def asked_in_evaluation(out: Path, strategy: str) -> None:
+    """The last process alone is asked to stop, while all of them evaluate; none leaves before the others."""
+
+    def evaluate(model: nn.Module, world: Any, final: bool) -> dict[str, float]:
+        if world.rank == world.size - 1:
+            ask_to_stop()
+        return {"validation_loss": float(sum(world.gather(world.rank)))}
+
+    run(out, strategy, parts={"evaluate": evaluate}, evaluate={"every": 3}, checkpoint={"every": 100})
+
+
+def test_asked_to_stop_in_an_evaluation(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for step in (3, 6, 8):
+        assert together(2, asked_in_evaluation, out, "fsdp2") == [75, 75]
+        assert checkpoint.of_step(out / "checkpoints", step).step == step
+    assert together(2, run, out, "fsdp2") == [0, 0]
+    records = RunFolder(out).read_metrics()
+    assert [record["step"] for record in records if record.get("event") == "evaluation"] == [3, 6, 8]
+
+
+def resumed(out: Path, base: str) -> None:
+    """What each process reads and says."""
+    read: list[str] = []
+    digest = checkpoint.sha256
+    checkpoint.sha256 = lambda path: read.append(path.name) or digest(path)  # type: ignore[func-returns-value]
+    rank, said = os.environ["RANK"], ""
+    try:
+        run(out, "ddp", parts={"base": base})
+    except QVLError as error:
+        said = str(error)
+        raise
+    finally:
+        (out / f"rank-{rank}").write_text(json.dumps([read, said]), encoding="utf-8")
+
+
+def test_the_first_process_checks_what_is_resumed_for_all(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Preempted):
+        stopped_at(out, "single", 6)
+    assert together(2, resumed, out, "another") == [2, 2]
+    said = [json.loads((out / f"rank-{rank}").read_text(encoding="utf-8"))[1] for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert "base was none, is another" in said[0]
+    os.truncate(out / "checkpoints/step-000006/state.json", 3)
+    assert together(2, resumed, out, "none") == [0, 0]
+    read = [json.loads((out / f"rank-{rank}").read_text(encoding="utf-8"))[0] for rank in (0, 1)]
+    assert "optimizer-00000.safetensors" in read[0]
+    assert read[1] == []
+    assert difference(out, whole) < TOLERANCE
 
 
 # One for all
