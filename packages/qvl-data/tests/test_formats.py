@@ -409,3 +409,17 @@ def test_the_locator_is_the_name_and_line_of_the_original():
     assert sample.meta.locator == "chats.jsonl:12"  # no folder of the machine travels along
     again = QVL.read(QVL.write(sample), "other.jsonl:3")
     assert again.meta.locator == "chats.jsonl:12"
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "key"),
+    [
+        ("openai", {"messages": [{"role": "user", "content": "<image>What?"}], "images": ["a.png"]}, '"images"'),
+        ("openai", {"messages": [{"role": "user", "content": "What?"}], "image": "a.png"}, '"image"'),
+        ("openai", {"messages": [{"role": "assistant", "content": "a", "loss": False}]}, '"loss"'),
+        ("qwenvl", {"conversations": [{"from": "human", "value": "What?"}], "images": ["a.png"]}, '"images"'),
+    ],
+)
+def test_what_would_be_lost_in_silence_is_refused(name, row, key):
+    with pytest.raises(BadSample, match=f"{key} is not read"):
+        get_format(name).read(row, "data.jsonl:7")

@@ -27,6 +27,7 @@ from qvl_core.training.world import World
 from qvl_data.sources import Mixture
 from qvl_sft.batch import chat_batches, chat_samples, collation
 from qvl_sft.evaluate import Evaluation
+from qvl_sft.known_good import idle_devices
 from qvl_sft.plan import flops_per_token
 from qvl_sft.recipe import SFTRecipe
 
@@ -47,7 +48,8 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World) -> Parts:
         samples=recipe.evaluate.samples,
     )
     if world.rank == 0:
-        Console().print(summary(model), table.rich(), _pace(recipe, steps, batches), sep="\n")
+        notes = (f"note: {sentence}" for sentence in idle_devices(recipe, world.size))
+        Console().print(summary(model), table.rich(), _pace(recipe, steps, batches), *notes, sep="\n")
     return Parts(
         model=model,
         groups=parameter_groups(model, recipe.tune, recipe.optim),

@@ -20,6 +20,17 @@ def warnings(recipe: SFTRecipe, parameters: int) -> Iterator[str]:
     if recipe.checkpoint.every is None and (steps is None or steps > 1000):
         yield "checkpoint.every is not set: a killed run would start again from step 0."
 
+    yield from idle_devices(recipe, (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1))
+
+
+def idle_devices(recipe: SFTRecipe, processes: int) -> Iterator[str]:
+    """A sentence if a step has fewer rows than there are processes to work on them."""
+    batch = recipe.batch
+    rows = batch.size or (batch.tokens or 0) // batch.max_length
+    if rows < processes:
+        what, key = ("samples", "size") if batch.size else (f"packed rows of {batch.max_length} tokens", "tokens")
+        yield f"a step has {rows} {what} for {processes} processes, so some only wait; raise batch.{key}."
+
 
 def _about_group(name: str, group: Group, lr: float, parameters: int) -> Iterator[str]:
     if group.mode == "lora":

@@ -3,10 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
-from qvl_core.report import Figure, Figures, Matrix, Picture, Pictures, Section, run_sections, write
+from qvl_core.report import Figure, Figures, Matrix, Picture, Pictures, Section, Table, run_sections, write
 from qvl_core.report import report as core_report
 from qvl_core.run import RunFolder
-from qvl_sft.evaluate import Prediction, read_predictions
+from qvl_sft.evaluate import PICTURES, Prediction, read_predictions
 
 LABELS = 20  # at most, for a confusion matrix
 
@@ -31,7 +31,7 @@ def evaluation_report(run: RunFolder, model: str) -> Path:
 
 
 def _answers(run: RunFolder, name: str, predictions: list[Prediction]) -> Section:
-    blocks = [pictures(run.path, predictions), confusion(predictions)]
+    blocks = [pictures(run.path, predictions), texts(predictions), confusion(predictions)]
     return Section(f"Answers on {name}", [block for block in blocks if block is not None])
 
 
@@ -43,6 +43,18 @@ def pictures(folder: Path, predictions: list[Prediction], title: str = "") -> Pi
         if p.picture is not None and (folder / p.picture).is_file()
     ]
     return Pictures(shown, title) if shown else None
+
+
+def texts(predictions: list[Prediction]) -> Table | None:
+    """The first questions without a picture, with answer and reference."""
+    asked = [p for p in predictions[:PICTURES] if p.picture is None]  # of later ones no picture was kept
+    if not asked:
+        return None
+    rows = [
+        {"question": p.question, "answer": p.answer, "reference": p.reference, "right": "yes" if p.correct else "no"}
+        for p in asked
+    ]
+    return Table(rows, "Questions without a picture")
 
 
 def confusion(predictions: list[Prediction], title: str = "Confusion matrix") -> Matrix | None:

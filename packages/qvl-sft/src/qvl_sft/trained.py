@@ -62,7 +62,9 @@ def base_of(adapter: Path, given: str | None = None) -> Model:
     name = config.get("base_model_name_or_path")
     if not name:
         raise BadInput(f"{adapter / CONFIG_FILE}: names no base model; give it with --base.")
-    moved = adapter.parent / Path(name).name
-    if not Path(name).is_dir() and moved.is_dir():
+    if Path(name).is_dir() or not Path(name).is_absolute():
+        return Model(name=name, revision=config.get("revision"))
+    moved = adapter.parent / Path(name).name  # a base inside a run folder that was moved
+    if moved.is_dir() and moved != adapter:
         return Model(name=str(moved))
-    return Model(name=name, revision=config.get("revision"))
+    raise BadInput(f"{adapter / CONFIG_FILE}: its base {name} is not there; give it with --base.")

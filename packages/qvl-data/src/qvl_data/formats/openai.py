@@ -23,6 +23,11 @@ _UNREAD = {
     "reasoning_content": "write it into the content as <think>...</think>",
     "tools": "list them in the system turn",
     "functions": "list them in the system turn",
+    **dict.fromkeys(
+        ("image", "images", "video", "videos"),
+        'put each into the content as a part, such as {"type": "image", "image": "photos/1.jpg"}',
+    ),
+    "audios": "sound is not supported",
 }
 # type of a part -> what it becomes, and the keys under which its value may stand
 _PARTS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
@@ -155,6 +160,8 @@ class _Reader:
         for key, hint in _UNREAD.items():
             if fields.get(key):
                 raise self.bad(f'"{key}" is not read; {hint}')
+        if fields.get("loss") in (False, 0):
+            raise self.bad('"loss" is not read; write "weight": 0 for an answer that is not to be learned')
 
     def bad(self, problem: str) -> BadSample:
         return BadSample("openai", problem, self.place)

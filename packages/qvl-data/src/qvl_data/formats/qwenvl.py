@@ -39,6 +39,9 @@ class QwenVL:
     def read(self, row: Any, place: str) -> Sample:
         if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
             raise BadSample("qwenvl", 'expected an object with a list "conversations"', place)
+        for kind in _KINDS:
+            if row.get(f"{kind}s"):
+                raise BadSample("qwenvl", f'"{kind}s" is not read; rename it to "{kind}"', place)
         media: list[Media] = []
         slots: dict[str, list[int]] = {}
         layout: dict[str, Any] = {}
