@@ -112,8 +112,8 @@ def test_check_lists_bad_samples(tmp_path: Path) -> None:
     assert "train: 2 x media_missing, such as: " in done.out
     listed = (tmp_path / "check/bad_samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert [(entry["id"], entry["reason"]) for entry in map(json.loads, listed)] == [
-        ("a", "media_missing"),
-        ("b", "media_missing"),
+        (f"{tmp_path / 'data.jsonl'}:2 (a)", "media_missing"),
+        (f"{tmp_path / 'data.jsonl'}:3 (b)", "media_missing"),
     ]
     assert qvl_sft(*given, "data.max_bad=2").code == 0
 

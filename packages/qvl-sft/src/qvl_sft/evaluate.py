@@ -121,7 +121,7 @@ class Evaluation:
                 try:
                     opened.append(self._open(mixture, item, folder, name, item in kept))
                 except BadSample as error:
-                    entry = {"list": name, "id": error.sample_id, "reason": error.reason, "message": str(error)}
+                    entry = {"list": name, "id": mixture.place(item), "reason": error.reason, "message": str(error)}
                     measured.left_out.append(entry)
             for samples in _by_tokens(one.whole for one in opened):
                 losses = token_losses(model, self.collate(samples).to(device))  # (N,)
