@@ -17,7 +17,7 @@ import pytest
 import torch
 from harness import child, die, die_after, toy_run
 from safetensors.torch import load_file
-from toy import STEPS, ToyBatches, network, toy_parts, toy_recipe
+from toy import STEPS, LoudBatches, ToyBatches, network, toy_parts, toy_recipe
 
 from qvl_core.errors import BadInput, Preempted, QVLError
 from qvl_core.run import RunFolder
@@ -173,6 +173,19 @@ def preempted_with_workers(out: Path) -> None:
     recipe = toy_recipe(data={"train": "none", "workers": 2})
     stop = Callbacks(on_step=lambda step: os.killpg(0, signal.SIGTERM) if step == 3 else None)
     toy_run(out, replace(toy_parts(network()), callbacks=[stop]), recipe)
+
+
+def preempted_while_workers_start(out: Path) -> None:
+    os.setpgrp()
+    toy_run(out, toy_parts(network(), LoudBatches(seed=3)), toy_recipe(data={"train": "none", "workers": 2}))
+
+
+@POSIX
+def test_asked_to_stop_while_workers_start(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert child(preempted_while_workers_start, out) == 75
+    toy_run(out)
+    assert (out / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
 
 
 def note_workers_and_die(out: Path) -> None:

@@ -1,5 +1,7 @@
 """A run with everything but Qwen3-VL: a network with dropout on noise, small enough to be killed at every step."""
 
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,14 @@ class ToyBatches:
         return Micro(
             ToyBatch(x, y, weight), count, slots[0], tuple(f"{step}/{slot}" for slot in slots), len(slots), bad
         )
+
+
+class LoudBatches(ToyBatches):
+    """A worker that opens them sends SIGTERM to its whole process group, as a cluster may while workers start."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        os.killpg(0, signal.SIGTERM)
 
 
 def network(seed: int = 0, dropout: float = 0.1) -> nn.Sequential:

@@ -7,7 +7,8 @@ run.
 import pickle
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ def shares(batches: Batches, first: int, steps: int, world: World, workers: int 
         prefetch_factor=2,
         pin_memory=cuda,
     )
-    for share in built:
+    with _held_signals():
+        started = iter(built)
+    for share in started:
         if isinstance(share, QVLError):
             raise share
         yield share
@@ -75,6 +78,22 @@ class _Built(Dataset[list[Micro] | QVLError]):
 def _plugins() -> list[str]:
     """The files that --plugin has named, in their order."""
     return [str(module.__file__) for name, module in sys.modules.items() if name.startswith("qvl_plugin_")]
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Start workers deaf: one that dies of the cluster's SIGTERM while it loads would leave this process waiting.
+
+    Signals that come meanwhile are heard here afterwards. (Windows cannot hold them, nor does it send them to groups.)
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _quiet(worker: int) -> None:
