@@ -140,15 +140,13 @@ def curve(run: Path) -> list[tuple[float, ...]]:
 
 Kill = tuple[Callable[..., None], tuple[int, ...]]  # what to run, and where it dies
 
-EVERY_POINT: list[Kill] = [
-    point
-    for save in range(1, SAVES + 1)
-    for point in (
-        (killed_after, (2 * save - 1,)),
-        (killed_after, (2 * save,)),
-        *((killed_in_save, (save, file)) for file in range(1, FILES + 1)),
-    )
-]
+
+def every_point(save: int) -> list[Kill]:
+    """The two steps before a save, and each file of it."""
+    steps: list[Kill] = [(killed_after, (2 * save - 1,)), (killed_after, (2 * save,))]
+    return [*steps, *((killed_in_save, (save, file)) for file in range(1, FILES + 1))]
+
+
 SOME: list[Kill] = [
     (killed_after, (1,)), (killed_in_save, (1, 1)), (killed_after, (3,)), (killed_in_save, (2, 2)),
     (killed_in_save, (3, 3)), (killed_after, (6,)), (killed_after, (8,)), (killed_in_save, (4, 4)),
@@ -179,7 +177,9 @@ def test_killed_again_and_again(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("save", range(1, SAVES + 1))
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_every_step_and_in_every_file_of_every_save(workers: int, place: Path) -> None:
-    killed_and_continued(place / f"all-{workers}", EVERY_POINT, [workers])
-    same(place / f"all-{workers}", place / "whole")
+def test_killed_at_every_step_and_in_every_file_of_every_save(workers: int, save: int, place: Path) -> None:
+    run = place / f"all-{workers}-{save}"
+    killed_and_continued(run, every_point(save), [workers])
+    same(run, place / "whole")
