@@ -226,7 +226,8 @@ def test_duplicate_keys(tmp_path):
         ("data.train=b.jsonl", lambda r: r.data.train[0].source, "b.jsonl"),
         ("data.validation=[b.jsonl, {source: c.jsonl, take: 5}]", lambda r: r.data.validation[1].take, 5),
         ("tune.merger={mode: full, lr: 1e-3}", lambda r: r.tune["merger"].lr, 1e-3),
-        ("evaluate.early_stop.patience=7", lambda r: r.evaluate.early_stop.patience, 7),
+        ("evaluate={every: 2, early_stop: {patience: 7}}", lambda r: r.evaluate.early_stop.patience, 7),
+        ("parallel.nproc=2", lambda r: r.parallel.nproc, 2),
         ("model.name=a=b", lambda r: r.model.name, "a=b"),
         ("train.clip=null", lambda r: r.train.clip, None),
         ("train.clip=", lambda r: r.train.clip, None),
@@ -455,3 +456,18 @@ def test_a_recipe_needs_no_torch(tmp_path):
         f"load(Recipe, {str(recipe(tmp_path, GOOD))!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "larger"),
+    [
+        ("validation_loss", "auto", False),
+        ("validation_exact_match", "auto", True),
+        ("validation_exact_match", "min", False),
+        ("validation_loss", "max", True),
+    ],
+)
+def test_early_stopping_knows_which_way_a_figure_should_go(metric, mode, larger):
+    from qvl_core.recipe.blocks import EarlyStop
+
+    assert EarlyStop(metric=metric, mode=mode).larger_is_better is larger

@@ -190,10 +190,14 @@ class EarlyStop(Block):
 
     metric: str = "validation_loss"
     """Figure of the evaluation that decides."""
-    mode: Literal["min", "max"] = "min"
-    """Whether smaller or larger is better."""
+    mode: Literal["auto", "min", "max"] = "auto"
+    """Whether smaller or larger is better; auto: smaller for a figure whose name ends in loss, larger for others."""
     patience: Annotated[int, Field(ge=1)] = 3
     """Evaluations without improvement before the run ends."""
+
+    @property
+    def larger_is_better(self) -> bool:
+        return self.mode == "max" or (self.mode == "auto" and not self.metric.endswith("loss"))
 
 
 class Evaluate(Block):

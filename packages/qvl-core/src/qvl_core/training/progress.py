@@ -46,7 +46,7 @@ class Progress:
         if len(self.bad) >= max_bad:
             raise BadInput(
                 f"{bad.message.rstrip('.')}; data.max_bad allows {max_bad} bad samples and this is one more: "
-                "mend or remove it, or raise data.max_bad, and run the same command again."
+                "mend it, or raise data.max_bad, and run the same command again (with --allow-change if you remove it)."
             )
         self.bad[bad.id] = asdict(bad)
 
@@ -56,7 +56,10 @@ class Progress:
 
     def watch(self, stop: EarlyStop | None) -> str | None:
         """Compare evaluations as the recipe says now. If they were compared otherwise, forget that, and say how."""
-        before, self.watched = self.watched, None if stop is None else f"{stop.metric} {stop.mode}"
+        before, self.watched = (
+            self.watched,
+            None if stop is None else f"{stop.metric} {'max' if stop.larger_is_better else 'min'}",
+        )
         if before == self.watched:
             return None
         self.best_step, self.best_value, self.stale = None, None, 0
@@ -70,7 +73,7 @@ class Progress:
                 f"choose one of {', '.join(sorted(figures))}."
             )
         value = figures[stop.metric]
-        sign = 1 if stop.mode == "max" else -1
+        sign = 1 if stop.larger_is_better else -1
         better = math.isfinite(value) and (self.best_value is None or sign * value > sign * self.best_value)
         if better:
             self.best_step, self.best_value, self.stale = self.step, value, 0
