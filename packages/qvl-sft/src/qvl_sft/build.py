@@ -95,9 +95,7 @@ def base_model(recipe: SFTRecipe, run: RunFolder, world: World) -> Model:
     if recipe.model.name != "tiny":
         return recipe.model
     folder = run.path.resolve() / f"base-{recipe.train.seed}"
-    if world.rank == 0 and not folder.is_dir():
-        tiny(folder, seed=recipe.train.seed)  # whole or not at all
-    world.barrier()
+    world.on_first(lambda: folder.is_dir() or bool(tiny(folder, seed=recipe.train.seed)))  # whole or not at all
     return recipe.model.model_copy(update={"name": str(folder)})
 
 
