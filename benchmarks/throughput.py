@@ -5,11 +5,13 @@
 qvl      qvl_core.training.loop.fit: packed rows, per-document attention, head on label rows in chunks, fused AdamW
 trainer  transformers.Trainer with a padding collator and the model's own loss, as the documents write it; its default
          optimizer is the fused AdamW by now
-tuned    the same with samples grouped by length
+tuned    the same with samples grouped by length, as the library groups a set of this size
+grouped  the same as it groups a set of thousands: sorted within 50 batches, which here is all of them
 trl      TRL's SFTTrainer in an environment of its own, which uv makes; left out, with the reason, where it cannot
 
 and, to know each gain alone, QVL with one thing taken away: padded (rows instead of packing), full_logits (head on
-every row), dense_mask (the library's block-diagonal mask), unfused (AdamW one tensor at a time).
+every row), dense_mask (the library's block-diagonal mask), two_gradients (one matrix for the head and another for the
+embedding), unfused (AdamW one tensor at a time).
 
 Every arm starts from the same weights and makes the same steps of 8 samples, each with a picture of 64 x 64 pixels, of
 log-normal length up to 300 tokens, the last fifth of which are labels. Arms are processes that take turns, one step
@@ -47,8 +49,9 @@ SIZE, PIXELS, LONGEST = 8, 64, 300  # samples per step, side of a picture, token
 LABELLED = 0.2
 TOLERANCE = 1e-4  # of the mean loss over labels
 TRL = "trl==1.16.0"
-OPPONENTS = ("qvl", "trainer", "tuned", "trl")
-ABLATIONS = ("qvl", "padded", "full_logits", "dense_mask", "unfused")
+OPPONENTS = ("qvl", "trainer", "tuned", "grouped", "trl")
+MEGABATCHES = {"tuned": None, "grouped": 50}  # batches that are sorted together; None: the library's choice
+ABLATIONS = ("qvl", "padded", "full_logits", "dense_mask", "two_gradients", "unfused")
 
 
 @dataclass(frozen=True)
@@ -221,17 +224,14 @@ def take_turns(names: Sequence[str], folder: Path, warmup: int, timed: int) -> l
     return arms
 
 
-def grouped(lengths: Sequence[int], warmup: int) -> list[int]:
-    """The samples in the order of the library's length grouping; those of the warm-up keep their places.
-
-    Sorted within 50 batches, as in a set of thousands; in one as small as this the library would take a quarter of it.
-    """
+def by_length(lengths: Sequence[int], warmup: int, megabatch: int | None) -> list[int]:
+    """The samples in the order of the library's length grouping; those of the warm-up keep their places."""
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     first = warmup * SIZE
     generator = torch.Generator().manual_seed(0)
-    order = get_length_grouped_indices(lengths[first:], SIZE, mega_batch_mult=50, generator=generator)
+    order = get_length_grouped_indices(lengths[first:], SIZE, megabatch, generator)
     return [*range(first), *(first + i for i in order)]
 
 
@@ -274,9 +274,9 @@ def measure(
         made = samples(folder, (warmup + timed) * SIZE)
         torch.save(made, folder / "samples.pt")
         lengths = [len(sample["input_ids"]) for sample in made]
-        order = grouped(lengths, warmup)
-        torch.save(order, folder / "grouped.pt")
-        lengths_of = {"tuned": [lengths[i] for i in order]}
+        orders = {arm: by_length(lengths, warmup, megabatch) for arm, megabatch in MEGABATCHES.items()}
+        torch.save(orders, folder / "orders.pt")
+        lengths_of = {arm: [lengths[i] for i in order] for arm, order in orders.items()}
         record: dict[str, Any] = {
             "body": name,
             "layers": body.layers,
@@ -333,7 +333,7 @@ def main() -> None:
         print(f"trl is left out: {why_not}")
     opponents = [name for name in OPPONENTS if not (name == "trl" and why_not)]
     groups = [opponents] if quick else [opponents, ABLATIONS]
-    plan = {"small": (1, 2), "tiny": (2, 10)} if quick else {"small": (3, 15), "tiny": (5, 60)}
+    plan = {"small": (1, 2), "tiny": (2, 10)} if quick else {"small": (2, 12), "tiny": (5, 45)}
 
     records, versions = [], {}
     for body, (warmup, timed) in plan.items():

@@ -1,8 +1,8 @@
 """The arms of Hugging Face: transformers.Trainer as usually written, the same tuned, and TRL's SFTTrainer.
 
-    python hf.py FOLDER {trainer,tuned,trl}
+    python hf.py FOLDER {trainer,tuned,grouped,trl}
 
-FOLDER holds the model, `samples.pt` and their order by length, `grouped.pt`. All arms pad on the right, train every
+FOLDER holds the model, `samples.pt`, and their orders by length, `orders.pt`. All arms pad on the right, train every
 weight in fp32 with the trainer's own loss, clip at 1, and keep the learning rate constant. The library's default
 optimizer is the fused AdamW by now, so tuning leaves length grouping. Gradient checkpointing is off everywhere: TRL's
 default would cost it a second forward for memory that is not short here.
@@ -92,9 +92,8 @@ def main() -> None:
     gate = Gate()
     torch.set_num_threads(1)
     samples: list[Sample] = torch.load(folder / "samples.pt")
-    if arm == "tuned":
-        samples = [samples[i] for i in torch.load(folder / "grouped.pt")]
-    trainer = build(arm, folder, samples, gate)
+    order = torch.load(folder / "orders.pt").get(arm, range(len(samples)))
+    trainer = build(arm, folder, [samples[i] for i in order], gate)
     gate.ready()
     try:
         trainer.train()

@@ -1,11 +1,12 @@
 """The arms of QVL: its loop as every package runs it, and the same with one thing taken away.
 
-    python qvl.py FOLDER {qvl,padded,full_logits,dense_mask,unfused}
+    python qvl.py FOLDER {qvl,padded,full_logits,dense_mask,two_gradients,unfused}
 
 FOLDER holds the model and `samples.pt`. Every weight is trained in fp32, clipped at 1, at a constant learning rate.
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from gate import Gate, Stop
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qvl_core.qwen3vl import lora
+from qvl_core.qwen3vl import lora, tied
 from qvl_core.qwen3vl.batch import Batch, collate
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.load import load_model
@@ -109,6 +110,8 @@ def main() -> None:
     lora.apply_tune(model, settings.tune, seed=0)
     if arm == "unfused":
         optim.adamw, optim.update = unfused, clip_then_update
+    if arm == "two_gradients":
+        tied.lookup = lambda core: nullcontext()
     of_tokens = full_logits_loss if arm == "full_logits" else next_token_loss
     last: dict[str, float] = {}
 
