@@ -6,14 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qvl_core.errors import BadInput
 from qvl_core.run import RunFolder
 from qvl_core.training.log import (
     RunLog,
-    Smoothed,
     duration,
     event_line,
     memory_gb,
@@ -83,18 +80,6 @@ def test_event_line() -> None:
 )
 def test_peak(name: str, tflops: float | None) -> None:
     assert peak_flops(name) == (None if tflops is None else tflops * 1e12)
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.floats(0, 0.99))
-def test_smoothing_stays_within_what_it_saw(values: list[float], weight: float) -> None:
-    average = Smoothed(weight)
-    assert average.add(values[0]) == pytest.approx(values[0])
-    for value in values[1:]:
-        shown = average.add(value)
-    if len(values) > 1:
-        assert min(values) - 1e-6 <= shown <= max(values) + 1e-6
-    assert math.isnan(average.add(math.nan))
-    assert math.isfinite(average.add(values[0]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not measured on Windows")

@@ -353,7 +353,7 @@ def test_what_a_format_cannot_say_is_refused(format):
     if format is QWENVL:
         with pytest.raises(BadSample, match="which turns are trained"):
             format.write(read_sample(data))
-        with pytest.raises(BadSample, match="embedded pictures"):
+        with pytest.raises(BadSample, match="an embedded picture"):
             format.write(build(("user", picture()), ("assistant", "b")))
     else:
         assert format.write(read_sample(data))["messages"][1]["weight"] == 0

@@ -5,7 +5,6 @@
 On a terminal the line stays in place and events scroll above it; elsewhere every line is printed.
 """
 
-import math
 import os
 import re
 import sys
@@ -40,7 +39,6 @@ PEAK_TFLOPS = {
     "RTX 3090": 71,
     "MI300X": 1307,
 }
-SMOOTHING = 0.8  # weight of the past in the loss that is shown
 
 
 def peak_flops(device: str) -> float | None:
@@ -102,21 +100,6 @@ def event_line(step: int, kind: str, fields: Mapping[str, Any]) -> str:
     return "  ".join([f"step {step}", kind, *(f"{name} {value_text(value)}" for name, value in fields.items())])
 
 
-class Smoothed:
-    """Exponential moving average without the bias of its start; non-finite values are passed over."""
-
-    def __init__(self, weight: float = SMOOTHING) -> None:
-        self.weight, self.sum, self.norm = weight, 0.0, 0.0
-
-    def add(self, value: float) -> float:
-        """Take in `value` and return the average so far; a non-finite value is itself returned."""
-        if not math.isfinite(value):
-            return value
-        self.sum = self.weight * self.sum + (1 - self.weight) * value
-        self.norm = self.weight * self.norm + (1 - self.weight)
-        return self.sum / self.norm
-
-
 def memory_gb() -> float | None:
     """Peak memory of this process in GB: of the GPU if it computes on one, else resident; None on Windows."""
     torch: Any = sys.modules.get("torch")
@@ -155,7 +138,6 @@ class RunLog:
             return
         self.run, self.total, self.start = run, total_steps, start_step
         self.flops_per_token, self.peak = flops_per_token, _peak_flops_here(devices)
-        self.loss = Smoothed()
         self.began = self.last = time.monotonic()
         self.unmeasured = 0.0  # seconds since `last` that are not training
         self.sinks: list[Sink] = [_SINKS[name](run, start_step) for name in to]
@@ -181,9 +163,8 @@ class RunLog:
         self.run.append_metrics(record)
         self._send(step, record)
 
-        shown = record | ({"loss": self.loss.add(figures["loss"])} if "loss" in figures else {})
         eta = (now - self.began) / (step - self.start) * (self.total - step) if step > self.start else None
-        self.screen.line(step / self.total, step_line(step, self.total, shown, eta))
+        self.screen.line(step / self.total, step_line(step, self.total, record, eta))
         return record
 
     def event(self, step: int, kind: str, /, **fields: Any) -> None:

@@ -155,17 +155,23 @@ def _write_turn(sample: Sample, message: Message, used: dict[str, list[int]], hi
             value += _TAG.sub(lambda tag: "\\" * (2 * len(tag[1]) + 1) + f"<{tag[2]}>", part.text)
             continue
         media = sample.media[part.media] if part.media is not None else None
-        if (
-            media is None
-            or media.bytes is not None
-            or (media.video and media.video.frames)
-            or message.role == "assistant"
-        ):
-            what = "regions, pictures in answers, embedded pictures, videos given as frames"
-            raise BadSample("not_expressible", f"qwenvl cannot say this sample ({what}); keep it as qvl", "", sample.id)
+        if unsaid := _unsaid(media, message):
+            problem = f"sample {sample.id}: qwenvl cannot say {unsaid}; keep it as qvl"
+            raise BadSample("not_expressible", problem, sample.place, sample.id)
         used[part.type].append(part.media or 0)
         slashes = len(value) - len(value.rstrip("\\"))
         value += "\\" * slashes + f"<{part.type}>"
     if message.train is False or message.weight is not None:
         raise BadSample("not_expressible", "qwenvl cannot say which turns are trained; keep it as qvl", "", sample.id)
     return {"from": hint.get("from", _NAMES[message.role]), "value": value, **hint.get("fields", {})}
+
+
+def _unsaid(media: Media | None, message: Message) -> str | None:
+    """What this format has no words for, or None."""
+    if media is None:
+        return "regions"
+    if media.bytes is not None:
+        return "an embedded picture"
+    if media.video and media.video.frames:
+        return "a video given as frames"
+    return "a picture in an answer" if message.role == "assistant" else None
