@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from command import qvl_sft
+from command import files, qvl_sft
 
 from qvl_core.run import RunFolder
 from qvl_data.dataset import Dataset
@@ -81,16 +81,21 @@ def test_the_bars_over_five_seeds(demos: list[Path]) -> None:
 
 @pytest.mark.slow
 def test_a_demo_repeats_itself_and_continues_where_it_was(demos: list[Path], tmp_path: Path) -> None:
-    """Begun anew after its first stage, it ends with the same figures."""
-    again = tmp_path / "again"
-    shutil.copytree(demos[0], again)
-    shutil.rmtree(again / "runs/parity")
-    shutil.rmtree(again / "evaluations/parity-on-parity")
-    shutil.rmtree(again / "evaluations/parity-on-digits")
-    RunFolder(again).write_result({"seed": 0, "complete": False})
-    demo(again, 0)
+    """Anew in another folder, and as if stopped before stage 2 was evaluated: the same figures."""
+    (before,) = results(demos[:1])
+    shutil.rmtree(demos[0] / "runs/parity")
+    for folder in ("parity-on-parity", "parity-on-digits", "digits-on-shuffled"):
+        shutil.rmtree(demos[0] / "evaluations" / folder)
+    RunFolder(demos[0]).write_result({"seed": 0, "complete": False})
+    demo(demos[0], 0)
     demo(tmp_path / "anew", 0)
-    first, *others = results([demos[0], again, tmp_path / "anew"])
-    for other in others:
-        assert {name: other[name] for name in FIGURES} == {name: first[name] for name in FIGURES}
-    assert (again / "report.html").stat().st_size > 10_000
+    for after in results([demos[0], tmp_path / "anew"]):
+        assert {name: after[name] for name in FIGURES} == {name: before[name] for name in FIGURES}
+    assert (demos[0] / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_finished_demo_is_left_alone(demos: list[Path]) -> None:
+    before = {name: (demos[1] / name).stat().st_mtime_ns for name in files(demos[1])}
+    assert demo(demos[1], 1) == results(demos[1:2])[0]
+    assert {name: (demos[1] / name).stat().st_mtime_ns for name in files(demos[1])} == before
