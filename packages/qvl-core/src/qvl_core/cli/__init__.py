@@ -10,7 +10,7 @@ A package's cli.py names its verbs and imports what they need inside them, so th
     @app.command()
     def merge(adapter: Annotated[Path, Argument(help="...")]) -> None:
         \"\"\"One line of help.\"\"\"
-        from qvl_sft.merge import merge as run
+        from .merge import merge as run  # torch is loaded here, not by --help
         run(adapter)
 
     main = app.main
