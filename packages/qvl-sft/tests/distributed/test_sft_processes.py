@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import qvl_sft
 from safetensors.torch import load_file
 
 from qvl_core.qwen3vl.tiny import tiny
@@ -62,7 +63,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_samples([*digits_dataset("digit", "validation")[:5], *texts(2)], folder / "validation.parquet")
     tiny(folder / "base")
     (folder / "recipe.yaml").write_text(RECIPE.format(place=folder.as_posix()), encoding="utf-8")
-    assert train(folder, "one") == 0
+    done = qvl_sft("train", str(folder / "recipe.yaml"), "--out", str(folder / "one"))
+    assert done.code == 0, done.err
     return folder
 
 
