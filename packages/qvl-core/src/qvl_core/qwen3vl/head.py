@@ -1,4 +1,4 @@
-"""The vocabulary head and its cross-entropy, on label rows only and never as a whole (N, V) matrix.
+"""The vocabulary head and its cross-entropy, on label rows only and a bounded chunk of them at a time.
 
 At a vocabulary of 151,936 the logits are the largest tensor of a training step: 1024 rows take 0.6 GB, their gradient
 as much again. Here a chunk of rows at a time is turned into logits, then into its loss and, in the same pass, into the
