@@ -307,7 +307,7 @@ def test_other_and_damaged_parquet_files(tmp_path):
     file.write_bytes(content)
     with pytest.raises(BadInput, match=r"a\.parquet: damaged row group 0"):
         Dataset(file)[0]
-    with pytest.raises(BadInput, match="a Parquet file holds qvl samples; remove format='openai'"):
+    with pytest.raises(BadInput, match="holds qvl samples; remove format='openai'"):
         Dataset(file, format="openai")
 
 

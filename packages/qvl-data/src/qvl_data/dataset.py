@@ -7,7 +7,7 @@ A dataset folder holds `train`, `validation` and `test` files (Parquet, JSONL or
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from qvl_core.errors import BadInput
 from .errors import BadSample
 from .formats import Format, get_format, recognise
 from .media import MAX_PIXELS, Opener
-from .sample import Sample, read_sample
+from .sample import Sample
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 SEARCHED = 100
@@ -29,6 +29,9 @@ class Rows(Protocol):
     No two rows have the same place.
     """
 
+    format: str | None
+    """Format of the rows, where the container itself says it."""
+
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any: ...
     def outline(self, index: int) -> Any: ...
@@ -39,7 +42,8 @@ class Dataset:
     """Samples by number, read when asked for. Picklable: worker processes open the file again.
 
     split       which file of a dataset folder; a file has none
-    format      qvl, openai or qwenvl; default: recognised from the first sample that can be (Parquet is always qvl)
+    format      name of a format; default: what the container says, else recognised from the first sample that can be
+    columns     columns of the data by field of the format, where they have other names
     media_root  folder that relative media paths start from; default: the folder of the data file
     allow_root  further folders from which media may be read, by absolute path or by link
 
@@ -54,10 +58,11 @@ class Dataset:
         media_root: str | Path | None = None,
         allow_root: Sequence[str | Path] = (),
         max_pixels: int = MAX_PIXELS,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         self.file = data_file(Path(path), split)
         self.rows = open_rows(self.file)
-        self._format_name = format
+        self._format_name, self._columns = format, columns
         self._format: Format | None = None
         self.opener = Opener(
             Path(media_root) if media_root is not None else self.file.parent,
@@ -68,8 +73,8 @@ class Dataset:
             raise BadInput(f"{media_root}: the media root is no folder.")
         if len(self.rows) == 0:
             raise BadInput(f"{self.file}: holds no samples.")
-        if self.file.suffix == ".parquet" and format not in (None, "qvl"):
-            raise BadInput(f"{self.file}: a Parquet file holds qvl samples; remove format={format!r}.")
+        if self.rows.format is not None and format not in (None, self.rows.format):
+            raise BadInput(f"{self.file}: holds {self.rows.format} samples; remove format={format!r}.")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,7 +92,7 @@ class Dataset:
         index %= len(self)
         place = self.rows.place(index)
         row = read(index)
-        sample = read_sample(row, place) if self.file.suffix == ".parquet" else self.format.read(row, place)
+        sample = self.format.read(row, place)
         return sample.read_from(self.opener, place)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -96,8 +101,9 @@ class Dataset:
     @property
     def format(self) -> Format:
         if self._format is None:
-            if self._format_name is not None:
-                self._format = get_format(self._format_name)
+            name = self.rows.format or self._format_name or ("flat" if self._columns else None)
+            if name is not None:
+                self._format = get_format(name, self._columns)
             else:
                 self._format = self._recognised()
         return self._format

@@ -9,6 +9,41 @@ from qvl_core.errors import BadInput
 if TYPE_CHECKING:
     from .sample import Sample
 
+REASONS = {
+    "data_url": "a data: URL that is no sound base64",
+    "format": "a row in no known format",
+    "image_format": "no picture, or one of a kind that is not read",
+    "image_too_large": "a picture over the limit of pixels",
+    "image_truncated": "a picture that is cut off or damaged",
+    "json": "a line that is not strict JSON in UTF-8, too long, or nested too deep",
+    "media_count": "tags and media that do not match in number",
+    "media_in_answer": "a picture in an answer that is to be learned",
+    "media_kind": "a video where a picture is needed, or the other way round",
+    "media_missing": "a file that is not there or cannot be read",
+    "media_path": "a path that leaves the media root, or is no regular file",
+    "media_remote": "an address; data is never fetched while it is read",
+    "media_root": "a relative path without a media root",
+    "media_size": "a picture or video that the processor refuses for its shape",
+    "media_stated_size": "a picture that has not the size that the sample states",
+    "media_tag_in_answer": "an <image> or <video> tag in an answer",
+    "no_answer": "a conversation without an answer where one is needed",
+    "no_question": "an answer without a question",
+    "not_expressible": "a sample that the target format has no words for",
+    "nothing_to_learn": "no answer that is learned from",
+    "openai": "a row that is not sound in the format openai",
+    "qwenvl": "a row that is not sound in the format qwenvl",
+    "regions": "regions that cannot be written out",
+    "schema": "a sample that is not sound qvl.sample/1",
+    "special_token": "special tokens typed in the text that cannot be kept apart",
+    "template": "a conversation that the chat template refuses",
+    "too_long": "more tokens than the limit",
+    "video_file": "a video file that cannot be read",
+    "video_fps": "frames without a frame rate",
+    "video_frames": "frames of different sizes",
+    "weight": "a weight of an answer that is not supported",
+}
+"""Every reason code with what it means; `validate` counts by them, and the documentation lists them."""
+
 
 class BadSample(BadInput):
     """One sample cannot be used.

@@ -100,6 +100,8 @@ class Rows:
     Opened lazily and reopened after pickling, so that it can be handed to worker processes.
     """
 
+    format: str | None = None
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._spans = _lines(path) if path.suffix == ".jsonl" else _elements(path)  # (N, 3) start, end, line

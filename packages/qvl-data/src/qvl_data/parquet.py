@@ -106,6 +106,8 @@ class Rows:
     Reopened after pickling.
     """
 
+    format: str | None = "qvl"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._forget()

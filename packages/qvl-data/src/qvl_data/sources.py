@@ -68,6 +68,7 @@ class Mixture:
                 media_root,
                 allow_root,
                 max_pixels,
+                source.map,
             )
             for source in sources
         )

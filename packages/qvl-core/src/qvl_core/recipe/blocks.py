@@ -56,6 +56,8 @@ class Source(Block):
     """How often each sample is seen per epoch; 0.5 is every second epoch, 2 is twice."""
     format: str | None = None
     """Sample format (qvl, openai, qwenvl); default: recognised from the first sample."""
+    map: dict[str, str] | None = None
+    """Columns of the data by field of the format, where they have other names (`{image: image_path}`)."""
     shift: Annotated[int, Field(ge=0)] = 0
     """Augmentation: move each picture by up to this many pixels both ways, from (seed, epoch, sample)."""
 

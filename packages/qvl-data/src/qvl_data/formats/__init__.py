@@ -1,12 +1,14 @@
 """The formats samples are read from and written to, each in its own file, behind one registry.
 
 A format is a class with `matches(row)`, `read(row, place)` and `write(sample)`, decorated with `@register(name)`.
-`write(read(row)) == row` for every row it reads: what the sample has no field for travels in `sample.extra`.
+`write(read(row)) == row` for every row it reads: what the sample has no field for travels in `sample.extra`. A format
+whose columns may have other names takes them as `columns` (field -> column) when it is made.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any, Protocol, TypeVar
 
 from qvl_core.errors import BadInput
@@ -32,7 +34,7 @@ class Format(Protocol):
 
 
 _SHIPPED = ("qvl", "qwenvl", "openai")  # in the order in which a file is recognised
-_formats: dict[str, Format] = {}
+_formats: dict[str, type[Format]] = {}
 F = TypeVar("F", bound=Format)
 
 
@@ -40,33 +42,37 @@ def register(name: str) -> Callable[[type[F]], type[F]]:
     """Class decorator: make a format known under `name`."""
 
     def add(kind: type[F]) -> type[F]:
-        _formats[name] = kind()
+        _formats[name] = kind
         return kind
 
     return add
 
 
-def formats() -> dict[str, Format]:
-    """All known formats by name."""
+def formats() -> dict[str, type[Format]]:
+    """All known formats by name, in the order in which a file is recognised."""
     for name in _SHIPPED:
         import_module(f"{__name__}.{name}")
-    return _formats
+    return {name: _formats[name] for name in dict.fromkeys((*_SHIPPED, *_formats))}
 
 
-def get_format(name: str) -> Format:
-    """The format called `name`. Raises BadInput."""
+def get_format(name: str, columns: Mapping[str, str] | None = None) -> Format:
+    """The format called `name`, its fields in the named columns. Raises BadInput."""
     known = formats()
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
         hint = f'did you mean "{close[0]}"?' if close else f"known are {', '.join(sorted(known))}."
         raise BadInput(f'unknown format "{name}"; {hint}')
-    return known[name]
+    if not columns:
+        return known[name]()
+    if "columns" not in signature(known[name]).parameters:
+        raise BadInput(f'the columns of format "{name}" cannot be renamed; remove --map, or use --from-format flat.')
+    return known[name](columns=columns)  # type: ignore[call-arg]
 
 
 def recognise(row: Any, place: str) -> Format:
     """The format that a row is written in. Raises BadSample."""
-    for name in dict.fromkeys((*_SHIPPED, *formats())):
-        if _formats[name].matches(row):
-            return _formats[name]
+    for kind in formats().values():
+        if (form := kind()).matches(row):
+            return form
     found = f"keys {', '.join(map(str, row))[:80]}" if isinstance(row, dict) else type(row).__name__
     raise BadSample("format", f"no known format ({found}); name one of {', '.join(sorted(_formats))}", place)

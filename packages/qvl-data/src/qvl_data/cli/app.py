@@ -1,0 +1,20 @@
+"""The command, and the options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+from qvl_core.cli import App, Option
+
+app = App("qvl-data", package="qvl_data", help="Samples, formats, media and chat encoding for fine-tuning Qwen3-VL.")
+
+Format = Annotated[str, Option(help="Format to write (qvl, openai, qwenvl, ...).")]
+FromFormat = Annotated[str | None, Option(help="Format to read; default: recognised from the first sample.")]
+Columns = Annotated[
+    str | None, Option("--map", help="Columns of the data by field, such as image=image_path,user=question.")
+]
+Split = Annotated[str | None, Option(help="Split of a data set folder.")]
+MediaRoot = Annotated[Path | None, Option(help="Folder that relative media paths start from; default: the file's own.")]
+AllowRoot = Annotated[
+    list[Path] | None, Option(help="Folder from which media may be read by absolute path; may be repeated.")
+]
+Fresh = Annotated[bool, Option("--fresh", help="Start over where an earlier output is there, even a finished one.")]
