@@ -1,0 +1,1 @@
+"""Fetching: lists of URLs become shards of samples with their pictures inside."""
