@@ -1,0 +1,102 @@
+"""Opening all splits of a source, and going through them in steps of so many samples, in one process or in several.
+
+Results come in order. What a step gives must depend on nothing but the step, so that the whole is the same for every
+number of workers.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qvl_core.errors import BadInput, QVLError
+
+from .dataset import Dataset, splits
+
+T = TypeVar("T")
+
+
+def open_splits(source: Path, split: str | None = None, **options: Any) -> tuple[dict[str, Dataset], list[BadInput]]:
+    """All splits of a folder (or the one named; or a file, under its stem), and what is wrong with those that are none.
+
+    options   of Dataset: format, media_root, allow_root, max_pixels, columns
+
+    Raises BadInput if there is nothing at `source`, or no such split.
+    """
+    names = [split] if split is not None or not source.is_dir() else list(splits(source))
+    if not names:
+        raise BadInput(f"{source}: holds no data; name a file, or a folder with files such as train.parquet.")
+    sets: dict[str, Dataset] = {}
+    broken: list[BadInput] = []
+    for name in names:
+        try:
+            sets[name or source.stem] = Dataset(source, name, **options)
+        except BadInput as error:
+            if not source.exists() or (split is not None and split not in splits(source)):
+                raise
+            broken.append(error)
+    return sets, broken
+
+
+@dataclass(frozen=True)
+class Step:
+    """Samples `start` up to `end` of one split."""
+
+    split: str
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.split or 'all'} {self.start}..{self.end - 1}"
+
+
+def steps(sets: Mapping[str, Sized], size: int) -> list[Step]:
+    """All samples of all splits, in steps of `size`."""
+    return [
+        Step(split, start, min(start + size, len(data)))
+        for split, data in sets.items()
+        for start in range(0, len(data), size)
+    ]
+
+
+def walk(work: Callable[[Step], T], todo: Iterable[Step], workers: int = 1) -> Iterator[tuple[Step, T]]:
+    """Each step with `work(step)`, in order; with several workers, `work` is pickled once for each of them.
+
+    Raises QVLError if a worker dies (killed, out of memory), and whatever `work` raises.
+    """
+    if workers <= 1:
+        yield from ((step, work(step)) for step in todo)
+        return
+    waiting: deque[tuple[Step, Future[T]]] = deque()
+    rest = iter(todo)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (work,)) as pool:
+        try:
+            for step in islice(rest, 2 * workers):
+                waiting.append((step, pool.submit(_work, step)))
+            while waiting:
+                step, future = waiting.popleft()
+                try:
+                    yield step, future.result()
+                except BrokenProcessPool:
+                    problem = f"a worker died at {step} or soon after (out of memory?); run with --workers 1"
+                    raise QVLError(f"{problem} to see at which sample.") from None
+                waiting.extend((following, pool.submit(_work, following)) for following in islice(rest, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_given: Any = None
+
+
+def _start(work: Any) -> None:
+    global _given
+    _given = work
+
+
+def _work(step: Step) -> Any:
+    return _given(step)
