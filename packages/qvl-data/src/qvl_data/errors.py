@@ -26,6 +26,7 @@ REASONS = {
     "media_size": "a picture or video that the processor refuses for its shape",
     "media_stated_size": "a picture that has not the size that the sample states",
     "media_tag_in_answer": "an <image> or <video> tag in an answer",
+    "media_value": "something else where a picture or video should be",
     "no_answer": "a conversation without an answer where one is needed",
     "no_question": "an answer without a question",
     "not_expressible": "a sample that the target format has no words for",

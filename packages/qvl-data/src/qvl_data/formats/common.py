@@ -3,13 +3,15 @@
 import base64
 import json
 import re
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from ..errors import BadSample
-from ..sample import Media, Message, Meta, Sample, Video, check_path, sentence
+from ..sample import Media, Message, Meta, Sample, Task, Video, check_path, sentence
+from .kept import keep, restore
 
 _ADDRESS = re.compile(r"(https?|file)://|data:", re.IGNORECASE)
 _MIME = {
@@ -29,10 +31,16 @@ def build(
     layout: dict[str, Any],
     media: list[Media],
     messages: list[Message],
+    *,
+    task: Task = "chat",
+    meta: Mapping[str, str | None] | None = None,
+    **more: Any,
 ) -> Sample:
-    """The chat that a row in the format `name` says; unknown `fields` and `layout` hints go into `extra`.
+    """The sample that a row in the format `name` says; unknown `fields` and `layout` hints go into `extra`.
 
     An id that is no text (a number, null, or none at all) is written back as it was. Raises BadSample.
+
+    meta, more  further fields of the sample's `meta`, and of the sample (`edit`, `regions`)
     """
     identity = row.get("id")
     fields = {key: value for key, value in fields.items() if key != "id"}
@@ -40,13 +48,18 @@ def build(
         layout = {**layout, "id": {"id": identity} if "id" in row else {}}
     extra = {key: value for key, value in (("fields", fields), ("layout", layout)) if value}
     try:
+        kept = {name: keep(value) for name, value in extra.items()}
+    except TypeError as error:
+        raise BadSample(name, f"holds {error}, which cannot be kept; remove it", place) from None
+    try:
         return Sample(
             id="" if identity is None else str(identity),
-            task="chat",
+            task=task,
             media=tuple(media),
             messages=tuple(messages),
-            meta=Meta(format=name, locator=PurePath(place).name or None),
-            extra=json.dumps(extra, ensure_ascii=False) if extra else None,
+            meta=Meta(format=name, locator=PurePath(place).name or None, **(meta or {})),
+            extra=json.dumps(kept, ensure_ascii=False) if kept else None,
+            **more,
         )
     except ValidationError as error:
         raise BadSample("schema", sentence(error), place) from None
@@ -54,8 +67,12 @@ def build(
 
 def unpack_extra(sample: Sample) -> tuple[dict[str, Any], dict[str, Any]]:
     """Unknown fields and layout hints of `Sample.extra`."""
-    extra = json.loads(sample.extra) if sample.extra else {}
-    return extra.get("fields", {}), extra.get("layout", {})
+    try:
+        extra = restore(json.loads(sample.extra)) if sample.extra else {}
+        fields, layout = extra.get("fields", {}), extra.get("layout", {})
+        return {**fields}, {**layout}
+    except (AttributeError, TypeError, ValueError, ArithmeticError, RecursionError):
+        raise BadSample("schema", "`extra` is no object of `fields` and `layout`", sample.place, sample.id) from None
 
 
 def write_id(sample: Sample, layout: dict[str, Any]) -> dict[str, Any]:

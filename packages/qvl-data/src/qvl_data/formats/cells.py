@@ -1,0 +1,54 @@
+"""A picture or a video as it stands in a cell of a table.
+
+A path or an address, the file itself (`bytes`), or `{"bytes": ..., "path": ...}` as in the `Image` columns of the hub.
+"""
+
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from ..errors import BadSample
+from ..sample import Media, sentence
+from .common import media_at
+
+
+def media_in(value: Any, kind: Literal["image", "video"], place: str, where: str) -> tuple[Media, Any]:
+    """The media in one cell, and how it stood there (None: as a path or an address). Raises BadSample.
+
+    where  name of the cell, for the error
+    """
+    if isinstance(value, str):
+        return media_at(value, kind, place), None
+    if isinstance(value, bytes):
+        return Media(kind=kind, bytes=value), "bytes"
+    if not isinstance(value, dict) or not {"bytes", "path"} & value.keys():
+        found = f"an object with keys {', '.join(value)[:80]}" if isinstance(value, dict) else type(value).__name__
+        problem = f"{where} is {found}; expected a path, an address, or the {kind} itself ({{bytes, path}})"
+        raise BadSample("media_value", problem, place)
+    data, path = value.get("bytes"), value.get("path")
+    hint = {
+        "keys": [key for key in ("bytes", "path") if key in value],
+        "rest": {key: item for key, item in value.items() if key not in ("bytes", "path")},
+    }
+    if isinstance(data, bytes) and (path is None or isinstance(path, str)):
+        try:
+            return Media(kind=kind, bytes=data, origin=path), {**hint, "embedded": True}
+        except ValidationError as error:
+            raise BadSample("media_value", f"{where}: {sentence(error)}", place) from None
+    if data is None and isinstance(path, str):
+        return media_at(path, kind, place), hint
+    raise BadSample("media_value", f"{where} holds neither bytes nor a path; remove the row, or give the {kind}", place)
+
+
+def cell_of(media: Media, hint: Any) -> Any:
+    """What stood in the cell. A file that has since been laid down beside the data is named by its path."""
+    source = media.path if media.path is not None else media.url
+    if media.bytes is None:
+        if not isinstance(hint, dict) or hint.get("embedded"):
+            return source
+        return {**hint["rest"], **{key: source if key == "path" else None for key in hint["keys"]}}
+    if hint == "bytes":
+        return media.bytes
+    keys = hint["keys"] if isinstance(hint, dict) and hint.get("embedded") else ["bytes", "path"]
+    rest = hint["rest"] if isinstance(hint, dict) else {}
+    return {**rest, **{key: media.bytes if key == "bytes" else media.origin for key in keys}}
