@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from qvl_core.recipe.sources import parse_sources
+
 
 class Block(BaseModel):
     """A recipe block: unknown keys are errors, values are converted to the declared type."""
@@ -42,16 +44,18 @@ class Group(Block):
 
 
 class Source(Block):
-    """One data source of a list."""
+    """One data source of a list. As text: `digits%50`, `2*digits[train:1000,test:100]`, `a.jsonl + b.jsonl`."""
 
     source: str
-    """File or dataset folder (JSONL, JSON, Parquet)."""
+    """Registered name, file or data set folder."""
     split: str | None = None
     """Split inside a dataset folder; default: the list's own name (train, validation, test)."""
     take: Annotated[int, Field(ge=1)] | None = None
     """Use only this many samples: a fixed random choice, the same in every run."""
-    percent: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Use only this percentage of the samples: a fixed random choice, the same in every run."""
+    percent: Annotated[float, Field(gt=0)] | None = None
+    """Use only this percentage of the samples, a fixed random choice; above 100 each sample comes again that often."""
+    parts: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=1)]] | None = None
+    """Samples for each list, never shared (`{train: 1000, test: 100}`): of the splits, or carved from the only one."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often each sample is seen per epoch; 0.5 is every second epoch, 2 is twice."""
     format: str | None = None
@@ -65,19 +69,22 @@ class Source(Block):
     def _one_subset(self) -> "Source":
         if self.take is not None and self.percent is not None:
             raise ValueError("`take` and `percent` exclude each other; keep one")
+        if self.parts is not None and (self.take is not None or self.split is not None):
+            raise ValueError("`parts` says what `take` and `split` say; keep `parts` or the others")
+        if self.parts is not None and self.percent is not None and self.percent < 100:
+            raise ValueError("`parts` and a `percent` below 100 exclude each other; keep one")
         return self
 
 
-def _as_source(value: Any) -> Any:
-    return {"source": value} if isinstance(value, str) else value
-
-
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, (str, dict)) else value
+    """Text, in place of the list or of entries, is taken apart into sources."""
+    entries = [value] if isinstance(value, (str, dict, Source)) else value
+    if not isinstance(entries, list | tuple):
+        return value
+    return [source for entry in entries for source in (parse_sources(entry) if isinstance(entry, str) else [entry])]
 
 
-_Source = Annotated[Source, BeforeValidator(_as_source, json_schema_input_type=Source | str)]
-Sources = Annotated[list[_Source], BeforeValidator(_as_list, json_schema_input_type=list[_Source] | Source | str)]
+Sources = Annotated[list[Source], BeforeValidator(_as_list, json_schema_input_type=list[Source | str] | Source | str)]
 
 
 class Data(Block):

@@ -5,17 +5,19 @@
 Everything that is wrong is reported at once, one line each: the place, what is wrong, and what was probably meant.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe import sentences, shipped
+from qvl_core.recipe.blocks import Source
 from qvl_core.recipe.nodes import Node, Place, Problem, Scalar, override, parse
-from qvl_core.recipe.typed import FLOAT, resolve, value
+from qvl_core.recipe.sources import parse_sources
+from qvl_core.recipe.typed import FLOAT, alternatives, inside, resolve, scalar, value
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -32,8 +34,10 @@ def load(kind: type[R], source: str | Path, overrides: Sequence[str] = (), packa
         raise BadInput(f"{where}: the recipe is empty.")
     if not isinstance(root.content, dict):
         raise BadInput(f"{where}: a recipe is a block of `key: value` lines, not a {_noun(root)}.")
+    found += _spread(root, [kind])
     for change in overrides:
         found += override(root, change)
+        found += _spread(root, [kind])
     root.place = Place(where)  # what is missing at the top has no line
 
     recipe = None
@@ -78,6 +82,39 @@ def _read(source: str | Path, package: str | None) -> tuple[str, str]:
         raise BadInput(f"{given}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{given}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _spread(node: Node, kinds: list[Any], path: str = "") -> Iterator[Problem]:
+    """Put blocks where text names data sources, so that an override can change one key of a source."""
+    if isinstance(node.content, dict):
+        for key, child in node.content.items():
+            yield from _spread(child, inside(kinds, key), f"{path}.{key}" if path else key)
+    elif any(get_origin(kind) is list and Source in alternatives(get_args(kind)[0]) for kind in kinds):
+        if isinstance(node.content, list):
+            entries = [(f"{path}.{number}", entry) for number, entry in enumerate(node.content)]
+        elif _empty(node):
+            return
+        else:
+            entries = [(path, Node(node.place, node.content))]
+        node.content = []
+        for name, entry in entries:
+            if isinstance(entry.content, Scalar) and not _empty(entry):
+                try:
+                    node.content += [_block(entry.place, fields) for fields in parse_sources(entry.content.text)]
+                except BadInput as error:
+                    yield Problem(entry.place, f'"{name}": {error}')
+            else:
+                node.content.append(entry)
+
+
+def _empty(node: Node) -> bool:
+    return isinstance(node.content, Scalar) and scalar(node.content, [str]) is None
+
+
+def _block(place: Place, value: Any) -> Node:
+    if isinstance(value, dict):
+        return Node(place, {key: _block(place, entry) for key, entry in value.items()})
+    return Node(place, Scalar(str(value), plain=not isinstance(value, str)))
 
 
 def _noun(root: Node) -> str:
