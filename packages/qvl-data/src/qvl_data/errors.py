@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from qvl_core.errors import BadInput
 
@@ -10,12 +10,23 @@ if TYPE_CHECKING:
     from .sample import Sample
 
 REASONS = {
+    "coordinates": "coordinates in a text that cannot be read in their space",
+    "data_file": "a data file, or a part of it, that cannot be read at all",
+    "column": "a column that is not there",
     "data_url": "a data: URL that is no sound base64",
+    "duplicate_id": "an id that an earlier sample has",
+    "duplicate_sample": "the same text and pictures as an earlier sample of the split",
+    "edit_unchanged": "an edit whose target is the same picture as a source",
+    "empty_answer": "an answer without text",
+    "empty_question": "a user turn, or an instruction, without text and pictures",
+    "edit": "a row that is not sound in the format edit",
     "format": "a row in no known format",
     "image_format": "no picture, or one of a kind that is not read",
     "image_too_large": "a picture over the limit of pixels",
     "image_truncated": "a picture that is cut off or damaged",
     "json": "a line that is not strict JSON in UTF-8, too long, or nested too deep",
+    "license_missing": "samples that state no licence",
+    "lost_characters": "text with U+FFFD, left by a wrong encoding",
     "media_count": "tags and media that do not match in number",
     "media_in_answer": "a picture in an answer that is to be learned",
     "media_kind": "a video where a picture is needed, or the other way round",
@@ -26,6 +37,7 @@ REASONS = {
     "media_size": "a picture or video that the processor refuses for its shape",
     "media_stated_size": "a picture that has not the size that the sample states",
     "media_tag_in_answer": "an <image> or <video> tag in an answer",
+    "media_tag_in_text": "an <image> or <video> tag that is plain text",
     "media_value": "something else where a picture or video should be",
     "no_answer": "a conversation without an answer where one is needed",
     "no_question": "an answer without a question",
@@ -33,17 +45,42 @@ REASONS = {
     "nothing_to_learn": "no answer that is learned from",
     "openai": "a row that is not sound in the format openai",
     "qwenvl": "a row that is not sound in the format qwenvl",
+    "region_beyond": "a region that reaches over the border of its picture",
+    "region_empty": "a region without area",
+    "region_outside": "a box, point or polygon that is not inside its picture",
     "regions": "regions that cannot be written out",
     "schema": "a sample that is not sound qvl.sample/1",
     "special_token": "special tokens typed in the text that cannot be kept apart",
+    "special_token_in_text": "special tokens such as <|im_start|> typed in the text; they are taken for text",
+    "split_leak": "a picture, or a whole sample, that also stands in another split",
     "template": "a conversation that the chat template refuses",
     "too_long": "more tokens than the limit",
+    "unexpected": "a sample at which a check itself failed; please report it",
     "video_file": "a video file that cannot be read",
     "video_fps": "frames without a frame rate",
     "video_frames": "frames of different sizes",
     "weight": "a weight of an answer that is not supported",
 }
-"""Every reason code with what it means; `validate` counts by them, and the documentation lists them."""
+"""Every reason code with what it means; `validate` counts by them, and the documentation lists them. Sorted."""
+
+Severity = Literal["error", "warning", "note"]
+SEVERITY: dict[str, Severity] = {
+    "duplicate_sample": "warning",
+    "edit_unchanged": "warning",
+    "empty_question": "warning",
+    "license_missing": "note",
+    "lost_characters": "warning",
+    "media_tag_in_text": "warning",
+    "no_question": "warning",
+    "special_token_in_text": "warning",
+    "split_leak": "warning",
+}
+"""Reason codes that are no error: the sample can be used, but is seldom meant that way."""
+
+
+def severity(reason: str) -> Severity:
+    """How bad a reason is: `error` (the sample cannot be used), `warning` or `note`."""
+    return SEVERITY.get(reason, "error")
 
 
 class BadSample(BadInput):
