@@ -1,0 +1,235 @@
+"""Removing duplicates: samples that are the same, or whose pictures look the same.
+
+Two samples are compared by what they say and show (`compare="sample"`), or by one of these alone. What they say must be
+equal; their pictures must be equal as files or, with `perceptual`, look alike: `hashing.phash` of each may differ in so
+many bits. Of a data set folder all splits are cleaned together: what stands in test or validation is removed from the
+others, never the other way round.
+"""
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qvl_core.errors import BadInput
+
+from ..dataset import Dataset, splits
+from ..job import Job, complete
+from ..progress import track
+from ..walk import Step, steps, walk
+from .near import Cosine, Floats, Ints, keep_first
+from .prints import Compare, Prints, prints, same
+
+_FIRST = ("test", "validation", "val", "dev")  # splits that lose nothing to the others
+_STEP = 1000  # samples fingerprinted between two entries of the journal
+_PRINTS = ".prints"
+DUPLICATES = "duplicates.jsonl"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file or split; `written` unless it is only compared with."""
+
+    name: str
+    data: Dataset
+    written: bool = True
+
+
+def dedup(
+    source: Path,
+    out: Path,
+    *,
+    compare: Compare = "sample",
+    perceptual: int | None = None,
+    embeddings: Path | None = None,
+    cosine: float = 0.95,
+    against: Sequence[Path] = (),
+    keep: Literal["first", "largest"] = "first",
+    split: str | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    media_root: Path | None = None,
+    allow_root: Sequence[Path] = (),
+    workers: int = 1,
+    dry_run: bool = False,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Write `source` without its duplicates into the folder `out`, and `duplicates.jsonl`, which tells what went where.
+
+    compare     what makes two samples the same: `sample` (text and pictures), `pictures`, or `text`
+    perceptual  bits of 64 in which the hashes of two pictures may differ; None: pictures must be equal as files
+    embeddings  .npy file of vectors (N, D), one for each sample in order, compared by cosine instead of everything else
+    against     files that are only compared with: what stands there is removed from `source`
+    keep        which of the same samples stays: the `first`, or that with the `largest` pictures
+    workers     processes that open pictures; the result is the same for every number
+    dry_run     write nothing
+
+    Returns `samples`, `removed` (by split) and `groups`. A killed run goes on where it was; a finished one is left.
+    Raises BadInput; BadSample for a picture that cannot be opened (`qvl-data validate --fix-to` first).
+    """
+    parts = _parts(source, split, against, format, columns, media_root, allow_root)
+    options = {
+        "compare": compare, "perceptual": perceptual, "cosine": cosine, "keep": keep, "split": split,
+        "format": format, "columns": dict(columns or {}), "media_root": str(media_root or ""),
+        "allow_root": [str(folder) for folder in allow_root], "against": [str(path) for path in against],
+        "embeddings": str(embeddings or ""),
+    }  # fmt: skip
+    if embeddings is not None and len(parts) > 1:
+        raise BadInput("--embeddings belong to one file; name one --split, and leave --against away.")
+
+    def decide(home: Path, job: Job) -> tuple[Ints, Floats]:
+        if embeddings is not None:
+            return _by_cosine(parts[0].data, embeddings, cosine)
+        sets = {str(number): part.data for number, part in enumerate(parts)}
+        fingerprint = _Fingerprint(sets, compare, perceptual is not None, keep == "largest")
+        found = _all_prints(fingerprint, home, job, workers)
+        return same(found, _order(parts, found.pixels), perceptual)
+
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            home = Path(folder)
+            return _summary(parts, decide(home, Job(home, "dedup"))[0])
+    job = Job(out, "dedup", [source, *against, *([embeddings] if embeddings else [])], options, fresh)
+    if job.result is None:
+        summary = job.step("decide", lambda: _decided(parts, out, *decide(out, job)))
+        removed = _removed(out)
+        for part in parts:
+            if part.written:
+                job.step(f"write {part.name}", partial(_write, part, out, removed.get(part.name, set())))
+        shutil.rmtree(out / _PRINTS, ignore_errors=True)
+        job.finish(summary)
+    result: dict[str, Any] = job.result
+    return result
+
+
+def _parts(
+    source: Path, split: str | None, against: Sequence[Path], format: str | None, columns: Mapping[str, str] | None,
+    media_root: Path | None, allow_root: Sequence[Path],
+) -> list[Part]:  # fmt: skip
+    """What is compared, what is preferred first."""
+    names = [split]
+    if source.is_dir() and split is None:
+        found = splits(source)
+        first = [name for name in _FIRST if name in found]
+        names = [*first, *(name for name in found if name not in first)] or [None]
+
+    def part(path: Path, name: str | None, written: bool) -> Part:
+        data = Dataset(path, name, format, media_root, allow_root, columns=columns)
+        return Part(name or data.file.stem, data, written)
+
+    return [*(part(path, None, False) for path in against), *(part(source, name, True) for name in names)]
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    """The fingerprints of one step of samples; picklable, for worker processes."""
+
+    sets: Mapping[str, Dataset]
+    compare: Compare
+    perceptual: bool
+    pixels: bool
+
+    def __call__(self, step: Step) -> Prints:
+        data = self.sets[step.split]
+        return prints(map(data.__getitem__, range(step.start, step.end)), self.compare, self.perceptual, self.pixels)
+
+
+def _all_prints(fingerprint: _Fingerprint, home: Path, job: Job, workers: int) -> Prints:
+    """The fingerprints of everything, kept step by step in files of `home`."""
+    todo = steps(fingerprint.sets, _STEP)
+    files = {step: home / _PRINTS / f"{step.split}-{step.start:09d}.npz" for step in todo}
+    rest = [step for step in todo if not job.is_done(f"prints {step}")]
+    for step, found in track(walk(fingerprint, rest, workers), "fingerprints", len(todo), len(todo) - len(rest)):
+        with complete(files[step]) as aside:
+            found.save(aside)
+        job.step(f"prints {step}", lambda: None)
+    return Prints.join([Prints.load(file) for file in files.values()])
+
+
+def _order(parts: Sequence[Part], pixels: Ints) -> Ints:
+    """Rows in order of preference: by part, then by size where it is known, then as they stand."""
+    rank = np.repeat(np.arange(len(parts)), [len(part.data) for part in parts])
+    return np.lexsort((np.arange(len(rank)), -pixels, rank)).astype(np.int64)
+
+
+def _by_cosine(data: Dataset, file: Path, cosine: float) -> tuple[Ints, Floats]:
+    try:
+        vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"{file}: no readable .npy file of vectors ({str(error).splitlines()[0]}).") from None
+    if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != len(data):
+        found = f"{vectors.dtype} of shape {vectors.shape}"
+        raise BadInput(f"{file}: {found}; needs one vector of floats for each of the {len(data)} samples.")
+    return keep_first(np.arange(len(data)), Cosine(vectors, cosine))
+
+
+def _places(parts: Sequence[Part]) -> tuple[Ints, Ints]:
+    """Part and index of every row."""
+    lengths = [len(part.data) for part in parts]
+    return np.repeat(np.arange(len(parts)), lengths), np.concatenate([np.arange(length) for length in lengths])
+
+
+def _gone(parts: Sequence[Part], kept: Ints) -> Ints:
+    """Rows that are removed: those of parts that are written, in order."""
+    part, _ = _places(parts)
+    written = np.array([p.written for p in parts])
+    return np.flatnonzero((kept != np.arange(len(kept))) & written[part])
+
+
+def _summary(parts: Sequence[Part], kept: Ints) -> dict[str, Any]:
+    part, _ = _places(parts)
+    gone = _gone(parts, kept)
+    names = [p.name for p in parts]
+    removed = Counter(names[p] for p in part[gone].tolist())
+    return {
+        "samples": sum(len(p.data) for p in parts if p.written),
+        "removed": {p.name: removed[p.name] for p in parts if p.written},
+        "groups": len(np.unique(kept[gone])),
+    }
+
+
+def _decided(parts: Sequence[Part], out: Path, kept: Ints, distance: Floats) -> dict[str, Any]:
+    """Write duplicates.jsonl: a line for each kept sample that others went for."""
+    part, index = _places(parts)
+    gone = _gone(parts, kept)
+    gone = gone[np.argsort(kept[gone], kind="stable")]
+
+    def entry(row: int) -> dict[str, Any]:
+        p, i = parts[part[row]], int(index[row])
+        return {"split": p.name, "index": i, "id": p.data.outline(i).id, "place": p.data.rows.place(i)}
+
+    with complete(out / DUPLICATES) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        for rows in np.split(gone, np.flatnonzero(np.diff(kept[gone])) + 1) if len(gone) else []:
+            removed = [entry(row) | {"distance": round(float(distance[row]), 6)} for row in rows.tolist()]
+            line = {"kept": entry(int(kept[rows[0]])), "removed": removed}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return _summary(parts, kept)
+
+
+def _removed(out: Path) -> dict[str, set[int]]:
+    """Indices by split, as duplicates.jsonl says."""
+    removed: dict[str, set[int]] = {}
+    with (out / DUPLICATES).open(encoding="utf-8") as lines:
+        for line in lines:
+            for entry in json.loads(line)["removed"]:
+                removed.setdefault(entry["split"], set()).add(entry["index"])
+    return removed
+
+
+def _write(part: Part, out: Path, removed: set[int]) -> int:
+    from ..convert import write_samples
+
+    def left() -> Iterator[Any]:
+        rest = (i for i in range(len(part.data)) if i not in removed)
+        yield from (part.data[i] for i in track(rest, f"write {part.name}", len(part.data) - len(removed)))
+
+    file = out / f"{part.name}.parquet"
+    file.unlink(missing_ok=True)
+    return write_samples(left(), file)

@@ -1,0 +1,80 @@
+"""Fingerprints that say when two samples, or two pictures, are the same.
+
+Exact ones are SHA-256 of the content. The perceptual one survives rescaling, recompression and small changes of
+brightness: 64 bits of which a copy changes few and another picture about half.
+"""
+
+import hashlib
+import json
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import BadSample
+from .media import Opener, read_bytes
+from .sample import Media, Sample
+
+BITS = 64
+_SIDE, _KEPT = 32, 8  # pixels of the reduced picture; lowest frequencies that are kept, each way
+_FLAT = 2.0  # grey levels of contrast below which there is no shape to speak of, only noise
+
+
+def phash(picture: Image.Image) -> int:
+    """64-bit perceptual hash of a picture: the signs of its lowest frequencies (Zauner 2010, "Implementation and
+    Benchmarking of Perceptual Image Hash Functions", section 3.2.1).
+
+    The picture is reduced to (32, 32) grey levels; of its cosine transform the 8 x 8 lowest frequencies are kept, the
+    constant row and column left out, and each gives one bit: whether it is above their median. Colour, brightness and
+    aspect do not count. A picture without any shape (one even colour) gives its brightness instead, as a number of
+    ones from 0 to 64, so that a black page is no white page.
+    """
+    grey = np.asarray(picture.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=None), np.float64)
+    waves = _cosines()
+    low = waves @ grey @ waves.T  # (8, 8)
+    if np.abs(low).max() < _FLAT:
+        return (1 << round(float(grey.mean()) / 255 * BITS)) - 1
+    bits = (low > np.median(low)).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+@cache
+def _cosines() -> NDArray[np.float64]:
+    """Frequencies 1..8 of the cosine transform of 32 values: (8, 32), orthonormal over 32 / 2."""
+    frequency = np.arange(1, _KEPT + 1)[:, None]
+    place = np.arange(_SIDE)[None, :] + 0.5
+    return np.cos(np.pi / _SIDE * frequency * place) * 2 / _SIDE
+
+
+def text_key(sample: Sample) -> bytes:
+    """SHA-256 (32 bytes) of all that a sample says, its pictures and videos apart: turns, instructions, regions."""
+    said = sample.model_dump(mode="json", exclude={"id", "meta", "extra", "media"})
+    canonical = json.dumps(said, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).digest()
+
+
+def media_key(media: Media, opener: Opener) -> bytes:
+    """SHA-256 (32 bytes) of the file of a picture or video; of its address where it is remote. Raises BadSample.
+
+    A video given as frames has no file: its key says which frames, and they are media of their own.
+    """
+    if media.video is not None and media.video.frames is not None:
+        content = media.video.model_dump_json().encode()
+    elif media.url is not None and media.url.lower().startswith(("http://", "https://")):
+        content = media.url.encode("utf-8", "surrogatepass")
+    else:
+        content = read_bytes(media, opener.root, opener.allow_root)
+    return hashlib.sha256(content).digest()
+
+
+def picture_hash(media: Media, opener: Opener) -> int | None:
+    """`phash` of a picture; None where there is none to be seen: a video, a remote address. Raises BadSample."""
+    if media.kind != "image":
+        return None
+    try:
+        return phash(opener.open(media))
+    except BadSample as error:
+        if error.reason == "media_remote":
+            return None
+        raise
