@@ -378,7 +378,7 @@ def test_files_are_recognised_by_their_first_sample():
 def test_unknown_format():
     with pytest.raises(BadInput, match=r'unknown format "qwenv"; did you mean "qwenvl"\?'):
         get_format("qwenv")
-    with pytest.raises(BadInput, match=r"known are openai, qvl, qwenvl"):
+    with pytest.raises(BadInput, match=r"known are .*qvl, qwenvl"):
         get_format("csv")
 
 

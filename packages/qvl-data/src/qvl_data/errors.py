@@ -53,6 +53,8 @@ REASONS = {
     "special_token": "special tokens typed in the text that cannot be kept apart",
     "special_token_in_text": "special tokens such as <|im_start|> typed in the text; they are taken for text",
     "split_leak": "a picture, or a whole sample, that also stands in another split",
+    "tar_double": "a key or a member that comes twice in a tar archive",
+    "tar_member": "a member of a tar archive that is a link or a device, leads out of it, or is of a kind not read",
     "template": "a conversation that the chat template refuses",
     "too_long": "more tokens than the limit",
     "unexpected": "a sample at which a check itself failed; please report it",

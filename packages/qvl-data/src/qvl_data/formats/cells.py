@@ -3,6 +3,7 @@
 A path or an address, the file itself (`bytes`), or `{"bytes": ..., "path": ...}` as in the `Image` columns of the hub.
 """
 
+import re
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -10,6 +11,8 @@ from pydantic import ValidationError
 from ..errors import BadSample
 from ..sample import Media, sentence
 from .common import media_at
+
+_ENDING = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|mp4|webm|mov|mkv|avi)$", re.IGNORECASE)
 
 
 def media_in(value: Any, kind: Literal["image", "video"], place: str, where: str) -> tuple[Media, Any]:
@@ -52,3 +55,12 @@ def cell_of(media: Media, hint: Any) -> Any:
     keys = hint["keys"] if isinstance(hint, dict) and hint.get("embedded") else ["bytes", "path"]
     rest = hint["rest"] if isinstance(hint, dict) else {}
     return {**rest, **{key: media.bytes if key == "bytes" else media.origin for key in keys}}
+
+
+def looks_like_media(value: Any) -> bool:
+    """Whether a cell, or the first of a list, would be taken for a picture or a video by who reads it."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, dict):
+        return bool({"bytes", "path"} & value.keys())
+    return isinstance(value, bytes) or (isinstance(value, str) and bool(_ENDING.search(value)))

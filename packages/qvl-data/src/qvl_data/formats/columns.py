@@ -45,6 +45,10 @@ class Columns:
         """Fields by the names of their columns."""
         return {self[field]: value for field, value in values.items()}
 
+    def close(self, field: str, others: Mapping[str, Any]) -> bool:
+        """Whether another column has nearly the name of a field's."""
+        return bool(_did_you_mean(self[field], others))
+
     def missing(self, field: str, others: Mapping[str, Any], place: str) -> BadSample:
         """The error for a field whose column is not there."""
         hint = _did_you_mean(self[field], others)

@@ -3,14 +3,14 @@
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from ..errors import BadSample
-from ..sample import Media, Message, Meta, Sample, Task, Video, check_path, sentence
+from ..sample import Media, Message, Meta, Part, Sample, Task, Video, check_path, sentence
 from .kept import keep, restore
 
 _ADDRESS = re.compile(r"(https?|file)://|data:", re.IGNORECASE)
@@ -65,12 +65,15 @@ def build(
         raise BadSample("schema", sentence(error), place) from None
 
 
-def unpack_extra(sample: Sample) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Unknown fields and layout hints of `Sample.extra`."""
+def unpack_extra(sample: Sample, name: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Unknown fields and layout hints of `Sample.extra`; with `name`, only the hints of the format so called.
+
+    Raises BadSample.
+    """
     try:
         extra = restore(json.loads(sample.extra)) if sample.extra else {}
         fields, layout = extra.get("fields", {}), extra.get("layout", {})
-        return {**fields}, {**layout}
+        return {**fields}, {**layout} if name in (None, sample.meta.format) else {}
     except (AttributeError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise BadSample("schema", "`extra` is no object of `fields` and `layout`", sample.place, sample.id) from None
 
@@ -98,3 +101,30 @@ def source_of(media: Media) -> str:
         return media.path or media.url or ""
     mime = media.mime or next((name for head, name in _MIME.items() if media.bytes.startswith(head)), "image/png")
     return f"data:{mime};base64,{base64.b64encode(media.bytes).decode()}"
+
+
+def drawn(caption: str, pictures: Sequence[int]) -> list[Message]:
+    """Text to image: the caption is the user's turn, the pictures (media indices) are the answer."""
+    return [
+        Message(role="user", parts=(Part(type="text", text=caption),)),
+        Message(role="assistant", parts=tuple(Part(type="image", media=index) for index in pictures)),
+    ]
+
+
+def drawing(name: str, sample: Sample) -> tuple[str, tuple[int, ...]]:
+    """Caption and pictures of text to image. Raises BadSample for what the format `name` cannot say."""
+    if sample.task != "t2i":
+        raise not_expressible(name, f"the task {sample.task}", sample)
+    turns = [(message.role, {part.type for part in message.parts}) for message in sample.messages]
+    if turns != [("user", {"text"}), ("assistant", {"image"})]:
+        raise not_expressible(name, "more than one text and its pictures", sample)
+    asked, answer = sample.messages
+    if answer.train is not None or answer.weight is not None:
+        raise not_expressible(name, "what is trained", sample)
+    return asked.text, tuple(part.media for part in answer.parts if part.media is not None)
+
+
+def not_expressible(name: str, what: str, sample: Sample) -> BadSample:
+    """The error for a sample that the format `name` has no words for."""
+    problem = f"sample {sample.id}: {name} cannot say {what}; keep it as qvl"
+    return BadSample("not_expressible", problem, sample.place, sample.id)
