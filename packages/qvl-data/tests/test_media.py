@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from qvl_data.augment import Augmentation
 from qvl_data.errors import BadSample
 from qvl_data.media import Opener, image_size, open_image, read_bytes
 from qvl_data.sample import Media
@@ -248,11 +249,11 @@ def test_addresses_are_never_fetched(url):
     assert error.value.reason == "media_remote"
 
 
-def test_an_opener_moves_pictures_and_keeps_their_size():
+def test_an_opener_augments_pictures_and_knows_their_size():
     media = embedded(file_of(picture()))
-    plain, moved = Opener(), Opener().moved(5, 1, 2)
-    assert moved.open(media).tobytes() == moved.open(media).tobytes() != plain.open(media).tobytes()
-    assert moved.size(media) == moved.open(media).size
+    plain, changed = Opener(), Opener(augmentation=Augmentation(shift=(2, 0), resize=1.5))
+    assert changed.open(media).tobytes() == changed.open(media).tobytes() != plain.open(media).tobytes()
+    assert changed.size(media) == changed.open(media).size == (96, 96)
 
 
 def test_a_video_is_no_picture():
@@ -264,6 +265,6 @@ def test_a_stated_size_is_taken_without_opening_and_checked_on_opening():
     opener = Opener()
     assert opener.size(Media(kind="image", bytes=b"", width=3, height=4)) == (3, 4)
     right = Media(kind="image", bytes=file_of(picture(8, 6)), origin="a.png", width=8, height=6)
-    assert opener.open(right).size == opener.moved(2, 0).open(right).size == (8, 6)
+    assert opener.open(right).size == Opener(augmentation=Augmentation(shift=(2, 0))).open(right).size == (8, 6)
     with pytest.raises(BadSample, match=r"a\.png: is 8 x 6 pixels upright, not 6 x 8 as stated; correct its width"):
         opener.open(right.model_copy(update={"width": 6, "height": 8}))

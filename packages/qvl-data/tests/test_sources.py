@@ -84,15 +84,15 @@ def test_locate_is_pure_and_survives_pickling(folder):
 
 
 def test_items_are_every_sample_once_in_order(folder):
-    mix = mixture(folder, ("b", {"weight": 3}), ("c", {"shift": 2}))
+    mix = mixture(folder, ("b", {"weight": 3}), ("c", {"augment": {"shift": 2}}))
     items = list(mix.items())
     assert items == [Item(0, i) for i in range(25)] + [Item(1, i) for i in range(7)]
     sample = mix.sample(items[-1])
-    assert sample.opener.shift is None
+    assert sample.opener.augmentation is None
 
 
 def test_shift_is_a_function_of_seed_pass_and_sample(folder):
-    mix = mixture(folder, ("a", {"shift": 5}), ("b", {}))
+    mix = mixture(folder, ("a", {"augment": {"shift": 5}}), ("b", {}))
 
     def pixels(item):
         sample = mix.sample(item)

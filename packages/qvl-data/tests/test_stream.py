@@ -18,7 +18,7 @@ from .chats import build, picture
 def mixture(tmp_path):
     chats = [build(("user", picture(64, 64, i), "?"), ("assistant", "x" * i), id=f"s{i}") for i in range(1, 9)]
     write_samples(chats, tmp_path / "train.parquet")
-    return Mixture([Source(source=str(tmp_path), shift=3)])
+    return Mixture([Source(source=str(tmp_path), augment={"shift": 3})])
 
 
 def test_positions_are_encoded_samples_of_the_mixture(mixture, processor):

@@ -21,7 +21,7 @@ from qvl_core.qwen3vl.batch import collate
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_data.chat import encode
-from qvl_data.example import digits_dataset
+from qvl_data.example.digits import digits_dataset
 from qvl_sft import train
 from qvl_sft.recipe import RECIPE
 from qvl_sft.trained import load_trained
@@ -47,7 +47,7 @@ def golden_run(data: Path, out: Path, *changes: str) -> Path:
     """Twelve steps of the recipe `tiny`, all logged."""
     digits = data / "digits"
     short = ["train.steps=12", "schedule.warmup=4", "batch.size=8", "log.every=1", "evaluate.every=null"]
-    overrides = [f"data={{train: {{source: {digits}, shift: 2}}}}", *short, *changes]
+    overrides = [f"data={{train: {{source: {digits}, augment: {{shift: 2}}}}}}", *short, *changes]
     train(load(RECIPE, "tiny", overrides, "qvl_sft"), out)
     return out
 

@@ -19,6 +19,7 @@ from PIL import Image
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 
 from .errors import BadSample, TooLong, placed
+from .grounding import as_text, space_of
 from .media import media_name
 from .sample import Media, Message, Sample
 from .template import ANSWER, END, START, Template
@@ -48,6 +49,7 @@ def encode(
     """
     with placed(sample):
         pictures = _Pictures(sample, images)
+        sample = as_text(sample, space_of(processor), pictures.size)
         messages = sample.messages
         trained = _trained(messages, train_on)
         layout = _lay_out(sample, messages, trained, processor, pictures.size)
@@ -75,6 +77,7 @@ def prompt(
         if answers[-1] == 0:
             raise BadSample("no_question", f"sample {sample.id}: nothing stands before the answer; add a user turn")
         pictures = _Pictures(sample, images)
+        sample = as_text(sample, space_of(processor), pictures.size)
         before = sample.messages[: answers[-1]]
         layout = _lay_out(sample, before, [False] * len(before), processor, pictures.size, generate=True)
         return _encoded(sample, layout, processor, pictures), sample.messages[answers[-1]].text
@@ -82,10 +85,15 @@ def prompt(
 
 def length(sample: Sample, processor: Any) -> int:
     """`len(encode(sample, processor))` without decoding a pixel: from the text and the pictures' sizes."""
-    opener = sample.opener
+    opener, media = sample.opener, sample.media
+
+    def size(index: int) -> tuple[int, int]:
+        return opener.size(media[index])
+
     with placed(sample):
+        sample = as_text(sample, space_of(processor), size)
         trained = _trained(sample.messages, "all")
-        return len(_lay_out(sample, sample.messages, trained, processor, lambda i: opener.size(sample.media[i])).ids)
+        return len(_lay_out(sample, sample.messages, trained, processor, size).ids)
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,19 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .augment import shift
 from .errors import BadSample
 from .sample import Media
+
+if TYPE_CHECKING:
+    from .augment import Augmentation
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -42,21 +44,13 @@ _UPRIGHT = {
 
 
 @dataclass(frozen=True)
-class Shift:
-    """Move every picture of a sample by up to `pixels` both ways; `key` decides where to."""
-
-    pixels: int
-    key: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Opener:
-    """Where pictures may be read from, how large they may be, and how they are moved."""
+    """Where pictures may be read from, how large they may be, and what is changed in them."""
 
     root: Path | None = None
     allow_root: tuple[Path, ...] = ()
     max_pixels: int = MAX_PIXELS
-    shift: Shift | None = None
+    augmentation: "Augmentation | None" = None
 
     def open(self, media: Media) -> Image.Image:
         """The picture in RGB, upright, on white where it was transparent. Raises BadSample."""
@@ -64,18 +58,15 @@ class Opener:
         if (stated := _stated(media)) and stated != picture.size:
             found = f"is {picture.width} x {picture.height} pixels upright, not {stated[0]} x {stated[1]} as stated"
             raise BadSample("media_stated_size", f"{found}; correct its width and height", media_name(media))
-        return shift(picture, self.shift.pixels, *self.shift.key) if self.shift else picture
+        return self.augmentation.picture(picture) if self.augmentation else picture
 
     def size(self, media: Media) -> tuple[int, int]:
-        """Width and height of the upright picture: as stated (checked on opening), else from its header.
+        """Width and height of what `open` gives: from the stated size (checked on opening), else from its header.
 
         Raises BadSample.
         """
-        return _stated(media) or image_size(media, self.root, self.allow_root, self.max_pixels)
-
-    def moved(self, pixels: int, *key: int) -> "Opener":
-        """The same opener with a shift of up to `pixels`."""
-        return replace(self, shift=Shift(pixels, key))
+        size = _stated(media) or image_size(media, self.root, self.allow_root, self.max_pixels)
+        return self.augmentation.size(size) if self.augmentation else size
 
 
 def open_image(

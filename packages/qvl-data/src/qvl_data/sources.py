@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 from qvl_core.errors import BadInput
 
+from .augment import augmented, keeps_length
 from .dataset import Dataset
+from .errors import placed
 from .media import MAX_PIXELS
 from .order import mix, order
 from .sample import Sample
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 WHOLE_BYTES = 1 << 30
 """A Parquet file up to this size is read whole for its fingerprint."""
 
-_SUBSET, _EPOCH, _PASS, _SHIFT = range(4)  # what a random choice is about, so that no two are the same
+_SUBSET, _EPOCH, _PASS, _AUGMENT = range(4)  # what a random choice is about, so that no two are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +101,16 @@ class Mixture:
 
     def sample(self, item: Item) -> Sample:
         """The sample of one draw; its pictures open augmented as the source says. Raises BadSample."""
-        sample = self.datasets[item.source][item.index]
-        shift = self.sources[item.source].shift
-        if not shift or item.pass_number is None:
-            return sample
-        key = (item.seed, _SHIFT, item.pass_number, item.source, item.index)
-        return sample.read_from(sample.opener.moved(shift, *key), sample.place)
+        return self._augmented(self.datasets[item.source][item.index], item)
 
     def outline(self, item: Item) -> Sample:
         """The sample of one draw as `chat.length` needs it (see `Dataset.outline`). Raises BadSample."""
-        return self.datasets[item.source].outline(item.index)
+        return self._augmented(self.datasets[item.source].outline(item.index), item)
+
+    def keeps_length(self, item: Item, sample: Sample) -> bool:
+        """Whether the sample of this draw has the same length in every pass over its source."""
+        rules = self.sources[item.source].augment
+        return rules is None or item.pass_number is None or keeps_length(rules, sample)
 
     def place(self, item: Item) -> str:
         """Where the sample of one draw stands (`data/train.jsonl:12`): no two samples share it."""
@@ -125,6 +127,13 @@ class Mixture:
             status = dataset.file.stat()
             digest.update(_digest(dataset.file, status.st_size, status.st_mtime_ns))
         return digest.hexdigest()
+
+    def _augmented(self, sample: Sample, item: Item) -> Sample:
+        rules = self.sources[item.source].augment
+        if rules is None or item.pass_number is None:
+            return sample
+        with placed(sample):
+            return augmented(sample, rules, item.seed, _AUGMENT, item.pass_number, item.source, item.index)
 
     def _original(self, source: int, chosen: int) -> int:
         """Index in the file of the chosen-th sample of a source's fixed random subset."""

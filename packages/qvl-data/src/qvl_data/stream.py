@@ -36,15 +36,19 @@ class ChatSamples:
         """Tokens of the sample at `position`, from its text and the sizes of its pictures; 0 if it cannot be used."""
         item = self.mixture.locate(self.seed, position)
         key = item.source, item.index
-        if key not in self._lengths:
-            try:
-                tokens = length(self.mixture.outline(item), self.processor)
-            except BadSample:
-                tokens = 0
-            if tokens > self.max_length:
-                tokens = self.max_length if self.too_long == "cut" else 0
+        if key in self._lengths:
+            return self._lengths[key]
+        try:
+            sample = self.mixture.outline(item)
+            fixed = self.mixture.keeps_length(item, sample)
+            tokens = length(sample, self.processor)
+        except BadSample:
+            return 0
+        if tokens > self.max_length:
+            tokens = self.max_length if self.too_long == "cut" else 0
+        if fixed:  # another pass may show a smaller picture
             self._lengths[key] = tokens
-        return self._lengths[key]
+        return tokens
 
     def encode(self, position: int) -> Encoded:
         """The sample at `position`. Raises LeftOut if it cannot be used."""

@@ -101,8 +101,6 @@ def _chat(messages: Sequence[Message], special: re.Pattern[str]) -> tuple[list[d
     for message in messages:
         content: list[dict[str, str]] = []
         for part in message.parts:
-            if part.type == "regions":
-                raise BadSample("regions", "parts of type regions cannot be encoded yet; write them out as text")
             if part.text is None:
                 content.append({"type": part.type})
             elif content and content[-1]["type"] == "text":  # joined, so that no special token hides across parts

@@ -43,6 +43,37 @@ class Group(Block):
     """Weight decay of this group; default: optim.weight_decay (never on norms, biases, embeddings)."""
 
 
+class Augment(Block):
+    """Random changes of the pictures of a sample: all its pictures alike, its boxes with them, answers kept true."""
+
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest part of the area that a random crop keeps (its shape stays); 1 crops nothing."""
+    resize: tuple[Annotated[float, Field(ge=0.1)], Annotated[float, Field(le=4)]] = (1.0, 1.0)
+    """Smallest and largest factor on width and height."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How often a sample is mirrored left to right; writing in the pictures is mirrored too."""
+    flip_sides: bool = False
+    """Mirror samples whose text speaks of left or right as well, although their text is not changed."""
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Move the pictures by up to this many pixels both ways; uncovered edges repeat the border."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Brightness is multiplied by a factor from 1 - this to 1 + this."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Contrast (distance from mid-grey) is multiplied by a factor from 1 - this to 1 + this."""
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Saturation (distance from grey) is multiplied by a factor from 1 - this to 1 + this."""
+    visible: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Part of each box that must stay in the picture; a crop or shift that leaves less is drawn again."""
+    coordinates: bool = False
+    """Change the geometry of samples whose text states coordinates as well, although their text is not changed."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Augment":
+        if self.resize[0] > self.resize[1]:
+            raise ValueError("`resize` is the smallest and the largest factor; exchange them")
+        return self
+
+
 class Source(Block):
     """One data source of a list. As text: `digits%50`, `2*digits[train:1000,test:100]`, `a.jsonl + b.jsonl`."""
 
@@ -62,8 +93,8 @@ class Source(Block):
     """Sample format (qvl, openai, qwenvl); default: recognised from the first sample."""
     map: dict[str, str] | None = None
     """Columns of the data by field of the format, where they have other names (`{image: image_path}`)."""
-    shift: Annotated[int, Field(ge=0)] = 0
-    """Augmentation: move each picture by up to this many pixels both ways, from (seed, epoch, sample)."""
+    augment: Augment | None = None
+    """What is changed at random in the pictures, from (seed, epoch, sample); evaluations are never augmented."""
 
     @model_validator(mode="after")
     def _one_subset(self) -> "Source":
@@ -104,6 +135,12 @@ class Data(Block):
     """How many bad samples may be left out (counted and listed) before the run stops."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Worker processes that read, decode and encode ahead of the training step; default: 4 with a GPU, 0 without."""
+
+    @model_validator(mode="after")
+    def _evaluations_stay_as_they_are(self) -> "Data":
+        if any(source.augment for source in (*self.validation, *self.test)):
+            raise ValueError("`augment` belongs to `train`; evaluations are never augmented")
+        return self
 
 
 class Batch(Block):
