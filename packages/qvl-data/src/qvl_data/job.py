@@ -75,6 +75,8 @@ class Job:
         if not lines:
             with writing(self.home):
                 self.home.mkdir(parents=True, exist_ok=True)
+                for left in self.home.glob(f".{NAME}.*.tmp"):  # by a writer killed at the very beginning
+                    left.unlink()
             write_atomic(self.file, _line(self._request))
             return
         request, *records = (json.loads(line) for line in lines)
