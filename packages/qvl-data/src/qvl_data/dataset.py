@@ -1,13 +1,19 @@
 """One file, or one split of a dataset folder, as samples by number.
 
-    Dataset("digits", split="train")[0]        # digits/train.parquet
+    Dataset("digits", split="train")[0]            # digits/train.parquet, or digits/train-00000.parquet, ...
     Dataset("data.jsonl", media_root="photos")[7]
 
-A dataset folder holds `train`, `validation` and `test` files (Parquet, JSONL or JSON).
+A dataset folder holds a file for each split (`train.parquet`, `validation.jsonl`, ...), or numbered shards of it
+(`train-00000.parquet`, `train-00000-of-00004.parquet`; `00000.tar` is one of `train`), in the folder itself or in
+`data/`, as snapshots of the Hugging Face hub have them. A folder that `datasets` saved (`save_to_disk`), and with the
+extra `hub` the name of a dataset on the hub, are read as well.
 """
 
 import difflib
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +24,15 @@ from .formats import Format, get_format, recognise
 from .media import MAX_PIXELS, Opener
 from .sample import Sample
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".tar", ".arrow")
 SEARCHED = 100
 """Samples that are looked at to recognise a file's format."""
+
+_ALIASES = ("validation", "val", "valid", "dev")
+_COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".zip")
+# train-00003, train-00003-of-00010 (older hub snapshots end in a hash), 00003
+_SHARD = re.compile(r"(?:(?P<split>.+)-)?(?P<number>\d{4,})(?:-of-(?P<count>\d{4,})(?:-[0-9a-f]{16})?)?", re.ASCII)
+_NO_DATA = re.compile(r"dataset_infos?|dataset_dict|state|\d+_stats")  # JSON files that tools lay beside the data
 
 
 class Rows(Protocol):
@@ -39,15 +51,17 @@ class Rows(Protocol):
 
 
 class Dataset:
-    """Samples by number, read when asked for. Picklable: worker processes open the file again.
+    """Samples by number, read when asked for. Picklable: worker processes open the files again.
 
-    split       which file of a dataset folder; a file has none
+    path        file, dataset folder, or name of a dataset on the hub (`owner/name`, `owner/name:config`)
+    split       which split of a folder (`val`, `valid`, `dev` and `validation` are the same); a file has none
     format      name of a format; default: what the container says, else recognised from the first sample that can be
     columns     columns of the data by field of the format, where they have other names
     media_root  folder that relative media paths start from; default: the folder of the data file
     allow_root  further folders from which media may be read, by absolute path or by link
 
-    Raises BadInput for what is wrong with the file, BadSample for what is wrong with one sample.
+    `files` are the data files, in order; `file` names them in messages. Raises BadInput for what is wrong with a file,
+    BadSample for what is wrong with one sample.
     """
 
     def __init__(
@@ -60,12 +74,13 @@ class Dataset:
         max_pixels: int = MAX_PIXELS,
         columns: Mapping[str, str] | None = None,
     ) -> None:
-        self.file = data_file(Path(path), split)
-        self.rows = open_rows(self.file)
+        self.files = data_files(Path(path), split)
+        self.file = self.files[0] if len(self.files) == 1 else _pattern(self.files)
+        self.rows: Rows = open_rows(self.files[0]) if len(self.files) == 1 else Shards(map(open_rows, self.files))
         self._format_name, self._columns = format, columns
         self._format: Format | None = None
         self.opener = Opener(
-            Path(media_root) if media_root is not None else self.file.parent,
+            Path(media_root) if media_root is not None else self.files[0].parent,
             tuple(Path(folder) for folder in allow_root),
             max_pixels,
         )
@@ -73,8 +88,9 @@ class Dataset:
             raise BadInput(f"{media_root}: the media root is no folder.")
         if len(self.rows) == 0:
             raise BadInput(f"{self.file}: holds no samples.")
-        if self.rows.format is not None and format not in (None, self.rows.format):
-            raise BadInput(f"{self.file}: holds {self.rows.format} samples; remove format={format!r}.")
+        if self.rows.format == "qvl" and (columns or format not in (None, "qvl")):
+            given = "columns (--map)" if columns else f"format={format!r}"
+            raise BadInput(f"{self.file}: holds qvl samples; remove {given}.")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,7 +117,7 @@ class Dataset:
     @property
     def format(self) -> Format:
         if self._format is None:
-            name = self.rows.format or self._format_name or ("flat" if self._columns else None)
+            name = self._format_name or ("flat" if self._columns else self.rows.format)
             if name is not None:
                 self._format = get_format(name, self._columns)
             else:
@@ -120,8 +136,43 @@ class Dataset:
         raise BadInput(f"{self.file}: the format cannot be told from {searched}: {problems[0]}")
 
 
+class Shards:
+    """The rows of several files, one after the other."""
+
+    def __init__(self, shards: "Iterator[Rows] | Sequence[Rows]") -> None:
+        self._shards = tuple(shards)
+        self._starts = [0, *accumulate(map(len, self._shards))]
+        found = list(dict.fromkeys(shard.format for shard in self._shards if len(shard)))
+        if len(found) > 1:
+            first, other = (next(s for s in self._shards if len(s) and s.format == f) for f in found[:2])
+            raise BadInput(
+                f"{other.place(0)}: this shard holds {found[1] or 'foreign'} samples, but {first.place(0)} holds"
+                f" {found[0] or 'foreign'} ones; convert them to one kind."
+            )
+        self.format = found[0] if found else None
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Any:
+        shard, row = self._find(index)
+        return shard[row]
+
+    def outline(self, index: int) -> Any:
+        shard, row = self._find(index)
+        return shard.outline(row)
+
+    def place(self, index: int) -> str:
+        shard, row = self._find(index)
+        return shard.place(row)
+
+    def _find(self, index: int) -> tuple[Rows, int]:
+        shard = bisect_right(self._starts, index) - 1
+        return self._shards[shard], index - self._starts[shard]
+
+
 def open_rows(file: Path) -> Rows:
-    """The rows of one data file, by its suffix. Raises BadInput."""
+    """The rows of one data file, by its suffix and its first bytes. Raises BadInput."""
     if file.suffix == ".parquet":
         from . import parquet
 
@@ -130,26 +181,58 @@ def open_rows(file: Path) -> Rows:
         from . import json_lines
 
         return json_lines.Rows(file)
+    if file.suffix == ".tar":
+        from . import tar
+
+        return tar.Rows(file)
+    if file.suffix in _COMPRESSED:
+        raise BadInput(f"{file}: is compressed, so its rows cannot be read in any order; unpack it first.")
     raise BadInput(f"{file}: unknown kind of file; use one of {', '.join(SUFFIXES)}.")
 
 
-def splits(folder: Path) -> dict[str, Path]:
-    """The split files of a dataset folder by split name."""
-    found: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix in SUFFIXES and file.is_file():
-            if file.stem in found:
-                raise BadInput(f"{folder}: split {file.stem!r} is there twice ({found[file.stem].name}, {file.name}).")
-            found[file.stem] = file
-    return found
+def splits(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The files of each split of a dataset folder, in order; empty if it holds none. Raises BadInput."""
+    return _splits_of(folder) or (_splits_of(folder / "data") if (folder / "data").is_dir() else {})
 
 
-def data_file(path: Path, split: str | None) -> Path:
-    """The file behind a path and a split. Raises BadInput with what is there instead."""
+def _splits_of(folder: Path) -> dict[str, tuple[Path, ...]]:
+    found: dict[str, list[Path]] = {}
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
+    files = [file for file in files if not file.name.startswith(".") and not _NO_DATA.fullmatch(file.stem)]
+    tars = {file.stem for file in files if file.suffix == ".tar"}
+    for file in files:
+        shard = _SHARD.fullmatch(file.stem)
+        if shard and not shard["split"] and file.suffix != ".tar" and file.stem in tars:
+            continue  # img2dataset lays what it knows of 00000.tar beside it as 00000.parquet
+        found.setdefault((shard["split"] or "train") if shard else file.stem, []).append(file)
+    for split, shards in found.items():
+        _check_shards(folder, split, shards)
+    return {split: tuple(shards) for split, shards in found.items()}
+
+
+def _check_shards(folder: Path, split: str, files: list[Path]) -> None:
+    """One file, or all shards of one kind; a missing one is an error, never a smaller data set."""
+    shards = [_SHARD.fullmatch(file.stem) for file in files]
+    names = ", ".join(file.name for file in files[:3])
+    if len(files) > 1 and (None in shards or len({file.suffix for file in files}) > 1):
+        raise BadInput(f"{folder}: split {split!r} is there twice ({names}).")
+    numbers = [int(shard["number"]) for shard in shards if shard]
+    counts = {shard["count"] for shard in shards if shard}
+    if len(set(numbers)) < len(numbers) or len(counts) > 1:
+        raise BadInput(f"{folder}: split {split!r} has shards of two different writes ({names}); remove the old ones.")
+    if numbers:
+        (count,) = counts
+        expected = range(int(count)) if count else range(min(numbers[0], 1), numbers[-1] + 1)
+        if missing := sorted(set(expected) - set(numbers)):
+            raise BadInput(f"{folder}: split {split!r} lacks shard {missing[0]} beside {names}; get the missing file.")
+
+
+def data_files(path: Path, split: str | None) -> tuple[Path, ...]:
+    """The files behind a path and a split, in order. Raises BadInput with what is there instead."""
     if path.is_file():
         if split is not None:
             raise BadInput(f"{path}: a file has no splits; remove split={split!r} or name its folder.")
-        return path
+        return (path,)
     if not path.is_dir():
         raise BadInput(f"{path}: no such file or folder{_similar(path)}.")
     found = splits(path)
@@ -158,9 +241,18 @@ def data_file(path: Path, split: str | None) -> Path:
     available = ", ".join(found) or f"none (no {', '.join(SUFFIXES)} file)"
     if split is None:
         raise BadInput(f"{path}: which split? available: {available}.")
+    if split in _ALIASES and len(same := [name for name in found if name in _ALIASES]) == 1:
+        return found[same[0]]
     close = difflib.get_close_matches(split, found, 1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     raise BadInput(f'{path}: no split "{split}"; {hint}available: {available}.')
+
+
+def _pattern(files: Sequence[Path]) -> Path:
+    """`data/train-*.parquet` for the shards of one split."""
+    shard = _SHARD.fullmatch(files[0].stem)
+    split = f"{shard['split']}-" if shard and shard["split"] else ""
+    return files[0].with_name(f"{split}*{files[0].suffix}")
 
 
 def _similar(path: Path) -> str:

@@ -1,32 +1,35 @@
 """Strict JSON: what the standard library lets pass (NaN, doubled keys, half surrogates, bombs) is refused by line.
 
-`Rows` gives random access to the samples of a JSONL file or of one JSON array: it scans the file once for byte
-positions and parses a sample only when it is asked for.
+`Rows` gives random access to the samples of a JSONL file or of one JSON array: it scans the file once, in pieces, for
+byte positions (16 bytes a sample) and parses a sample only when it is asked for.
 """
 
 import json
 import math
-import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qvl_core.errors import BadInput
 
 from .errors import BadSample
+from .spans import MAX_BYTES, Spans
 
-MAX_BYTES = 16 * 1024 * 1024
-"""Longest sample in bytes."""
 MAX_DEPTH = 100
 """Deepest nesting of lists and objects."""
 
 _BOM = b"\xef\xbb\xbf"
+_PIECE = 1 << 20  # bytes of an array that are scanned at a time
 # Strings (also one that the end of the data cuts off, else its every quote would start a new scan), and brackets.
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
+# Over whole strings and everything else up to the next bracket; in the array itself also up to the next comma.
+_TO_BRACKET, _TO_COMMA = (
+    re.compile(rb'%b(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"%b)*+' % (other, other), re.DOTALL)
+    for other in (rb'[^"\[\]{}]*+', rb'[^"\[\]{},]*+')
+)
+_IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_SPACE = re.compile(rb"[ \t\n\r\v\f]*+")
 
 
 def parse(data: bytes, place: str) -> Any:
@@ -95,30 +98,33 @@ def _depth(data: bytes) -> int:
 
 
 class Rows:
-    """The samples of a `.jsonl` file or of a `.json` array, by number.
+    """The samples of a file with one on each line, or of one JSON array, by number.
+
+    array   whether the file is one array; default: what its suffix says (.jsonl has lines, all else an array)
 
     Opened lazily and reopened after pickling, so that it can be handed to worker processes.
     """
 
     format: str | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, array: bool | None = None) -> None:
         self.path = path
-        self._spans = _lines(path) if path.suffix == ".jsonl" else _elements(path)  # (N, 3) start, end, line
+        self._array = path.suffix != ".jsonl" if array is None else array
+        self._spans = _elements(path) if self._array else _lines(path)
         self._file: BinaryIO | None = None
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> Any:
-        start, end, _ = (int(number) for number in self._spans[index])
-        if end - start > MAX_BYTES:
+        start, length, _ = self._spans[index]
+        if length > MAX_BYTES:
             problem = f"longer than {MAX_BYTES >> 20} MiB; keep pictures in files, and one sample on each line"
             raise BadSample("json", problem, self.place(index))
         if self._file is None:
             self._file = self.path.open("rb")
         self._file.seek(start)
-        return parse(self._file.read(end - start), self.place(index))
+        return parse(self._file.read(length), self.place(index))
 
     def outline(self, index: int) -> Any:
         """The row; in a line nothing can be skipped."""
@@ -127,15 +133,15 @@ class Rows:
     def place(self, index: int) -> str:
         """`data.jsonl:12`; in an array, many samples may stand on one line: `data.json:1 (sample 12)`."""
         line = f"{self.path}:{self._spans[index][2]}"
-        return line if self.path.suffix == ".jsonl" else f"{line} (sample {index + 1})"
+        return f"{line} (sample {index + 1})" if self._array else line
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
 
 
-def _lines(path: Path) -> NDArray[np.int64]:
-    """Where the non-empty lines are: (N, 3) of start, end, line number."""
-    spans: list[tuple[int, int, int]] = []
+def _lines(path: Path) -> Spans:
+    """Where the non-empty lines are."""
+    spans = Spans()
     start = position = number = 0
     with path.open("rb") as file:
         while piece := file.readline(MAX_BYTES):  # a longer line comes in several pieces
@@ -143,41 +149,77 @@ def _lines(path: Path) -> NDArray[np.int64]:
             if piece.endswith(b"\n") or len(piece) < MAX_BYTES:
                 number += 1
                 if position - start > len(piece) or not piece.isspace():
-                    spans.append((start, position - len(piece) + len(piece.rstrip()), number))
+                    spans.append(start, position - len(piece) + len(piece.rstrip()), number)
                 start = position
         if position > start:
-            spans.append((start, position, number + 1))
-    return np.array(spans, np.int64).reshape(-1, 3)
+            spans.append(start, position, number + 1)
+    return spans
 
 
-def _elements(path: Path) -> NDArray[np.int64]:
-    """Where the elements of one top-level JSON array are: (N, 3) of start, end, line number."""
+def _elements(path: Path) -> Spans:
+    """Where the elements of one top-level JSON array are."""
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty; expected a JSON array of samples.")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        spans = list(_split_array(data, path))
-    return np.array(spans, np.int64).reshape(-1, 3)
+    spans = Spans()
+    with path.open("rb") as file:
+        for span in _split_array(file, path):
+            spans.append(*span)
+    return spans
 
 
-def _split_array(data: mmap.mmap, path: Path) -> Iterator[tuple[int, int, int]]:
-    depth, start, line, counted = 0, 0, 1, 0
-    for token in _TOKENS.finditer(data):
-        mark, end = token[0], token.start()
-        if depth == 0 and (start or mark != b"[" or data[:end].strip()):
-            break  # text before or after the one array
-        if mark in (b"[", b"{"):
-            depth += 1
-            if depth == 1:
-                start = token.end()
-        elif mark in (b"]", b"}"):
-            depth -= 1
-        if (mark == b"," and depth == 1) or (mark == b"]" and depth == 0):
-            element = data[start:end]
-            if mark == b"," or element.strip():
-                first = end - len(element.lstrip())
-                line += data[counted:first].count(b"\n")
-                counted = first
-                yield first, end, line
-            start = token.end()
-    if depth or not start or data[start:].strip():
-        raise BadInput(f"{path}: not one complete JSON array of samples; for one sample per line name the file .jsonl.")
+def _split_array(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
+    """Start, end and line of each element, piece by piece: nothing but the position is carried from one to the next."""
+    no_array = BadInput(
+        f"{path}: not one complete JSON array of samples; for one sample per line name the file .jsonl."
+    )
+    depth, line = 0, 1
+    in_string = closed = False
+    element: tuple[int, int] | None = None  # start and line of the one at hand, once its first byte is seen
+    data, base = b"", 0  # what is scanned, and where it stands in the file
+    position = 0
+    while piece := file.read(_PIECE):
+        base += position
+        data = data[position:] + piece  # at most a backslash whose character is in this piece
+        position = counted = 0
+        while position < len(data):
+            if in_string:
+                position = _skip(_IN_STRING, data, position)
+                if data[position : position + 1] != b'"':
+                    break
+                position, in_string = position + 1, False
+            if element is None:
+                position = _skip(_SPACE, data, position)
+                if position == len(data):
+                    break
+                if closed or (depth == 0 and data[position] != 0x5B):
+                    raise no_array
+                if depth == 1:
+                    line += data.count(b"\n", counted, position)
+                    counted = position
+                    element = base + position, line
+            if depth > 0:
+                position = _skip(_TO_COMMA if depth == 1 else _TO_BRACKET, data, position)
+            mark = data[position : position + 1]
+            if mark in (b"[", b"{"):
+                depth += 1
+            elif mark in (b"]", b"}"):
+                depth -= 1
+                closed = depth == 0
+            elif mark == b'"':
+                in_string = True
+            if element is not None and (closed or (mark == b"," and depth == 1)):
+                if mark == b"}" and closed:
+                    raise no_array
+                if not closed or element[0] < base + position:
+                    yield element[0], base + position, element[1]
+                element = None
+            position = min(position + 1, len(data))
+        line += data.count(b"\n", counted)
+    if not closed:
+        raise no_array
+
+
+def _skip(pattern: re.Pattern[bytes], data: bytes, position: int) -> int:
+    """Where the pattern, which may be empty, ends."""
+    match = pattern.match(data, position)
+    return match.end() if match else position

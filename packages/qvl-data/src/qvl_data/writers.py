@@ -1,0 +1,82 @@
+"""Writing samples into one file, whose suffix says what it becomes: Parquet, tar, or JSONL.
+
+    with open_writer(Path("train.parquet")) as out:
+        for sample in dataset:
+            out.write(sample)
+
+Pictures go along: inside Parquet and tar files, beside a JSONL file. The same samples always give the same bytes.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from qvl_core.errors import BadInput
+
+from .carry import beside, embedded
+from .errors import placed
+from .formats import Format, get_format
+from .job import complete
+from .sample import Sample
+
+SUFFIXES = (".parquet", ".tar", ".jsonl")
+
+
+class Writer(Protocol):
+    def write(self, sample: Sample) -> None:
+        """Add one sample. Raises BadSample if its pictures cannot be read, or the format cannot say it."""
+        ...
+
+
+@contextmanager
+def open_writer(file: Path, format: str = "qvl", columns: Mapping[str, str] | None = None) -> Iterator[Writer]:
+    """A writer of one data file, which gets its name once all is written; after an error there is none.
+
+    format   name of a format; Parquet and tar hold qvl samples
+    columns  columns of the data by field of the format, where they should have other names
+
+    What was called `file` is replaced. Raises BadInput.
+    """
+    check_target(file, format)
+    with complete(file) as part:
+        if file.suffix == ".jsonl":
+            with part.open("wb") as out:
+                yield _Lines(out, get_format(format, columns), file.parent)
+            return
+        from . import parquet, tar
+
+        with (parquet.Writer if file.suffix == ".parquet" else tar.Writer)(part) as writer:
+            yield _Embedding(writer)
+
+
+def check_target(file: Path, format: str = "qvl") -> None:
+    """Raise BadInput unless samples of `format` can be written to a file of this name."""
+    if file.suffix not in SUFFIXES:
+        raise BadInput(f"{file}: unknown kind of file; write {', '.join(SUFFIXES)}.")
+    if file.suffix != ".jsonl" and format != "qvl":
+        kind = {".parquet": "Parquet", ".tar": "a tar"}[file.suffix]
+        raise BadInput(f"{file}: {kind} holds qvl samples; for {format} name the file .jsonl.")
+
+
+class _Lines:
+    """One row of the format on each line; pictures and videos are laid into `folder`."""
+
+    def __init__(self, out: BinaryIO, format: Format, folder: Path) -> None:
+        self._out, self._format, self._folder = out, format, folder
+
+    def write(self, sample: Sample) -> None:
+        with placed(sample):
+            row = self._format.write(beside(sample, self._folder))
+        self._out.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+class _Embedding:
+    """Pictures go inside, each with its size."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def write(self, sample: Sample) -> None:
+        self._writer.write(embedded(sample))
