@@ -39,6 +39,7 @@ REASONS = {
     "media_tag_in_answer": "an <image> or <video> tag in an answer",
     "media_tag_in_text": "an <image> or <video> tag that is plain text",
     "media_value": "something else where a picture or video should be",
+    "metaquery": "a row that is not sound in the format metaquery",
     "no_answer": "a conversation without an answer where one is needed",
     "no_question": "an answer without a question",
     "not_expressible": "a sample that the target format has no words for",

@@ -33,7 +33,7 @@ class Format(Protocol):
         ...
 
 
-_SHIPPED = ("qvl", "qwenvl", "openai", "edit")  # in the order in which a file is recognised
+_SHIPPED = ("qvl", "qwenvl", "openai", "metaquery", "edit")  # in the order in which a file is recognised
 _formats: dict[str, type[Format]] = {}
 F = TypeVar("F", bound=Format)
 
