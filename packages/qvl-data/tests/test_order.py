@@ -1,11 +1,12 @@
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvl_data.order import mix, order
+from qvl_data.order import mix, order, orders
 
 
 @settings(deadline=None, max_examples=60)
@@ -64,3 +65,14 @@ GOLDEN = [3, 6, 1, 8, 0, 9, 2, 4, 5, 7, 3, 9, 7, 5, 2, 1, 8, 4, 0, 6]
 def test_impossible_positions(position, n):
     with pytest.raises(ValueError, match="order needs"):
         order(0, position, n)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**64), st.lists(st.integers(0, 10**12), max_size=50), st.integers(1, 10**7))
+def test_many_positions_at_once_are_the_same_order(seed, positions, n):
+    assert orders(seed, np.array(positions, np.int64), n).tolist() == [order(seed, one, n) for one in positions]
+
+
+def test_many_impossible_positions():
+    with pytest.raises(ValueError, match="order needs"):
+        orders(0, np.array([3, -1]), 5)

@@ -1,5 +1,7 @@
 import json
 import pickle
+import shutil
+import time
 from collections import Counter
 
 import pytest
@@ -8,7 +10,7 @@ from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Source
 from qvl_data.convert import write_samples
 from qvl_data.errors import BadSample
-from qvl_data.sources import Item, Mixture
+from qvl_data.sources import Item, Mixture, read_sources, shared
 
 from .chats import build, picture
 
@@ -72,8 +74,114 @@ def test_subsets_are_fixed_random_choices(folder):
     assert len(more) == 20
     assert takes[0] < more  # a smaller choice is part of a larger one
     assert len(mixture(folder, ("c", {"percent": 1}))) == 1
+    assert list(mixture(folder, ("a", {"percent": 100})).items()) == list(mixture(folder, ("a", {})).items())
     with pytest.raises(BadInput, match=r"train\.parquet: take 41 of only 40 samples"):
         mixture(folder, ("a", {"take": 41}))
+
+
+def test_above_100_percent_is_a_weight(folder):
+    over = mixture(folder, ("a", {"percent": 250}), ("b", {}))
+    same = mixture(folder, ("a", {"weight": 2.5}), ("b", {}))
+    assert len(over) == 125
+    assert drawn(over, 4, range(300)) == drawn(same, 4, range(300))
+    assert mixture(folder, ("a", {"percent": 250, "weight": 0.2})).draws == (20,)
+
+
+def test_a_weight_that_draws_nothing_is_refused(folder):
+    with pytest.raises(BadInput, match=r"weight 0\.01 of 7 samples is less than one .* make it at least 0\.071429"):
+        mixture(folder, ("c", {"weight": 0.01}))
+    assert mixture(folder, ("c", {"weight": 0.071429})).draws == (1,)
+
+
+def test_parts_are_carved_from_the_only_split_without_overlap(folder):
+    file = folder / "a" / "train.parquet"
+    lists = {
+        name: Mixture(f"'{file}'[train:20,test:5,validation:15]", name) for name in ("train", "validation", "test")
+    }
+    chosen = {name: {item.index for item in mix.items()} for name, mix in lists.items()}
+    assert {name: len(indices) for name, indices in chosen.items()} == {"train": 20, "validation": 15, "test": 5}
+    assert len(set.union(*chosen.values())) == 40
+    assert chosen["train"] != set(range(20))
+    assert shared(lists) == []
+    again = Mixture(f"'{file}'[validation:15,test:5,train:20]", "test")  # the order of writing does not matter
+    assert {item.index for item in again.items()} == chosen["test"]
+    assert {item.index for item in drawn(lists["test"], 1, range(50))} == chosen["test"]
+    with pytest.raises(BadInput, match=r"train\.parquet: 30 train \+ 11 test of only 40 samples; lower the parts"):
+        Mixture(f"'{file}'[train:30,test:11]", "train")
+    with pytest.raises(BadInput, match="has no part for the list test; add test:COUNT"):
+        Mixture(f"'{file}'[train:30]", "test")
+
+
+def test_parts_of_a_folder_with_one_split_are_carved_from_it(folder, tmp_path):
+    shutil.copy(folder / "b" / "train.parquet", tmp_path / "all.parquet")
+    lists = {name: Mixture(f"'{tmp_path}'[train:20,test:5]", name) for name in ("train", "test")}
+    assert [len(mix) for mix in lists.values()] == [20, 5]
+    assert shared(lists) == []
+
+
+def test_parts_come_from_the_splits_where_there_are_such(folder, tmp_path):
+    lists = {name: Mixture(f"'{folder / 'a'}'[train:10,test:40]", name) for name in ("train", "test")}
+    assert [mix.datasets[0].file.stem for mix in lists.values()] == ["train", "test"]
+    assert [len(mix) for mix in lists.values()] == [10, 40]
+    with pytest.raises(BadInput, match=r"test\.parquet: 41 test of only 40 samples"):
+        Mixture(f"'{folder / 'a'}'[train:10,test:41]", "test")
+    with pytest.raises(BadInput, match='no split "validation", and which of test, train it should be carved from'):
+        Mixture(f"'{folder / 'a'}'[train:10,validation:5]", "train")
+    for name in ("train", "dev"):
+        shutil.copy(folder / "a" / "train.parquet", tmp_path / f"{name}.parquet")
+    assert Mixture(f"'{tmp_path}'[train:10,validation:5]", "validation").datasets[0].file.stem == "dev"
+
+
+def test_samples_that_two_lists_share_are_found(folder):
+    def lists(train, test):
+        return {"train": Mixture(train, "train"), "test": Mixture(test, "test")}
+
+    file = f"'{folder / 'a' / 'train.parquet'}'"
+    found = folder / "a" / "train.parquet"
+    assert shared(lists(file, file)) == [f"{found}: 40 samples are in train and in test"]
+    assert shared(lists(f"{file}%50", f"{file}%25")) == [f"{found}: 10 samples are in train and in test"]
+    assert shared(lists(f"{file}[train:30]", f"{file}[test:10]")) == [f"{found}: 10 samples are in train and in test"]
+    assert shared(lists(f"'{folder / 'a'}'", f"'{folder / 'a'}'")) == []
+
+
+def test_text_names_sources(folder):
+    a, b = folder / "a", folder / "b"
+    mix = Mixture(f"0.5*'{a}' + '{b}'[test]%20", "train")
+    assert mix.draws == (20, 5)
+    assert [dataset.file for dataset in mix.datasets] == [a / "train.parquet", b / "test.parquet"]
+    assert read_sources("a%50 + b", "c") == [
+        Source(source="a", percent=50), Source(source="b"), Source(source="c")
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match="position 3"):
+        Mixture("a%")
+
+
+@pytest.mark.parametrize("sizes", [[10**7], [6 * 10**6, 3 * 10**6, 10**6]])
+def test_ten_million_rows_open_and_resume_anywhere_at_once(sizes, monkeypatch):
+    """No row is touched: neither when the mixture is made nor when a position is located."""
+    monkeypatch.setattr("qvl_data.dataset.data_files", lambda path, split: (path,))
+    monkeypatch.setattr("qvl_data.dataset.open_rows", lambda path: Synthetic(int(path.name)))
+    started = time.process_time()
+    mix = Mixture([Source(source=str(size), weight=1.5) for size in sizes])
+    for position in (0, 10**7 - 1, 10**9, 10**12):
+        assert 0 <= mix.locate(7, position).index < max(sizes)
+    items = [mix.locate(7, position) for position in range(10**9, 10**9 + 2000)]
+    assert time.process_time() - started < 1
+    assert len({(item.source, item.index) for item in items}) > 1990
+    assert sum(item.source == 0 for item in items) == pytest.approx(2000 * sizes[0] / 10**7, abs=100)
+    assert mix.item(10**7 - 1) == Item(len(sizes) - 1, sizes[-1] - 1)
+
+
+class Synthetic:
+    """So many rows, none of which is ever read."""
+
+    format = "qvl"
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
 
 
 def test_locate_is_pure_and_survives_pickling(folder):

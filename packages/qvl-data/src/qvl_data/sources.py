@@ -1,6 +1,6 @@
 """Several sources as one endless sequence of samples: which sample stands at a position is computed, never stored.
 
-    mixture = Mixture(recipe.data.train, "train")
+    mixture = Mixture("2*digits%50 + receipts[train:1000,test:100]", "train")   # or recipe.data.train
     item = mixture.locate(seed, position)       # pure: the same in every process and after every restart
     sample = mixture.sample(item)
 
@@ -9,28 +9,37 @@ before one comes again, across epochs; the draws of all sources are shuffled tog
 """
 
 import hashlib
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qvl_core.errors import BadInput
+from qvl_core.recipe.sources import LISTS, parse_sources, spell
 
 from .augment import augmented, keeps_length
-from .dataset import Dataset
+from .dataset import Dataset, splits
 from .errors import placed
 from .media import MAX_PIXELS
-from .order import mix, order
+from .order import mix, orders
 from .sample import Sample
 
 if TYPE_CHECKING:
-    from qvl_core.recipe.blocks import Source
+    from qvl_core.recipe.blocks import Augment, Source
+
+    from .registry import Registered, Registry
 
 WHOLE_BYTES = 1 << 30
 """A Parquet file up to this size is read whole for its fingerprint."""
+
+BLOCK = 1024
+"""Positions that are located together: that costs about as much as locating thirty one by one."""
 
 _SUBSET, _EPOCH, _PASS, _AUGMENT = range(4)  # what a random choice is about, so that no two are the same
 
@@ -49,55 +58,101 @@ class Item:
 
 
 class Mixture:
-    """The sources of one list (`data.train`, ...). Picklable. Raises BadInput for what is wrong with a source."""
+    """The sources of one list (`data.train`, ...). Picklable. Raises BadInput for what is wrong with a source.
+
+    sources        as a recipe has them, or as text
+    default_split  name of the list: the split of sources that name none, and the part of `name[train:1000,test:100]`
+    registry       names that may stand for paths; default: those of the registry file in use (`registry.find`)
+    """
 
     def __init__(
         self,
-        sources: "Sequence[Source]",
+        sources: "Sequence[Source] | str",
         default_split: str = "train",
         media_root: str | Path | None = None,
         allow_root: Sequence[str | Path] = (),
         max_pixels: int = MAX_PIXELS,
+        registry: "Registry | None" = None,
     ) -> None:
-        if not sources:
+        from .registry import Registry
+
+        self.sources = tuple(read_sources(sources) if isinstance(sources, str) else sources)
+        if not self.sources:
             raise BadInput(f"data.{default_split}: no sources; name at least one.")
-        self.sources = tuple(sources)
-        self.datasets = tuple(
-            Dataset(
-                source.source,
-                source.split if source.split is not None or Path(source.source).is_file() else default_split,
-                source.format,
-                media_root,
-                allow_root,
-                max_pixels,
-                source.map,
-            )
-            for source in sources
-        )
-        self._sizes = [_size(source, dataset) for source, dataset in zip(self.sources, self.datasets, strict=True)]
-        draws = [max(1, round(source.weight * n)) for source, n in zip(self.sources, self._sizes, strict=True)]
-        self._ends = list(accumulate(draws))
-        self._draws = draws
+        names = Registry() if registry is None else registry
+        opened = [_open(source, default_split, names, media_root, allow_root, max_pixels) for source in self.sources]
+        self.datasets = tuple(one.dataset for one in opened)
+        self._rules = tuple(one.augment for one in opened)
+        self._firsts = [one.first for one in opened]
+        self.sizes = tuple(one.size for one in opened)
+        """Samples that are chosen of each source."""
+        self.draws = tuple(map(_draws, self.sources, self.sizes))
+        """Samples of each source in an epoch."""
+        self._ends = list(accumulate(self.draws))
+        self._forget()
 
     def __len__(self) -> int:
         """Samples per epoch."""
         return self._ends[-1]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_blocks", "_listed")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._blocks: dict[tuple[int, int], list[Item]] = {}
+        self._listed: dict[int, NDArray[np.int64]] = {}
+
     def locate(self, seed: int, position: int) -> Item:
         """What stands at `position` (0, 1, ..., without end) of the order that `seed` gives."""
-        epoch = position // len(self)
-        slot = order(mix(seed, _EPOCH), position, len(self))
-        source = bisect_right(self._ends, slot)
-        within = slot - (self._ends[source] - self._draws[source])
-        draw = epoch * self._draws[source] + within
-        chosen = order(mix(seed, _PASS, source), draw, self._sizes[source])
-        return Item(source, self._original(source, chosen), draw // self._sizes[source], seed)
+        number, place = divmod(position, BLOCK)
+        block = self._blocks.get((seed, number))
+        if block is None:
+            if len(self._blocks) == 8:
+                del self._blocks[next(iter(self._blocks))]  # the oldest
+            block = self._blocks[seed, number] = self.located(seed, range(number * BLOCK, (number + 1) * BLOCK))
+        return block[place]
 
-    def items(self) -> Iterator[Item]:
+    def located(self, seed: int, positions: Sequence[int]) -> "list[Item]":
+        """What stands at each of many positions, computed together."""
+        wanted = np.asarray(positions, np.int64)
+        epoch = wanted // len(self)
+        slot = orders(mix(seed, _EPOCH), wanted, len(self))
+        sources = np.searchsorted(self._ends, slot, side="right")
+        found: list[Item | None] = [None] * len(wanted)
+        for source in np.unique(sources).tolist():
+            here = np.flatnonzero(sources == source)
+            within = slot[here] - (self._ends[source] - self.draws[source])
+            draw = epoch[here] * self.draws[source] + within
+            chosen = orders(mix(seed, _PASS, source), draw, self.sizes[source])
+            index, passes = self._originals(source, chosen), draw // self.sizes[source]
+            for place, one, pass_number in zip(here.tolist(), index.tolist(), passes.tolist(), strict=True):
+                found[place] = Item(source, one, pass_number, seed)
+        return found  # type: ignore[return-value]  # every place belongs to one source
+
+    def items(self) -> "Iterator[Item]":
         """Every chosen sample once, source by source, without augmentation: the order of evaluations."""
-        for source, size in enumerate(self._sizes):
-            chosen = sorted(self._original(source, i) for i in range(size))
-            yield from (Item(source, index) for index in chosen)
+        return map(self.item, range(self.chosen))
+
+    @property
+    def chosen(self) -> int:
+        """How many samples are chosen of all sources together: the length of `items`."""
+        return sum(self.sizes)
+
+    def item(self, number: int) -> Item:
+        """Entry `number` of `items`."""
+        source = 0
+        while number >= self.sizes[source]:
+            number -= self.sizes[source]
+            source += 1
+        if self._is_whole(source):
+            return Item(source, number)
+        if source not in self._listed:
+            self._listed[source] = np.sort(self._originals(source, np.arange(self.sizes[source])))
+        return Item(source, int(self._listed[source][number]))
 
     def sample(self, item: Item) -> Sample:
         """The sample of one draw; its pictures open augmented as the source says. Raises BadSample."""
@@ -109,7 +164,7 @@ class Mixture:
 
     def keeps_length(self, item: Item, sample: Sample) -> bool:
         """Whether the sample of this draw has the same length in every pass over its source."""
-        rules = self.sources[item.source].augment
+        rules = self._rules[item.source]
         return rules is None or item.pass_number is None or keeps_length(rules, sample)
 
     def place(self, item: Item) -> str:
@@ -124,32 +179,181 @@ class Mixture:
         """
         digest = hashlib.sha256()
         for dataset in self.datasets:
-            status = dataset.file.stat()
-            digest.update(_digest(dataset.file, status.st_size, status.st_mtime_ns))
+            for file in dataset.files:
+                status = file.stat()
+                digest.update(_digest(file, status.st_size, status.st_mtime_ns))
         return digest.hexdigest()
 
     def _augmented(self, sample: Sample, item: Item) -> Sample:
-        rules = self.sources[item.source].augment
+        rules = self._rules[item.source]
         if rules is None or item.pass_number is None:
             return sample
         with placed(sample):
             return augmented(sample, rules, item.seed, _AUGMENT, item.pass_number, item.source, item.index)
 
-    def _original(self, source: int, chosen: int) -> int:
-        """Index in the file of the chosen-th sample of a source's fixed random subset."""
-        count = len(self.datasets[source])
-        return chosen if self._sizes[source] == count else order(_SUBSET, chosen, count)
+    def _is_whole(self, source: int) -> bool:
+        return self.sizes[source] == len(self.datasets[source])
+
+    def _originals(self, source: int, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices in the file of the chosen-th samples of a source's fixed random subset."""
+        if self._is_whole(source):
+            return chosen
+        return orders(_SUBSET, self._firsts[source] + chosen, len(self.datasets[source]))
 
 
-def _size(source: "Source", dataset: Dataset) -> int:
+def read_sources(*texts: str) -> "list[Source]":
+    """The sources that texts such as `2*digits%50 + receipts` name. Raises BadInput."""
+    from qvl_core.recipe.blocks import Source
+
+    return [Source(**fields) for text in texts for fields in parse_sources(text)]
+
+
+def shared(lists: Mapping[str, Mixture]) -> list[str]:
+    """A sentence for each file of which two lists have samples in common: what is learned would be measured."""
+    found = []
+    for (one, a), (other, b) in combinations(lists.items(), 2):
+        for i, first in enumerate(a.datasets):
+            for j, second in enumerate(b.datasets):
+                if first.files == second.files and (count := _common(a, i, b, j)):
+                    found.append(f"{first.file}: {count} samples are in {one} and in {other}")
+    return found
+
+
+def _common(a: Mixture, i: int, b: Mixture, j: int) -> int:
+    """Subsets are stretches of one fixed random order."""
+    start = max(a._firsts[i], b._firsts[j])
+    return max(0, min(a._firsts[i] + a.sizes[i], b._firsts[j] + b.sizes[j]) - start)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The data of one source; samples `first` to `first + size` of its fixed random order are chosen."""
+
+    dataset: Dataset
+    first: int
+    size: int
+    augment: "Augment | None"
+
+
+def _open(
+    source: "Source",
+    list_name: str,
+    registry: "Registry",
+    media_root: str | Path | None,
+    allow_root: Sequence[str | Path],
+    max_pixels: int,
+) -> _Opened:
+    named = _named(source.source, registry)
+    path, split, carved = _find(source, list_name, named)
+    entry = named.entry if named else None
+    dataset = Dataset(
+        path,
+        split,
+        source.format or (entry.format if entry else None),
+        (named.media_root if named else None) or media_root,
+        (*allow_root, *(named.allow_root if named else ())),
+        max_pixels,
+        source.map or (entry.map if entry else None),
+    )
+    first, size = _subset(source, list_name, carved, dataset)
+    augment = source.augment or (entry.augment if entry and list_name == "train" else None)
+    return _Opened(dataset, first, size, augment)
+
+
+def _named(name: str, registry: "Registry") -> "Registered | None":
+    """The registered data set of that name. Raises BadInput where a path has the same name, or nothing is close."""
+    path = Path(name)
+    if name in registry:
+        named = registry[name]
+        if path.exists() and not any(path.resolve() == own.resolve() for own in named.paths.values()):
+            raise BadInput(
+                f'{name}: a registered data set ({named.place}) and a path are both called so; write "./{name}" for '
+                "the path, or rename the entry."
+            )
+        return named
+    if not path.exists() and (close := registry.close(name)):
+        raise BadInput(f'{name}: no registered data set, file or folder is called so; did you mean "{close}"?')
+    return None
+
+
+def _find(source: "Source", list_name: str, named: "Registered | None") -> tuple[Path, str | None, bool]:
+    """Path and split of a source, and whether the parts of several lists lie in that one split. Raises BadInput."""
+    paths: Mapping[str | None, Path] = named.paths if named else {None: Path(source.source)}
+    wanted = source.split or (named.entry.split if named else None)
+    if None in paths:
+        path = paths[None]
+        if path.is_file():
+            return path, source.split, True
+        available: dict[str, tuple[Path, str | None]] = {
+            name: (path, name) for name in (splits(path) if path.is_dir() else ())
+        }
+    else:
+        available = {str(name): (path, None) for name, path in paths.items()}
+    if source.parts is not None and wanted is None:
+        _check_part(source, list_name)
+        if len(available) == 1 and not all(_named_split(available, part) for part in source.parts):
+            return *next(iter(available.values())), True
+        if available and (missing := [part for part in source.parts if not _named_split(available, part)]):
+            raise BadInput(
+                f'{source.source}: no split "{missing[0]}", and which of {", ".join(available)} it should be carved '
+                "from cannot be told; name parts that are there, or one split and `take`."
+            )
+    name = wanted or list_name
+    if None in paths:
+        return paths[None], name, wanted is not None
+    split = _named_split(available, name)
+    if split is None:
+        raise BadInput(f'{source.source}: no split "{name}"; available: {", ".join(available)}.')
+    return *available[split], wanted is not None
+
+
+def _named_split(available: Mapping[str, Any], name: str) -> str | None:
+    """The split of that name; `val`, `valid` and `dev` are validation."""
+    if name in available:
+        return name
+    same = [other for other in ("validation", "val", "valid", "dev") if other in available]
+    return same[0] if name == "validation" and len(same) == 1 else None
+
+
+def _check_part(source: "Source", list_name: str) -> None:
+    if list_name not in (source.parts or ()):
+        raise BadInput(f"{spell(source.model_dump())}: has no part for the list {list_name}; add {list_name}:COUNT.")
+
+
+def _subset(source: "Source", list_name: str, carved: bool, dataset: Dataset) -> tuple[int, int]:
+    """First and number of the chosen samples in the fixed random order of a data set. Raises BadInput."""
     count = len(dataset)
+    if source.parts is not None:
+        _check_part(source, list_name)
+        given: dict[str, int] = dict(source.parts.items())
+        parts = {name: given[name] for name in LISTS if name in given}  # in the order of carving
+        if not carved:
+            parts = {list_name: parts[list_name]}
+        if sum(parts.values()) > count:
+            wanted = " + ".join(f"{part} {name}" for name, part in parts.items())
+            raise BadInput(f"{dataset.file}: {wanted} of only {count} samples; lower the parts.")
+        before = list(parts)[: list(parts).index(list_name)]
+        return sum(parts[name] for name in before), parts[list_name]
     if source.take is not None:
         if source.take > count:
             raise BadInput(f"{dataset.file}: take {source.take} of only {count} samples; lower `take`.")
-        return source.take
-    if source.percent is not None:
-        return max(1, round(count * source.percent / 100))
-    return count
+        return 0, source.take
+    if source.percent is not None and source.percent < 100:
+        return 0, max(1, round(count * source.percent / 100))
+    return 0, count
+
+
+def _draws(source: "Source", size: int) -> int:
+    """How many samples of a source with `size` chosen ones an epoch draws. Raises BadInput."""
+    weight = source.weight * max(1.0, (source.percent or 100) / 100)
+    draws = round(weight * size)
+    if draws == 0:
+        least = (math.floor(0.5 / size * 1e6) + 1) / 1e6
+        raise BadInput(
+            f"{source.source}: weight {weight:g} of {size} samples is less than one sample in an epoch; make it at "
+            f"least {least:g}, or remove the source."
+        )
+    return draws
 
 
 @lru_cache
