@@ -1,0 +1,263 @@
+"""Looking at every sample before anything is trained on it: what is wrong, where, and how to mend it.
+
+    found = validate(Path("photos.jsonl"))
+    found.bad, found.reasons["image_truncated"].count
+
+    validate(Path("photos"), out=Path("report"), quarantine=Path("bad"), fix_to=Path("clean"))
+
+Samples are checked in steps, in one process or several; then ids, samples and pictures are compared across all splits.
+What is kept in memory of a sample is 16 bytes for each of its id, content and pictures. With a folder to write to, a
+validation that was stopped goes on where it was. The data itself is never changed.
+"""
+
+import heapq
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qvl_core.errors import BadInput
+
+from ..dataset import Dataset
+from ..errors import Severity, severity
+from ..job import Job, complete
+from ..progress import track
+from ..walk import Step, open_splits, steps, walk
+from .across import Across, save
+from .checks import Checks
+from .finding import Finding, read_findings, to_line, write_findings
+from .mend import write_clean
+from .quarantine import write_quarantine
+from .work import Checked, Work
+
+__all__ = ["Finding", "Reason", "Validation", "read_findings", "validate"]
+
+SCHEMA = "qvl.validation/1"
+STEP = 500
+"""Samples that are checked between two records of the journal."""
+SHOWN = 3
+"""Findings of each reason that the result names."""
+WORK = ".validate"
+
+
+@dataclass
+class Reason:
+    """One reason: how bad it is, how often it was found, and the first findings as sentences."""
+
+    severity: Severity
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Validation:
+    """What was found.
+
+    samples    all samples, by split in `splits`
+    bad        samples with at least one error, and data files that cannot be read
+    warned     samples with warnings alone
+    pixels     whether pictures were decoded; else only their headers were read
+    mended     samples that were changed on the way to the clean set; None if none was asked for
+    left_out   samples that are not in the clean set; None if none was asked for
+    """
+
+    source: str
+    pixels: bool
+    samples: int = 0
+    bad: int = 0
+    warned: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, Reason] = field(default_factory=dict)
+    mended: int | None = None
+    left_out: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, `qvl.validation/1`."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Validation":
+        fields = {key: value for key, value in data.items() if key != "schema"}
+        return cls(**fields | {"reasons": {code: Reason(**reason) for code, reason in data["reasons"].items()}})
+
+
+def validate(
+    source: Path,
+    split: str | None = None,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    media_root: Path | None = None,
+    allow_root: Sequence[Path] = (),
+    pixels: bool = True,
+    model: Path | None = None,
+    max_length: int | None = None,
+    out: Path | None = None,
+    quarantine: Path | None = None,
+    fix_to: Path | None = None,
+    workers: int = 1,
+    fresh: bool = False,
+) -> Validation:
+    """Check every sample of a file, or of all splits of a folder.
+
+    pixels      decode every picture, and first and last frame of every video; else read headers only
+    model       folder of a model: tokens are counted, and what its chat template refuses is found
+    max_length  longest sample in tokens; needs `model`
+    out         folder for `findings.jsonl` and `validation.json`
+    quarantine  folder for the bad rows as they were, and their reasons
+    fix_to      folder for a data set (Parquet) of all samples without errors, and of those that can safely be mended
+    workers     processes; what comes out is the same for every number
+
+    Raises BadInput for arguments that make no sense and places that hold something else; bad data raises nothing.
+    """
+    if max_length is not None and model is None:
+        raise BadInput("--max-length counts tokens; name the model's folder with --model.")
+    reading = {"format": format, "columns": columns, "media_root": media_root, "allow_root": tuple(allow_root)}
+    run = partial(_validate, source, split, reading, pixels, model, max_length, workers)
+    folders = [folder for folder in (out, quarantine, fix_to) if folder is not None]
+    if not folders:
+        with tempfile.TemporaryDirectory(prefix="qvl-validate-") as place:
+            return run(Job(Path(place), "validate"), Path(place) / "findings.jsonl", None, None, None)
+    for folder in folders:
+        _check_place(folder, source)
+    options = {"split": split, **reading, "pixels": pixels, "model": model, "max_length": max_length}
+    options |= {"out": out, "quarantine": quarantine, "fix_to": fix_to}
+    asked = {key: _plain(value) for key, value in options.items()}
+    inputs = [source] if model is None else [source, model]
+    first, *others = [Job(folder / WORK, "validate", inputs, asked, fresh) for folder in folders]
+    if first.result is None:
+        findings = (out or first.home) / "findings.jsonl"
+        result = run(first, findings, out, quarantine, fix_to)
+        if findings.parent == first.home:
+            findings.unlink(missing_ok=True)
+        for job in others:
+            if job.result is None:
+                job.finish(result.to_dict())
+        first.finish(result.to_dict())
+    return Validation.from_dict(first.result)
+
+
+def _validate(
+    source: Path, split: str | None, reading: dict[str, Any], pixels: bool, model: Path | None, max_length: int | None,
+    workers: int, job: Job, findings: Path, out: Path | None, quarantine: Path | None, fix_to: Path | None,
+) -> Validation:  # fmt: skip
+    sets, broken = open_splits(source, split, **reading)
+    sets = dict(sorted(sets.items(), key=lambda item: item[0] != "train"))  # what is held out is told, not `train`
+    processor = None
+    if model is not None:
+        from ..processor import open_processor
+
+        processor = open_processor(model)
+    work = Work(sets, Checks(pixels, processor, max_length))
+    parts = job.home / "steps"
+    files = _check(work, job, parts, f"validate {source}", workers)
+    across = Across(sets, [(step.split, file.with_suffix(".npy")) for step, file in files])
+
+    def join() -> dict[str, Any]:
+        result = Validation(str(source), pixels, splits={name: len(data) for name, data in sets.items()})
+        result.samples = sum(result.splits.values())
+        whole = [Finding("data_file", str(error), str(source)) for error in broken]
+        whole += _unlicensed(sets, files, job)
+        single = (finding for _, file in files for finding in read_findings(file))
+        order = {name: number for number, name in enumerate(sets)}
+        merged = heapq.merge(single, across.findings(), key=lambda found: (order[found.split], found.index))
+        with complete(findings) as part, part.open("wb") as lines:
+            for finding in _counted(whole, merged, result):
+                lines.write(to_line(finding))
+        return result.to_dict()
+
+    result = Validation.from_dict(job.step("findings", join))
+    if quarantine is not None:
+        write_quarantine(sets, findings, quarantine, job)
+    if fix_to is not None:
+        result.mended, result.left_out = write_clean(work, across, findings, fix_to, job)
+    if out is not None:
+        with complete(out / "validation.json") as part:
+            part.write_text(_json(result), encoding="utf-8", newline="\n")
+    shutil.rmtree(parts, ignore_errors=True)
+    return result
+
+
+def _check(work: Work, job: Job, folder: Path, what: str, workers: int) -> list[tuple[Step, Path]]:
+    """Check what is not yet checked; the findings of each step (and, beside them, its hashes) in files, in order."""
+    files = [(step, folder / f"{number:07d}.jsonl") for number, step in enumerate(steps(work.sets, STEP))]
+    todo = [(step, file) for step, file in files if not job.is_done(str(step))]
+    target = dict(todo)
+    done = walk(work, target, workers)
+    for step, checked in track(done, what, len(files), len(files) - len(todo)):
+        job.step(str(step), partial(_keep, checked, target[step]))
+    return files
+
+
+def _keep(checked: Checked, file: Path) -> dict[str, int]:
+    with complete(file.with_suffix(".npy")) as part:
+        save(checked.hashes, part)
+    with complete(file) as part:
+        write_findings(checked.findings, part)
+    return {"unlicensed": checked.unlicensed, "unread": checked.unread}
+
+
+def _unlicensed(sets: Mapping[str, Dataset], files: list[tuple[Step, Path]], job: Job) -> Iterator[Finding]:
+    """A note for each split in which samples state no licence."""
+    for name, data in sets.items():
+        without = sum(job.step(str(step), _recorded)["unlicensed"] for step, _ in files if step.split == name)
+        if without:
+            said = (
+                f"{without:,} of {len(data):,} samples state no licence; state it (`meta.license`) where you know it."
+            )
+            yield Finding("license_missing", said, str(data.file), split=name)
+
+
+def _recorded() -> dict[str, int]:
+    raise AssertionError("every step is recorded by now")
+
+
+def _counted(whole: Iterable[Finding], merged: Iterable[Finding], result: Validation) -> Iterator[Finding]:
+    """The same findings, counted in `result` as they go by."""
+    at: tuple[str, int] | None = None
+    worst = ""
+    for finding in whole:
+        _count(finding, result)
+        result.bad += finding.severity == "error"
+        yield finding
+    for finding in merged:
+        if (finding.split, finding.index) != at:
+            at, worst = (finding.split, finding.index), ""
+        _count(finding, result)
+        if finding.severity == "error" and worst != "error":
+            result.bad += 1
+            result.warned -= worst == "warning"
+            worst = "error"
+        elif finding.severity == "warning" and not worst:
+            result.warned += 1
+            worst = "warning"
+        yield finding
+
+
+def _count(finding: Finding, result: Validation) -> None:
+    reason = result.reasons.setdefault(finding.reason, Reason(severity(finding.reason)))
+    reason.count += 1
+    if len(reason.first) < SHOWN:
+        reason.first.append(str(finding))
+
+
+def _check_place(folder: Path, source: Path) -> None:
+    if folder.exists() and not (folder / WORK).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder}: holds something else already; choose a new folder.")
+    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        raise BadInput(f"{folder}: lies inside the data that is validated; choose a folder outside of {source}.")
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON can hold it."""
+    if isinstance(value, Path):
+        return str(value)
+    return [str(path) for path in value] if isinstance(value, tuple) else value
+
+
+def _json(result: Validation) -> str:
+    return json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n"

@@ -1,0 +1,161 @@
+"""What is looked at in one sample: its turns, its texts, its media, its regions, its length.
+
+Everything that is wrong is told, not only the first of it. What cannot be trained on is an error; what can, but is
+seldom meant, is a warning (`errors.SEVERITY`).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import BadSample, TooLong
+from ..sample import Sample
+from .media import MediaCheck
+
+SPECIAL = re.compile(
+    r"<\|(?:endoftext|im_start|im_end|object_ref_start|object_ref_end|box_start|box_end|quad_start|quad_end"
+    r"|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
+)
+"""The special tokens of Qwen3-VL's tokenizer."""
+_TAG = re.compile(r"<(?:image|video)>")
+_TAGGED = ("qwenvl", "llava", "sharegpt")  # formats in which a tag that stays text was escaped on purpose
+_LOST = "\ufffd"
+
+
+@dataclass
+class Checks:
+    """Checks samples one by one.
+
+    pixels      decode every picture (and the first and last frame of every video); else read headers only
+    processor   counts tokens, if given (`qvl_data.processor.open_processor`)
+    max_length  longest sample in tokens
+    """
+
+    pixels: bool = True
+    processor: Any = None
+    max_length: int | None = None
+    media: MediaCheck = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.media = MediaCheck(self.pixels)
+
+    def problems(self, sample: Sample) -> tuple[list[BadSample], list[bytes | None]]:
+        """What is wrong with a sample, and of each of its media the hash of its content (None if it has none)."""
+        found = [*_turns(sample), *_texts(sample)]
+        sizes: dict[int, tuple[int, int]] = {}
+        keys: list[bytes | None] = [None] * len(sample.media)
+        for index in sorted(range(len(keys)), key=lambda i: sample.media[i].kind == "video"):  # after their frames
+            keys[index] = self.media.check(sample, index, sizes, found)
+        found.extend(_edit(sample, keys))
+        found.extend(_regions(sample, sizes))
+        if self.processor is not None and not any(error.reason in _UNCOUNTED for error in found):
+            found.extend(self._length(sample))
+        return found, keys
+
+    def _length(self, sample: Sample) -> Iterator[BadSample]:
+        from ..chat import length
+
+        try:
+            tokens = length(sample, self.processor)
+        except BadSample as error:
+            yield error
+            return
+        if self.max_length is not None and tokens > self.max_length:
+            yield TooLong("too_long", f"{tokens} tokens is over the limit of {self.max_length}; shorten or split it")
+
+
+_UNCOUNTED = {"media_in_answer", "weight", "media_size", "video_fps", "video_file", "video_frames"}
+"""What `chat.length` would tell again."""
+
+
+def _turns(sample: Sample) -> Iterator[BadSample]:
+    """Questions and answers that are there."""
+    answers = [message for message in sample.messages if message.role == "assistant"]
+    if sample.task == "chat":
+        if not answers:
+            yield BadSample("no_answer", "no assistant turn; add an answer or remove the sample")
+        elif not any(message.trained for message in answers):
+            problem = (
+                "no answer is learned from (train is false, or weight 0, in all); let one be learned, or remove it"
+            )
+            yield BadSample("nothing_to_learn", problem)
+        first = next((message.role for message in sample.messages if message.role != "system"), None)
+        if first == "assistant":
+            yield BadSample("no_question", "an answer stands before any question; add the user turn that it answers")
+    for number, message in enumerate(sample.messages):
+        empty = not any(part.type != "text" or (part.text or "").strip() for part in message.parts)
+        if message.trained and sample.task == "chat":
+            if empty:
+                problem = f"messages[{number}] is an empty answer; write one, or remove the turn"
+                yield BadSample("empty_answer", problem)
+            if any(part.media is not None for part in message.parts):
+                problem = f"messages[{number}] is an answer and holds a picture, which Qwen3-VL cannot write"
+                yield BadSample("media_in_answer", f"{problem}; set its `train` to false")
+            if message.weight not in (None, 1):
+                problem = f"messages[{number}] has weight {message.weight:g}; only 0 and 1 are supported"
+                yield BadSample("weight", problem)
+        elif message.role == "user" and empty:
+            yield BadSample("empty_question", f"messages[{number}] is an empty question; write it, or remove the turn")
+
+
+def _texts(sample: Sample) -> Iterator[BadSample]:
+    """Texts that say something else to the machine than to their writer; each kind is told once, at its first place."""
+    special, tags, lost = [], [], []
+    for where, text in _written(sample):
+        if "<" in text:
+            special += [(where, token) for token in SPECIAL.findall(text)]
+            tags += [(where, tag) for tag in _TAG.findall(text)]
+        if _LOST in text:
+            lost.append(where)
+    if special:
+        said = f"{special[0][0]} holds {special[0][1]} as text{_more(special)}; it is taken for text, not for the token"
+        yield BadSample("special_token_in_text", f"{said}: remove it, unless that is meant")
+    if tags and sample.meta.format not in _TAGGED:
+        said = f"{tags[0][0]} holds {tags[0][1]} as text{_more(tags)}, which stands for no picture"
+        yield BadSample("media_tag_in_text", f"{said}; make it a part of its own, or remove it")
+    if lost:
+        said = f"{lost[0]} holds U+FFFD{_more(lost)}, what is left of characters that were read in a wrong encoding"
+        yield BadSample("lost_characters", f"{said}; write the text anew from its source")
+
+
+def _more(found: list[Any]) -> str:
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+
+
+def _written(sample: Sample) -> Iterator[tuple[str, str]]:
+    """Every text of a sample with where it stands."""
+    for m, message in enumerate(sample.messages):
+        for p, part in enumerate(message.parts):
+            if part.text:
+                yield f"messages[{m}].parts[{p}]", part.text
+    if sample.edit is not None:
+        for name in ("instruction", "inverse"):
+            for lang, text in (getattr(sample.edit, name) or {}).items():
+                yield f"edit.{name}.{lang}", text
+    for r, region in enumerate(sample.regions):
+        if region.label:
+            yield f"regions[{r}].label", region.label
+
+
+def _edit(sample: Sample, keys: list[bytes | None]) -> Iterator[BadSample]:
+    if sample.edit is None:
+        return
+    if not any(text.strip() for text in sample.edit.instruction.values()):
+        yield BadSample("empty_question", "an edit without an instruction; write one, or remove the sample")
+    target = keys[sample.edit.target]
+    if target is not None and target in [keys[source] for source in sample.edit.sources]:
+        problem = "the target is the same file as a source, so there is nothing to edit; replace one of them"
+        yield BadSample("edit_unchanged", problem)
+
+
+def _regions(sample: Sample, sizes: dict[int, tuple[int, int]]) -> Iterator[BadSample]:
+    """Regions that do not lie inside their picture, as far as its size is known."""
+    for number, region in enumerate(sample.regions):
+        if region.media not in sizes:
+            continue
+        width, height = sizes[region.media]
+        xs, ys = region.xy[0::2], region.xy[1::2]
+        if min(xs) < 0 or min(ys) < 0 or max(xs) > width or max(ys) > height:
+            found = f"regions[{number}] {list(region.xy)} lies outside its picture of {width} x {height} pixels"
+            yield BadSample("region_outside", f"{found}; write absolute pixels of the upright picture")

@@ -1,0 +1,84 @@
+"""What is looked at in a picture or a video: whether it can be opened, its shape, what it states, its content."""
+
+import hashlib
+from dataclasses import dataclass
+
+from ..errors import BadSample
+from ..media import data_url, image_size, locate, media_name
+from ..sample import Media, Sample
+from ..tokens import Images, Videos
+
+_SHAPES, _CLIPS = Images(), Videos()
+
+
+@dataclass
+class MediaCheck:
+    """Opens media.
+
+    pixels   decode pictures whole; else read headers only
+    """
+
+    pixels: bool
+
+    def check(
+        self, sample: Sample, index: int, sizes: dict[int, tuple[int, int]], found: list[BadSample]
+    ) -> bytes | None:
+        """The key of a medium (see `_key`); adds its upright size to `sizes` and what is wrong with it to `found`."""
+        media = sample.media[index]
+        try:
+            if media.kind == "image":
+                sizes[index] = self._picture(sample, media)
+                return _key(sample, media, self.pixels)
+            self._clip(media, sizes)
+        except BadSample as error:
+            found.append(error)
+        return None
+
+    def _picture(self, sample: Sample, media: Media) -> tuple[int, int]:
+        opener = sample.opener
+        if self.pixels:
+            size = opener.open(media).size
+        else:
+            size = image_size(media, opener.root, opener.allow_root, opener.max_pixels)
+            if None not in (media.width, media.height) and size != (media.width, media.height):
+                said = f"is {size[0]} x {size[1]} pixels upright, not {media.width} x {media.height} as stated"
+                raise BadSample("media_stated_size", f"{said}; correct its width and height", media_name(media))
+        try:
+            _SHAPES.resized(*size)
+        except ValueError as error:
+            raise BadSample("media_size", str(error), media_name(media)) from None
+        return size
+
+    def _clip(self, media: Media, sizes: dict[int, tuple[int, int]]) -> None:
+        """A video given as frames, which stand before it."""
+        frames = media.video.frames if media.video else None
+        if frames is None:
+            return
+        if media.video is None or media.video.fps is None:
+            problem = "a video given as frames needs `fps`, the frames per second"
+            raise BadSample("video_fps", problem, media_name(media))
+        known = {sizes[frame] for frame in frames if frame in sizes}
+        if len(known) > 1:
+            raise BadSample("video_frames", "the frames of a video must have one size; resize them", media_name(media))
+        try:
+            for size in known:
+                _CLIPS.resized(len(frames), *size)
+        except ValueError as error:
+            raise BadSample("media_size", str(error), media_name(media)) from None
+
+
+def _key(sample: Sample, media: Media, content: bytes | bool) -> bytes:
+    """What two equal pictures have in common: a hash of the file; without `content` of its path, where it has one."""
+    if media.bytes is not None:
+        return _digest(media.bytes)
+    if media.path is None:
+        url = media.url or ""
+        return _digest(data_url(url)[1] if url.startswith("data:") else url.encode())
+    if not content:
+        return _digest(media.path.encode("utf-8", "surrogatepass"))
+    with locate(media.path, sample.opener.root, sample.opener.allow_root).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
