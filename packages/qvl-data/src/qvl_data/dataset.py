@@ -166,6 +166,12 @@ class Shards:
         shard, row = self._find(index)
         return shard.place(row)
 
+    def raw(self, index: int) -> bytes | None:
+        """The row as it stands in its file, where that is text."""
+        shard, row = self._find(index)
+        raw: bytes | None = shard.raw(row) if hasattr(shard, "raw") else None
+        return raw
+
     def _find(self, index: int) -> tuple[Rows, int]:
         shard = bisect_right(self._starts, index) - 1
         return self._shards[shard], index - self._starts[shard]

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from .sample import Sample
 
 REASONS = {
+    "column": "a column that is not there",
     "coordinates": "coordinates in a text that cannot be read in their space",
     "data_file": "a data file, or a part of it, that cannot be read at all",
-    "column": "a column that is not there",
     "data_url": "a data: URL that is no sound base64",
     "duplicate_id": "an id that an earlier sample has",
     "duplicate_sample": "the same text and pictures as an earlier sample of the split",
+    "edit": "a row that is not sound in the format edit",
     "edit_unchanged": "an edit whose target is the same picture as a source",
     "empty_answer": "an answer without text",
     "empty_question": "a user turn, or an instruction, without text and pictures",
-    "edit": "a row that is not sound in the format edit",
     "format": "a row in no known format",
     "image_format": "no picture, or one of a kind that is not read",
     "image_too_large": "a picture over the limit of pixels",
@@ -59,9 +59,14 @@ REASONS = {
     "template": "a conversation that the chat template refuses",
     "too_long": "more tokens than the limit",
     "unexpected": "a sample at which a check itself failed; please report it",
-    "video_file": "a video file that cannot be read",
-    "video_fps": "frames without a frame rate",
-    "video_frames": "frames of different sizes",
+    "video_count": "a video file that holds more or fewer frames than it states",
+    "video_cut": "a start and end between which a video shows nothing",
+    "video_format": "no video file, or one of a kind that is not read",
+    "video_fps": "a video, or frames, without a frame rate",
+    "video_frames": "a video without frames, or with frames of different sizes",
+    "video_stream": "a video file that holds only sound",
+    "video_too_large": "a video file over the limit of bytes, frames, seconds or pixels",
+    "video_truncated": "a video file that is cut off or damaged",
     "weight": "a weight of an answer that is not supported",
 }
 """Every reason code with what it means; `validate` counts by them, and the documentation lists them. Sorted."""
@@ -75,6 +80,7 @@ SEVERITY: dict[str, Severity] = {
     "lost_characters": "warning",
     "media_tag_in_text": "warning",
     "no_question": "warning",
+    "region_beyond": "warning",
     "special_token_in_text": "warning",
     "split_leak": "warning",
 }

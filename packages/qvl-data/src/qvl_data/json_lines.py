@@ -126,6 +126,13 @@ class Rows:
         self._file.seek(start)
         return parse(self._file.read(length), self.place(index))
 
+    def raw(self, index: int) -> bytes:
+        """The row as it stands in the file; of one that is too long, its beginning."""
+        start, length, _ = self._spans[index]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
     def outline(self, index: int) -> Any:
         """The row; in a line nothing can be skipped."""
         return self[index]

@@ -7,9 +7,11 @@ seldom meant, is a warning (`errors.SEVERITY`).
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..errors import BadSample, TooLong
+from ..grounding import check as check_regions
 from ..sample import Sample
 from .media import MediaCheck
 
@@ -21,6 +23,12 @@ SPECIAL = re.compile(
 _TAG = re.compile(r"<(?:image|video)>")
 _TAGGED = ("qwenvl", "llava", "sharegpt")  # formats in which a tag that stays text was escaped on purpose
 _LOST = "\ufffd"
+
+
+def _size(sizes: dict[int, tuple[int, int]], index: int) -> tuple[int, int]:
+    if index not in sizes:
+        raise BadSample("media_missing", "was not opened")  # and that is told already
+    return sizes[index]
 
 
 @dataclass
@@ -48,7 +56,7 @@ class Checks:
         for index in sorted(range(len(keys)), key=lambda i: sample.media[i].kind == "video"):  # after their frames
             keys[index] = self.media.check(sample, index, sizes, found)
         found.extend(_edit(sample, keys))
-        found.extend(_regions(sample, sizes))
+        found.extend(check_regions(sample, partial(_size, sizes)))
         if self.processor is not None and not any(error.reason in _UNCOUNTED for error in found):
             found.extend(self._length(sample))
         return found, keys
@@ -147,15 +155,3 @@ def _edit(sample: Sample, keys: list[bytes | None]) -> Iterator[BadSample]:
     if target is not None and target in [keys[source] for source in sample.edit.sources]:
         problem = "the target is the same file as a source, so there is nothing to edit; replace one of them"
         yield BadSample("edit_unchanged", problem)
-
-
-def _regions(sample: Sample, sizes: dict[int, tuple[int, int]]) -> Iterator[BadSample]:
-    """Regions that do not lie inside their picture, as far as its size is known."""
-    for number, region in enumerate(sample.regions):
-        if region.media not in sizes:
-            continue
-        width, height = sizes[region.media]
-        xs, ys = region.xy[0::2], region.xy[1::2]
-        if min(xs) < 0 or min(ys) < 0 or max(xs) > width or max(ys) > height:
-            found = f"regions[{number}] {list(region.xy)} lies outside its picture of {width} x {height} pixels"
-            yield BadSample("region_outside", f"{found}; write absolute pixels of the upright picture")

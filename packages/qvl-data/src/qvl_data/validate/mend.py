@@ -5,7 +5,7 @@
 
 Mended are: an id that is given twice (the later one gets its number as a suffix), a box that reaches over the border of
 its picture (cut off there), a stated size that is wrong (the real one), a byte order mark (left away). Everything else
-with an error is left out. Warnings change nothing.
+with an error is left out. Other warnings change nothing.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,11 @@ from qvl_core.errors import BadInput
 from ..carry import embedded
 from ..dataset import Dataset
 from ..errors import BadSample, severity
+from ..grounding import clip
 from ..job import Job, complete
 from ..json_lines import parse
 from ..parquet import Writer
-from ..sample import Region, Sample
+from ..sample import Sample
 from ..shards import Shard, plan
 from .across import Across
 from .checks import Checks
@@ -34,7 +35,13 @@ from .finding import Finding, read_findings
 from .quarantine import row_of
 from .work import Work, hash_of, read
 
+MENDED = ("json", "duplicate_id", "region_beyond", "media_stated_size")
+"""Reasons that can be mended without guessing (json: only a byte order mark)."""
 _BOM = b"\xef\xbb\xbf"
+
+
+def _is_fault(finding: Finding) -> bool:
+    return finding.severity == "error" or finding.reason in MENDED
 
 
 def write_clean(work: Work, across: Across, findings: Path, folder: Path, job: Job) -> tuple[int, int]:
@@ -73,10 +80,10 @@ class Mender:
         lines = []
         with complete(folder / shard.name) as part, Writer(part) as writer:
             for index in shard.indices:
-                errors = [finding for finding in found.get(index, ()) if finding.severity == "error"]
+                faults = [finding for finding in found.get(index, ()) if _is_fault(finding)]
                 place = data.rows.place(index)
                 try:
-                    sample, changes = self._mended(data, shard.split, index, errors)
+                    sample, changes = self._mended(data, shard.split, index, faults)
                     writer.write(embedded(sample))
                 except BadInput as error:
                     left_out += 1
@@ -88,13 +95,13 @@ class Mender:
             part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
         return {"mended": mended, "left_out": left_out}
 
-    def _mended(self, data: Dataset, split: str, index: int, errors: list[Finding]) -> tuple[Sample, list[str]]:
-        """The sample without its errors, and what was changed. Raises BadSample if that cannot be done."""
+    def _mended(self, data: Dataset, split: str, index: int, faults: list[Finding]) -> tuple[Sample, list[str]]:
+        """The sample without its faults, and what was changed. Raises BadSample if that cannot be done."""
         changes: list[str] = []
-        for error in errors:
-            if error.reason not in ("json", "duplicate_id", "region_outside", "media_stated_size"):
-                raise BadSample(error.reason, error.problem)
-        reasons = {error.reason for error in errors}
+        for fault in faults:
+            if fault.reason not in MENDED:
+                raise BadSample(fault.reason, fault.problem)
+        reasons = {fault.reason for fault in faults}
         if "json" in reasons:
             sample = _without_mark(data, index)
             changes.append("the byte order mark was left away")
@@ -102,13 +109,13 @@ class Mender:
             sample = read(data, index)
         if "media_stated_size" in reasons:
             sample = self._sized(sample, changes)
-        if "region_outside" in reasons:
+        if "region_beyond" in reasons:
             sample = _clipped(sample, changes)
         if "duplicate_id" in reasons:
             new = self._new_id(sample.id, self.across.number(split, index))
             changes.append(f"id {sample.id!r} is now {new!r}")
             sample = _changed(sample, id=new)
-        if errors:
+        if faults:
             for problem in self._headers.problems(sample)[0]:
                 if severity(problem.reason) == "error":
                     raise problem
@@ -147,17 +154,14 @@ def _without_mark(data: Dataset, index: int) -> Sample:
 
 
 def _clipped(sample: Sample, changes: list[str]) -> Sample:
-    regions = []
-    for number, region in enumerate(sample.regions):
-        width, height = sample.opener.size(sample.media[region.media])
-        xy = tuple(min(max(value, 0.0), float((width, height)[i % 2])) for i, value in enumerate(region.xy))
-        if xy != region.xy:
-            if region.kind != "box" or xy[0] >= xy[2] or xy[1] >= xy[3]:
-                said = f"regions[{number}] {list(region.xy)} lies outside its picture; correct it"
-                raise BadSample("region_outside", said)
-            changes.append(f"regions[{number}] {list(region.xy)} is cut to {list(xy)}")
-            region = Region.model_validate({**region.model_dump(), "xy": xy})
-        regions.append(region)
+    regions = list(sample.regions)
+    for number, region in enumerate(regions):
+        cut = clip(region, *sample.opener.size(sample.media[region.media]))
+        if cut is None:
+            raise BadSample("region_outside", f"regions[{number}] lies outside its picture; correct or remove it")
+        if cut.xy != region.xy:
+            changes.append(f"regions[{number}] {list(region.xy)} is cut to {list(cut.xy)}")
+            regions[number] = cut
     return _changed(sample, regions=tuple(regions))
 
 

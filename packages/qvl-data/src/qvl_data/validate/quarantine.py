@@ -2,6 +2,8 @@
 
 DIR/train.jsonl            the bad rows of the split, one on each line, verbatim where the data is JSON
 DIR/reasons/train.jsonl    for each of them its line, the place it came from, and what is wrong with it
+
+A row that is over 16 MiB, or lies in a damaged part of its file, has no line: it stays where it is.
 """
 
 import base64
@@ -16,6 +18,7 @@ from qvl_core.errors import BadInput
 
 from ..dataset import Dataset, Rows
 from ..job import Job, complete
+from ..spans import MAX_BYTES
 from .finding import Finding, read_findings
 
 
@@ -57,9 +60,12 @@ def _write_split(split: str, data: Dataset, findings: Path, folder: Path) -> int
 
 
 def row_of(rows: Rows, index: int) -> bytes | None:
-    """A row on one line: as it stands in the data where that is JSON, else as JSON; None if it cannot be read."""
-    if (raw := getattr(rows, "raw", None)) is not None and (line := raw(index)) is not None:
-        return bytes(line).replace(b"\r\n", b" ").replace(b"\n", b" ")  # of an array; there a line end is white space
+    """A row on one line: as it stands in the data where that is JSON, else as JSON; None if it cannot be copied."""
+    raw = getattr(rows, "raw", None)
+    if raw is not None and (row := raw(index)) is not None:
+        if len(row) > MAX_BYTES:
+            return None
+        return bytes(row).replace(b"\r\n", b" ").replace(b"\n", b" ")  # of an array; there a line end is white space
     try:
         return json.dumps(rows[index], ensure_ascii=False, default=_other).encode("utf-8", "surrogatepass")
     except BadInput:
