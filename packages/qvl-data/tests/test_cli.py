@@ -8,7 +8,7 @@ import pytest
 
 from qvl_data.cli import app
 from qvl_data.dataset import Dataset
-from qvl_data.example import KINDS
+from qvl_data.example.digits import KINDS
 
 
 def run(*args, code=0):

@@ -1,11 +1,13 @@
 import io
+from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from qvl_core.errors import BadInput
-from qvl_data.example import KINDS, SPLITS, digit_png, digits, digits_dataset
+from qvl_data import example
+from qvl_data.example.digits import KINDS, SPLITS, digit_png, digits, digits_dataset
 
 COUNTS = {"train": 1257, "validation": 180, "test": 360}
 
@@ -72,3 +74,101 @@ def test_the_mixed_dataset_asks_every_kind_about_every_picture():
 def test_unknown_kind():
     with pytest.raises(BadInput, match='unknown kind of question "colour"; known are digit, parity'):
         digits_dataset("colour", "train")
+
+
+def opened(sample, index=0):
+    return sample.opener.open(sample.media[index])
+
+
+@pytest.mark.parametrize("name", example.SETS)
+def test_every_set_is_sound_and_the_same_each_time(name):
+    if name == "video":
+        pytest.importorskip("av", reason="needs qvl-data[video]")
+    train, test = (list(example.samples(name, split)) for split in ("train", "test"))
+    assert len(train) > len(test) > 0
+    ids = [sample.id for sample in (*train, *test)]
+    assert len(set(ids)) == len(ids)
+    assert all(sample.meta.license and sample.meta.split for sample in (*train, *test))
+    assert list(example.samples(name, "test")) == test
+    assert list(example.samples(name, "test", 1)) != test
+    shown = [media.bytes for sample in train for media in sample.media]
+    assert not set(shown) & {media.bytes for sample in test for media in sample.media}, "a picture is in two splits"
+
+
+def test_images_are_balanced():
+    answers = Counter(s.messages[1].text for s in example.samples("images", "train"))
+    shown = Counter(s.media[0].origin.split("-")[-1] for s in example.samples("images", "train"))
+    assert set(shown.values()) == {16}
+    assert answers["in colour"] > 20
+    assert answers["black and white"] > 20
+    assert answers["一只猫。"] > 0
+
+
+def test_boxes_hold_the_ink_and_nothing_else():
+    for sample in example.samples("grounding", "train"):
+        ink = np.asarray(opened(sample).convert("L"), int)
+        assert ink.shape[0] % 64 == ink.shape[1] % 64 == 0
+        for region in sample.regions:
+            x1, y1, x2, y2 = map(int, region.xy)
+            inside = ink[y1:y2, x1:x2] >= 40
+            assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+        if sample.messages[0].text.startswith("Find every"):
+            for region in sample.regions:
+                x1, y1, x2, y2 = map(int, region.xy)
+                ink[y1:y2, x1:x2] = 0
+            assert (ink < 40).all()
+            assert [r.xy[0] for r in sample.regions] == sorted(r.xy[0] for r in sample.regions)
+        else:
+            assert {r.label for r in sample.regions} == {sample.messages[0].text.split()[4].strip("?.")}
+
+
+def test_edits_do_what_they_say():
+    said = Counter()
+    for sample in example.samples("edit", "train"):
+        source, target = opened(sample, 0), opened(sample, 1)
+        text = sample.edit.instruction["en"]
+        said[text] += 1
+        done = {
+            "Mirror the picture left to right.": ImageOps.mirror,
+            "Turn the picture upside down.": ImageOps.flip,
+            "Invert the colours.": ImageOps.invert,
+        }.get(text)
+        if done is not None:
+            assert done(source).tobytes() == target.tobytes()
+            assert sample.edit.inverse == sample.edit.instruction
+        elif "brighter" in text:
+            assert np.asarray(target, int).mean() > np.asarray(source, int).mean()
+        else:
+            channels = np.asarray(target)
+            assert (channels == channels[..., :1]).all()
+            assert sample.edit.inverse is None
+    assert len(said) == 5
+    assert min(said.values()) > 20
+
+
+def test_videos_move_as_their_answer_says():
+    av = pytest.importorskip("av", reason="needs qvl-data[video]")
+    ways = {"to the right": (1, 0), "to the left": (-1, 0), "down": (0, 1), "up": (0, -1)}
+    seen = set()
+    for sample in list(example.samples("video", "test"))[:20]:
+        with av.open(io.BytesIO(sample.media[0].bytes)) as container:
+            frames = [frame.to_ndarray(format="gray").astype(float) for frame in container.decode(video=0)]
+        assert len(frames) == 16
+        first, last = (
+            np.array([(frame * axis).sum() / frame.sum() for axis in np.meshgrid(np.arange(96), np.arange(96))])
+            for frame in (frames[0], frames[-1])
+        )
+        way = ways[sample.messages[1].text.split(", ")[1]]
+        seen.add(way)
+        moved = (last - first) / 48
+        assert np.abs(moved - way).max() < 0.15
+    assert len(seen) == 4
+
+
+def test_conversations_are_true():
+    truth = {int(n): int(s.messages[1].text) for s in digits_dataset("digit", "train") for n in numbers([s])}
+    for sample in example.samples("multi_turn", "train"):
+        a, b = (truth[number] for number in numbers([sample]))
+        answers = [message.text for message in sample.messages if message.role == "assistant"]
+        larger = "first" if a > b else "second"
+        assert answers == [str(a), "odd" if a % 2 else "even", f"{b}, the {larger}"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from qvl_core.training.parts import Callbacks, Parts
 from qvl_data.convert import write_samples
-from qvl_data.example import SPLITS, digits_dataset
+from qvl_data.example.digits import SPLITS, digits_dataset
 
 # The recipe `tiny` in a third of its steps.
 QUICK = ["train.steps=80", "optim.lr=3e-3", "evaluate.every=40", "checkpoint.every=40", "evaluate.samples=32"]

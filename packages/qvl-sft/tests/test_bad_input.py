@@ -12,7 +12,7 @@ from command import Done, files, qvl_sft
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.run import RunFolder
 from qvl_core.training import checkpoint
-from qvl_data.example import digits_dataset
+from qvl_data.example.digits import digits_dataset
 
 SMALL = ["train.steps=4", "batch.size=2", "schedule.warmup=0", "checkpoint.every=2", "evaluate.every=null"]
 

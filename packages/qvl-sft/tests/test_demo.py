@@ -11,7 +11,7 @@ from command import files, qvl_sft
 
 from qvl_core.run import RunFolder
 from qvl_data.dataset import Dataset
-from qvl_data.example import digits_dataset
+from qvl_data.example.digits import digits_dataset
 from qvl_sft.demo import demo, shuffled, write_data
 from qvl_sft.demo_report import BARS
 

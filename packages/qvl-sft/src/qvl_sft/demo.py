@@ -18,7 +18,7 @@ from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder, result
 from qvl_data.convert import write_samples
-from qvl_data.example import digits_dataset
+from qvl_data.example.digits import digits_dataset
 from qvl_data.order import order
 from qvl_data.sample import Sample
 from qvl_sft.chat import Chat

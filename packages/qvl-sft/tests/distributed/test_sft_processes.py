@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.run import RunFolder
 from qvl_data.convert import write_samples
-from qvl_data.example import digits_dataset
+from qvl_data.example.digits import digits_dataset
 from qvl_data.sample import Message, Part, Sample
 
 pytestmark = pytest.mark.distributed

@@ -1,10 +1,7 @@
-"""Small real data sets that the demos and the documentation run on.
+"""The 1,797 handwritten digits of the UCI set, enlarged from 8 x 8 to 64 x 64 pixels, with questions of several kinds.
 
-    qvl-data example digits DIR
-
-The 1,797 handwritten digits of the UCI set (see assets/digits/ATTRIBUTION.md), enlarged from 8 x 8 to 64 x 64 pixels,
-with questions of several kinds. A picture belongs to one split in every kind, so that no kind's test picture is another
-kind's training picture.
+A picture belongs to one split in every kind, so that no kind's test picture is another kind's training picture. See
+assets/digits/ATTRIBUTION.md.
 """
 
 import gzip
@@ -12,7 +9,6 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +16,10 @@ from PIL import Image
 
 from qvl_core.errors import BadInput
 
-from .order import mix, order
-from .sample import Media, Message, Meta, Part, Sample
+from ..order import mix, order
+from ..sample import Media, Message, Meta, Part, Sample
+from .split import Split
 
-Split = Literal["train", "validation", "test"]
 SPLITS: dict[Split, tuple[int, int]] = {"train": (0, 1257), "validation": (1257, 1437), "test": (1437, 1797)}
 SIDE = 64
 LICENSE = "CC-BY-4.0"
@@ -45,23 +41,28 @@ def digits_dataset(kind: str, split: Split, seed: int = 0) -> list[Sample]:
     The split (1,257 / 180 / 360 pictures) is random by `seed`, and the same for all kinds.
     """
     check_kinds([kind])
-    _, labels = _digits()
-    chosen = [order(seed, position, len(labels)) for position in range(*SPLITS[split])]
+    _, labels = arrays()
+    chosen = indices(split, seed)
     if kind in _ONE:
         question, answer = _ONE[kind]
         return [_sample(kind, split, (i,), question, answer(int(labels[i]))) for i in chosen]
-    samples = []
+    pairs = []
     for i in chosen:
         others = [j for j in chosen if labels[j] != labels[i]]
         j = others[mix(seed, i) % len(others)]
-        samples.append(_sample(kind, split, (i, j), _TWO[1], "first" if labels[i] > labels[j] else "second"))
-    return samples
+        pairs.append(_sample(kind, split, (i, j), _TWO[1], "first" if labels[i] > labels[j] else "second"))
+    return pairs
 
 
 def digits(split: Split, kinds: Sequence[str] = KINDS, seed: int = 0) -> Iterator[Sample]:
     """The samples of several kinds, picture by picture."""
-    for samples in zip(*(digits_dataset(kind, split, seed) for kind in kinds), strict=True):
-        yield from samples
+    for group in zip(*(digits_dataset(kind, split, seed) for kind in kinds), strict=True):
+        yield from group
+
+
+def samples(split: Split, seed: int = 0) -> Iterator[Sample]:
+    """All kinds of questions about every digit of a split."""
+    return digits(split, KINDS, seed)
 
 
 def check_kinds(kinds: Sequence[str] | None) -> Sequence[str]:
@@ -72,8 +73,13 @@ def check_kinds(kinds: Sequence[str] | None) -> Sequence[str]:
     return kinds or KINDS
 
 
+def indices(split: Split, seed: int = 0) -> list[int]:
+    """The digits of a split, by their number in the set."""
+    return [order(seed, position, len(arrays()[1])) for position in range(*SPLITS[split])]
+
+
 @cache
-def _digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def arrays() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Pictures (1797, 8, 8) with values 0..16, and their digits (1797,)."""
     packed = files("qvl_data").joinpath("assets/digits/digits.csv.gz").read_bytes()
     table = np.loadtxt(io.BytesIO(gzip.decompress(packed)), delimiter=",").astype(np.uint8)
@@ -86,11 +92,17 @@ def digit_png(index: int) -> bytes:
 
     Bicubic, since the tiny model learned best from it (200 steps, one seed: 98.1 %; bilinear 97.8 %, nearest 96.9 %).
     """
-    pictures, _ = _digits()
+    pictures, _ = arrays()
     small = Image.fromarray((pictures[index].astype(np.uint16) * 255 // 16).astype(np.uint8))
     file = io.BytesIO()
     small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def digit_media(index: int) -> Media:
+    """Digit `index` as embedded media."""
+    origin = f"digits/{index:04d}.png"
+    return Media(kind="image", bytes=digit_png(index), mime="image/png", width=SIDE, height=SIDE, origin=origin)
 
 
 def _sample(kind: str, split: Split, pictures: tuple[int, ...], question: str, answer: str) -> Sample:
@@ -98,17 +110,7 @@ def _sample(kind: str, split: Split, pictures: tuple[int, ...], question: str, a
     return Sample(
         id=f"digits-{kind}-{pictures[0]:04d}",
         task="chat",
-        media=tuple(
-            Media(
-                kind="image",
-                bytes=digit_png(i),
-                mime="image/png",
-                width=SIDE,
-                height=SIDE,
-                origin=f"digits/{i:04d}.png",
-            )
-            for i in pictures
-        ),
+        media=tuple(map(digit_media, pictures)),
         messages=(
             Message(role="user", parts=(*shown, Part(type="text", text=question))),
             Message(role="assistant", parts=(Part(type="text", text=answer),)),

@@ -1,0 +1,5 @@
+"""The parts of a data set."""
+
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
