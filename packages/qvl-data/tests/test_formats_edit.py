@@ -31,7 +31,7 @@ rows = st.builds(
 ).filter(lambda row: "instruction" in row or not {"origin", "quality", "layout"} & row.keys())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(rows)
 def test_round_trip(row):
     sample = EDIT.read(row, PLACE)
@@ -53,7 +53,7 @@ def test_round_trip_with_renamed_columns(row):
     assert sample.id == str(row["uid"]) if row.get("uid") else sample.id.startswith("sha256:")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(anything(edit.FIELDS))
 def test_anything_else_is_a_bad_sample(row):
     check_anything(EDIT, row, PLACE)

@@ -25,7 +25,7 @@ def rows(draw):
     return row | {key: value for part in more for key, value in draw(part).items()}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows())
 def test_round_trip(row):
     sample = METAQUERY.read(row, PLACE)
@@ -43,7 +43,7 @@ def test_round_trip_with_renamed_columns(row):
     assert form.write(form.read(row, PLACE)) == row
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(anything(metaquery.FIELDS))
 def test_anything_else_is_a_bad_sample(row):
     check_anything(METAQUERY, row, PLACE)

@@ -65,12 +65,12 @@ class EditLines:
                 instruction=_by_language(_INSTRUCTION, texts),
                 inverse=inverse or None,
             )
-            return build("edit", place, values, others, layout, media, [], task="edit", edit=edit)
+            return build("edit", place, {**others, **values}, others, layout, media, [], task="edit", edit=edit)
         spoken = _spoken(texts)
         layout |= {"texts": rest} if (rest := {key: text for key, text in texts.items() if key != spoken}) else {}
         layout |= {"spoken": spoken} if spoken != "instruction" else {}
         messages = drawn((texts[spoken] if spoken else None) or "", [last])
-        return build("edit", place, values, others, layout, media, messages, task="t2i")
+        return build("edit", place, {**others, **values}, others, layout, media, messages, task="t2i")
 
     def write(self, sample: Sample) -> Any:
         fields, layout = unpack_extra(sample, "edit")

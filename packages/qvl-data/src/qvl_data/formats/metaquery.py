@@ -55,12 +55,12 @@ class MetaQuery:
             read, hint = media_in(value, "image", place, where)
             media.append(read)
             hints.append(hint)
-        layout = {"cells": hints} if any(hints) else {}
+        layout: dict[str, Any] = {"cells": hints} if any(hints) else {}
         layout |= {"others": {"id": others.pop("id")}} if "id" in others else {}
         others |= {self.columns[field]: values[field] for field in _CAPTIONS if field in values}
         last = len(media) - 1
         edit = Edit(sources=tuple(range(last)), target=last, instruction={"en": prompt})
-        return build("metaquery", place, values, others, layout, media, [], task="edit", edit=edit)
+        return build("metaquery", place, {**others, **values}, others, layout, media, [], task="edit", edit=edit)
 
     def write(self, sample: Sample) -> Any:
         fields, layout = unpack_extra(sample, "metaquery")
