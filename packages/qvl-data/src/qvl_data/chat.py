@@ -8,7 +8,7 @@ in the tokens is the k-th assistant message, and its labels cover the answer and
 No torch and no transformers are imported here; the processor is handed in.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,14 +18,14 @@ from PIL import Image
 
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 
+from .clips import Pictures, Shown
 from .errors import BadSample, TooLong, placed
 from .grounding import as_text, space_of
-from .media import media_name
-from .sample import Media, Message, Sample
+from .sample import Message, Sample
 from .template import ANSWER, END, START, Template
+from .tokens import check_frames, check_ratio
 
 _SHORTEN = "raise batch.max_length, make its pictures smaller (media.max_pixels), or set batch.too_long to drop or cut"
-Size = Callable[[int], tuple[int, int]]  # media index -> width, height
 
 
 def encode(
@@ -48,18 +48,18 @@ def encode(
     Raises BadSample (also: pictures that cannot be opened, counts that do not match, nothing to learn from).
     """
     with placed(sample):
-        pictures = _Pictures(sample, images)
+        pictures = Pictures(sample, processor, images)
         sample = as_text(sample, space_of(processor), pictures.size)
         messages = sample.messages
         trained = _trained(messages, train_on)
-        layout = _lay_out(sample, messages, trained, processor, pictures.size)
+        layout = _lay_out(sample, messages, trained, processor, pictures)
         while max_length is not None and len(layout.ids) > max_length:
             shorter = _without_oldest(messages) if too_long == "cut" else None
             if shorter is None:
                 problem = f"sample {sample.id}: {len(layout.ids)} tokens is over the limit of {max_length}; {_SHORTEN}"
                 raise TooLong("too_long", problem)
             messages = shorter
-            layout = _lay_out(sample, messages, _trained(messages, train_on), processor, pictures.size)
+            layout = _lay_out(sample, messages, _trained(messages, train_on), processor, pictures)
         if not any(layout.learn):
             problem = f"sample {sample.id}: no assistant turn to learn from; add an answer or remove the sample"
             raise BadSample("nothing_to_learn", problem)
@@ -76,24 +76,19 @@ def prompt(
             raise BadSample("no_answer", f"sample {sample.id}: no assistant turn to compare an answer with; add one")
         if answers[-1] == 0:
             raise BadSample("no_question", f"sample {sample.id}: nothing stands before the answer; add a user turn")
-        pictures = _Pictures(sample, images)
+        pictures = Pictures(sample, processor, images)
         sample = as_text(sample, space_of(processor), pictures.size)
         before = sample.messages[: answers[-1]]
-        layout = _lay_out(sample, before, [False] * len(before), processor, pictures.size, generate=True)
+        layout = _lay_out(sample, before, [False] * len(before), processor, pictures, generate=True)
         return _encoded(sample, layout, processor, pictures), sample.messages[answers[-1]].text
 
 
 def length(sample: Sample, processor: Any) -> int:
-    """`len(encode(sample, processor))` without decoding a pixel: from the text and the pictures' sizes."""
-    opener, media = sample.opener, sample.media
-
-    def size(index: int) -> tuple[int, int]:
-        return opener.size(media[index])
-
+    """`len(encode(sample, processor))` without decoding a pixel: from the text and the headers of media."""
     with placed(sample):
-        sample = as_text(sample, space_of(processor), size)
-        trained = _trained(sample.messages, "all")
-        return len(_lay_out(sample, sample.messages, trained, processor, size).ids)
+        shown = Shown(sample, processor)
+        sample = as_text(sample, space_of(processor), shown.size)
+        return len(_lay_out(sample, sample.messages, _trained(sample.messages, "all"), processor, shown).ids)
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,12 @@ class _Layout:
 
 
 def _lay_out(
-    sample: Sample, messages: Sequence[Message], trained: list[bool], processor: Any, size: Size, generate: bool = False
+    sample: Sample,
+    messages: Sequence[Message],
+    trained: list[bool],
+    processor: Any,
+    shown: Shown,
+    generate: bool = False,
 ) -> _Layout:
     """The tokens of `messages`; with `generate`, followed by the opening of an answer."""
     template = Template.of(processor)
@@ -128,7 +128,7 @@ def _lay_out(
     opens = learn = False  # whether the next text opens a turn; whether this turn is learned from
     for piece, ids in template.render(processor, messages, generate):
         if piece in media:
-            for block, kind in _media_tokens(sample, _next(media[piece], "media"), processor, template, size):
+            for block, kind in _media_tokens(_next(media[piece], "media"), processor, template, shown):
                 layout.put(block, kind)
         elif piece in template.special:
             layout.put(ids, learned=learn and piece == END)
@@ -155,76 +155,39 @@ def _next(waiting: Iterator[Any], what: str) -> Any:
     raise BadSample("template", f"the chat template shows more {what} than the conversation has")
 
 
-def _media_tokens(
-    sample: Sample, index: int, processor: Any, template: Template, size: Size
-) -> Iterator[tuple[list[int], int]]:
+def _media_tokens(index: int, processor: Any, template: Template, shown: Shown) -> Iterator[tuple[list[int], int]]:
     """What stands for one picture or video in the tokens, as blocks of (ids, type)."""
-    media = sample.media[index]
+    video = processor.video_processor
     try:
-        if media.kind == "image":
-            width, height = size(index)
+        if shown.sample.media[index].kind == "image":
+            width, height = shown.size(index)
+            check_ratio(width, height)
             patches = processor.image_processor.get_number_of_image_patches(height, width, {})
             yield [processor.image_token_id] * (patches // processor.image_processor.merge_size**2), 1
             return
-        video = processor.video_processor
-        frames, fps = _frames(media)
-        width, height = size(frames[0])
-        patches = video.get_num_of_video_patches(len(frames), height, width)
-    except ValueError as error:  # extreme aspect ratios, a single frame
-        raise BadSample("media_size", f"the processor refuses this {media.kind}: {error}", media_name(media)) from None
-    group = video.temporal_patch_size
-    times = [i / fps for i in range(len(frames))]
-    times += times[-1:] * (-len(frames) % group)
-    middles = [(times[i] + times[i + group - 1]) / 2 for i in range(0, len(times), group)]
-    pads = [processor.video_token_id] * (patches // len(middles) // video.merge_size**2)
-    for stamp in template.tokens([f"<{middle:.1f} seconds>" for middle in middles]):
+        clip = shown.clip(index)
+        check_frames(len(clip.numbers), video.temporal_patch_size)
+        check_ratio(clip.width, clip.height)
+        patches = video.get_num_of_video_patches(len(clip.numbers), clip.height, clip.width)
+    except ValueError as error:
+        raise BadSample("media_size", str(error), shown.name(index)) from None
+    times = clip.times(video.temporal_patch_size)
+    pads = [processor.video_token_id] * (patches // len(times) // video.merge_size**2)
+    for stamp in template.tokens([f"<{time:.1f} seconds>" for time in times]):
         yield [*stamp, template.special[processor.vision_start_token]], 0
         yield pads, 2
         yield [template.special[processor.vision_end_token]], 0
 
 
-def _frames(media: Media) -> tuple[tuple[int, ...], float]:
-    """Frames of a video by media index, and how many of them make a second."""
-    if media.video is None or media.video.frames is None:
-        problem = "is a video file; give its frames as pictures (`video.frames`) until qvl-data reads video files"
-        raise BadSample("video_file", problem, media_name(media))
-    if media.video.fps is None:
-        raise BadSample("video_fps", "a video given as frames needs `fps`, the frames per second", media_name(media))
-    return media.video.frames, media.video.fps
-
-
-class _Pictures:
-    """The pictures of a sample, each opened once."""
-
-    def __init__(self, sample: Sample, given: Sequence[Image.Image | None] | None) -> None:
-        if given is not None and len(given) != len(sample.media):
-            raise BadSample(
-                "media_count", f"{len(given)} opened pictures for {len(sample.media)} media; give one for each"
-            )
-        self._sample = sample
-        self._opened = {i: picture for i, picture in enumerate(given or ()) if picture is not None}
-
-    def __getitem__(self, index: int) -> Image.Image:
-        if index not in self._opened:
-            self._opened[index] = self._sample.opener.open(self._sample.media[index])
-        return self._opened[index]
-
-    def size(self, index: int) -> tuple[int, int]:
-        return self[index].size
-
-
-def _encoded(sample: Sample, layout: _Layout, processor: Any, pictures: _Pictures) -> Encoded:
+def _encoded(sample: Sample, layout: _Layout, processor: Any, pictures: Pictures) -> Encoded:
     ids = np.array(layout.ids, np.int64)
     images = videos = image_grid = video_grid = None
     if layout.images:
         done = processor.image_processor([pictures[index] for index in layout.images])
         images, image_grid = _arrays(done["pixel_values"], done["image_grid_thw"])
     if layout.videos:
-        clips, metadata = [], []
-        for index in layout.videos:
-            frames, fps = _frames(sample.media[index])
-            clips.append(_clip([pictures[frame] for frame in frames], sample.media[index]))
-            metadata.append({"total_num_frames": len(frames), "fps": fps, "frames_indices": list(range(len(frames)))})
+        clips = [pictures.pixels(index) for index in layout.videos]
+        metadata = [pictures.clip(index).metadata for index in layout.videos]
         done = processor.video_processor(clips, video_metadata=metadata, do_sample_frames=False)
         videos, video_grid = _arrays(done["pixel_values_videos"], done["video_grid_thw"])
     return Encoded(
@@ -237,13 +200,6 @@ def _encoded(sample: Sample, layout: _Layout, processor: Any, pictures: _Picture
         videos=videos,
         video_grid=video_grid,
     )
-
-
-def _clip(frames: list[Image.Image], media: Media) -> NDArray[np.uint8]:
-    """(T, H, W, 3)"""
-    if len({frame.size for frame in frames}) > 1:
-        raise BadSample("video_frames", "the frames of a video must have one size; resize them", media_name(media))
-    return np.stack([np.asarray(frame) for frame in frames])
 
 
 def _arrays(pixels: Any, grid: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -21,6 +21,7 @@ from qvl_core.errors import BadInput
 
 from .errors import BadSample
 from .formats import Format, get_format, recognise
+from .limits import Limits
 from .media import MAX_PIXELS, Opener
 from .sample import Sample
 
@@ -82,7 +83,7 @@ class Dataset:
         self.opener = Opener(
             Path(media_root) if media_root is not None else self.files[0].parent,
             tuple(Path(folder) for folder in allow_root),
-            max_pixels,
+            Limits(pixels=max_pixels),
         )
         if self.opener.root is not None and not self.opener.root.is_dir():
             raise BadInput(f"{media_root}: the media root is no folder.")

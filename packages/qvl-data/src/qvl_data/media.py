@@ -1,34 +1,41 @@
-"""Opening pictures: upright, in RGB, fully decoded or refused with a reason; never from the network.
+"""Opening pictures and videos: upright, in RGB, whole or refused with a reason; never from the network.
 
-Before a pixel is decoded, the header decides: the format must be known and the size below the cap. Paths stay below the
-media root; absolute ones are opened only below a folder that was allowed, by --allow-root or by data.allow_root in the
-recipe.
+Before a pixel is decoded, the header decides: the format must be known and the size below the caps (`limits.Limits`).
+Paths stay below the media root; absolute ones are opened only below a folder that was allowed, by --allow-root or by
+data.allow_root in the recipe.
 """
 
 import base64
 import binascii
 import io
+import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from .errors import BadSample
+from .jpeg import quick_size
+from .limits import DEFAULTS, Limits
 from .sample import Media
 
 if TYPE_CHECKING:
     from .augment import Augmentation
+    from .video import Header
 
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = DEFAULTS.pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+WHITE = (255, 255, 255)
 
 _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*;base64,", re.ASCII)
 _ORIENTATION = 0x0112  # EXIF tag
@@ -45,16 +52,20 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class Opener:
-    """Where pictures may be read from, how large they may be, and what is changed in them."""
+    """Where media may be read from, how large they may be, and what is changed in them.
+
+    background  RGB colour that transparent pictures are laid on
+    """
 
     root: Path | None = None
     allow_root: tuple[Path, ...] = ()
-    max_pixels: int = MAX_PIXELS
+    limits: Limits = DEFAULTS
     augmentation: "Augmentation | None" = None
+    background: tuple[int, int, int] = WHITE
 
     def open(self, media: Media) -> Image.Image:
-        """The picture in RGB, upright, on white where it was transparent. Raises BadSample."""
-        picture = open_image(media, self.root, self.allow_root, self.max_pixels)
+        """The picture in RGB, upright, on the background where it was transparent. Raises BadSample."""
+        picture = open_image(media, self.root, self.allow_root, self.limits, self.background)
         if (stated := _stated(media)) and stated != picture.size:
             found = f"is {picture.width} x {picture.height} pixels upright, not {stated[0]} x {stated[1]} as stated"
             raise BadSample("media_stated_size", f"{found}; correct its width and height", media_name(media))
@@ -65,35 +76,77 @@ class Opener:
 
         Raises BadSample.
         """
-        size = _stated(media) or image_size(media, self.root, self.allow_root, self.max_pixels)
+        return self.changed_size(_stated(media) or image_size(media, self.root, self.allow_root, self.limits))
+
+    def changed_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of a picture or frame of this size after augmentation."""
         return self.augmentation.size(size) if self.augmentation else size
+
+    def video(self, media: Media) -> "Header":
+        """What a video file says of itself; nothing is decoded. Raises BadSample."""
+        from .video import probe
+
+        file, name = _video_file(media, self.root, self.allow_root)
+        with file:
+            return probe(file, name, self.limits)
+
+    def frames(self, media: Media, header: "Header", numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """The frames of a video file with these numbers, upright, in RGB: (T, H, W, 3). Raises BadSample."""
+        from .video import decode
+
+        file, name = _video_file(media, self.root, self.allow_root)
+        with file:
+            frames = decode(file, name, header, numbers, self.limits)
+        if self.augmentation is None:
+            return frames
+        return np.stack([np.asarray(self.augmentation.picture(Image.fromarray(frame))) for frame in frames])
 
 
 def open_image(
-    media: Media, root: Path | None = None, allow_root: tuple[Path, ...] = (), max_pixels: int = MAX_PIXELS
+    media: Media,
+    root: Path | None = None,
+    allow_root: tuple[Path, ...] = (),
+    limits: Limits = DEFAULTS,
+    background: tuple[int, int, int] = WHITE,
 ) -> Image.Image:
-    """The picture in RGB, upright, on white where it was transparent; the first frame of an animation.
+    """The picture in RGB, upright, on `background` where it was transparent; the first frame of an animation.
 
-    Raises BadSample with the file's name: refused path, unknown format, too many pixels, truncated or broken data.
+    Colour profiles (ICC) are not applied. Raises BadSample with the file's name: refused path, unknown format, over a
+    limit, truncated or broken data.
     """
-    with _header(media, root, allow_root, max_pixels) as (picture, file, name):
+    with _opened(media, root, allow_root, limits) as (file, name):
+        picture = _header(file, name, limits)
         turn = _orientation(picture, file)
         try:
             picture.load()
         except Exception as error:  # decoders raise whatever the damage leads them to
             problem = f"truncated or damaged picture ({_first_line(error)}); replace the file"
             raise BadSample("image_truncated", problem, name) from None
-        rgb = _rgb(picture, name)
+        rgb = _rgb(picture, name, background)
     return rgb.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else rgb
 
 
 def image_size(
-    media: Media, root: Path | None = None, allow_root: tuple[Path, ...] = (), max_pixels: int = MAX_PIXELS
+    media: Media, root: Path | None = None, allow_root: tuple[Path, ...] = (), limits: Limits = DEFAULTS
 ) -> tuple[int, int]:
     """Width and height of the upright picture, reading only its header. Raises BadSample."""
-    with _header(media, root, allow_root, max_pixels) as (picture, file, _):
-        width, height = picture.size
-        return (height, width) if _orientation(picture, file) >= 5 else (width, height)
+    with _opened(media, root, allow_root, limits) as (file, name):
+        quick = quick_size(file)
+        if quick is not None:
+            width, height, turn = quick
+            _check_size(width, height, limits, name)
+        else:
+            picture = _header(file, name, limits)
+            (width, height), turn = picture.size, _orientation(picture, file)
+    return (height, width) if turn >= 5 else (width, height)
+
+
+def image_frames(
+    media: Media, root: Path | None = None, allow_root: tuple[Path, ...] = (), limits: Limits = DEFAULTS
+) -> int:
+    """How many frames or pages a picture has; only its first is ever shown. Raises BadSample."""
+    with _opened(media, root, allow_root, limits) as (file, name):
+        return _count(_header(file, name, limits))
 
 
 def read_bytes(media: Media, root: Path | None = None, allow_root: tuple[Path, ...] = ()) -> bytes:
@@ -109,6 +162,8 @@ def media_name(media: Media) -> str:
         return media.path
     if media.url is not None:
         return media.url if len(media.url) <= 80 else media.url[:60] + "..."
+    if media.video is not None and media.video.frames is not None:
+        return "video given as frames"
     return media.origin or f"embedded {media.kind}"
 
 
@@ -134,18 +189,37 @@ def locate(path: str, root: Path | None, allow_root: tuple[Path, ...] = ()) -> P
         roots, candidate = (root, *allow_root), root / path
         hint = "move the file below the media root, or allow its folder with --allow-root (data.allow_root)"
     try:
-        real = candidate.resolve()
-        if not any(real.is_relative_to(folder.resolve()) for folder in roots):
+        real = os.path.realpath(candidate)
+        if not any(_below(real, _real(os.path.abspath(folder))) for folder in roots):
             raise BadSample("media_path", f"lies outside the media root; {hint}", path)
-        if not stat.S_ISREG(real.stat().st_mode):
+        if not stat.S_ISREG(os.stat(real).st_mode):
             raise BadSample("media_path", "is not a regular file", path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
         reason = getattr(error, "strerror", None) or str(error)
         raise BadSample("media_missing", f"cannot be opened ({reason}); looked in {candidate.parent}", path) from None
-    return real
+    return Path(real)
+
+
+@lru_cache(maxsize=64)
+def _real(folder: str) -> str:
+    """A root without links. Remembered: were it to change, files would be refused, never more of them allowed."""
+    return os.path.realpath(folder)
+
+
+def _below(real: str, root: str) -> bool:
+    """Whether a path without links lies below a folder without links."""
+    real, root = os.path.normcase(real), os.path.normcase(root)
+    return real.startswith(root if root.endswith(os.sep) else root + os.sep)
+
+
+def _video_file(media: Media, root: Path | None, allow_root: tuple[Path, ...]) -> tuple[BinaryIO, str]:
+    if media.kind != "video":
+        raise BadSample("media_kind", "is a picture, not a video", media_name(media))
+    return _file(media, root, allow_root)
 
 
 def _file(media: Media, root: Path | None, allow_root: tuple[Path, ...]) -> tuple[BinaryIO, str]:
+    """The encoded file, opened, and what to call it. Raises BadSample."""
     name = media_name(media)
     if media.bytes is not None:
         return io.BytesIO(media.bytes), name
@@ -179,40 +253,97 @@ def data_url(url: str) -> tuple[str | None, bytes]:
 
 
 @contextmanager
-def _header(
-    media: Media, root: Path | None, allow_root: tuple[Path, ...], max_pixels: int
-) -> Iterator[tuple[Image.Image, BinaryIO, str]]:
-    """The picture with its header read and its size checked, pixels not yet decoded."""
+def _opened(
+    media: Media, root: Path | None, allow_root: tuple[Path, ...], limits: Limits
+) -> Iterator[tuple[BinaryIO, str]]:
+    """The file of a picture, its length checked."""
     if media.kind != "image":
         raise BadSample("media_kind", "is a video, not a picture", media_name(media))
     file, name = _file(media, root, allow_root)
     with file:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-                picture = Image.open(file, formats=FORMATS)
-            width, height = picture.size
-        except Image.DecompressionBombError:
-            problem = f"is far over the limit of {max_pixels / 1e6:g} megapixels; resize it"
-            raise BadSample("image_too_large", problem, name) from None
-        except UnidentifiedImageError:
-            raise BadSample("image_format", _sniff(file), name) from None
-        except Exception as error:  # a damaged header
-            problem = f"truncated or damaged picture ({_first_line(error)}); replace the file"
-            raise BadSample("image_truncated", problem, name) from None
-        if width * height > max_pixels:
-            problem = f"{width} x {height} pixels is over the limit of {max_pixels / 1e6:g} megapixels; resize it"
+        length = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if length > limits.image_bytes:
+            problem = f"{length / 2**20:.0f} MiB is over the limit of {limits.image_bytes / 2**20:g} MiB; compress it"
             raise BadSample("image_too_large", problem, name)
-        yield picture, file, name
+        yield file, name
+
+
+def _header(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
+    """The picture with its header read and its size checked, pixels not yet decoded. Raises BadSample."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit follows
+            picture = Image.open(file, formats=FORMATS)
+        width, height = picture.size
+    except Image.DecompressionBombError:
+        problem = f"is far over the limit of {limits.pixels / 1e6:g} megapixels; resize it"
+        raise BadSample("image_too_large", problem, name) from None
+    except UnidentifiedImageError:
+        raise BadSample("image_format", _sniff(file), name) from None
+    except Exception as error:  # a damaged header
+        problem = f"truncated or damaged picture ({_first_line(error)}); replace the file"
+        raise BadSample("image_truncated", problem, name) from None
+    _check_size(width, height, limits, name)
+    if limits.animation == "refuse" and (count := _count(picture)) > 1:
+        problem = f"is an animation or a document of {count} pictures; give the one that is meant"
+        raise BadSample("image_animated", problem, name)
+    return picture
+
+
+def _check_size(width: int, height: int, limits: Limits, name: str) -> None:
+    if width * height > limits.pixels:
+        problem = f"{width} x {height} pixels is over the limit of {limits.pixels / 1e6:g} megapixels; resize it"
+        raise BadSample("image_too_large", problem, name)
+    if max(width, height) > limits.side:
+        problem = f"{width} x {height} pixels is over the limit of {limits.side} pixels a side; crop it"
+        raise BadSample("image_too_large", problem, name)
+
+
+def _count(picture: Image.Image) -> int:
+    """Frames or pages; the previews that cameras keep behind a JPEG are none."""
+    try:
+        return 1 if picture.format in ("JPEG", "MPO") else int(getattr(picture, "n_frames", 1))
+    except Exception:  # damage behind the first frame, which alone is shown
+        return 1
+
+
+_FOREIGN = {
+    b"avif": "an AVIF picture",
+    b"avis": "an AVIF animation",
+    b"heic": "a HEIC picture",
+    b"heix": "a HEIC picture",
+    b"hevc": "a HEIC animation",
+    b"mif1": "a HEIF picture",
+    b"msf1": "a HEIF animation",
+}
+_STARTS = {
+    b"\0\0\0\x0cjxl ": "a JPEG XL picture",
+    b"\xff\x0a": "a JPEG XL picture",
+    b"\0\0\0\x0cjp  ": "a JPEG 2000 picture",
+    b"%pdf": "a PDF document",
+    b"8bps": "a Photoshop file",
+    b"pk\3\4": "a ZIP archive",
+}
 
 
 def _sniff(file: BinaryIO) -> str:
+    """What a file that is no known picture may be, and what to do about it."""
     file.seek(0)
-    head = file.read(256).lstrip().lower()
+    head = file.read(256)
     if not head:
         return "the file is empty; replace it"
+    if head[4:8] == b"ftyp":
+        brands = [head[8:12], *(head[i : i + 4] for i in range(16, min(int.from_bytes(head[:4], "big"), 64), 4))]
+        kind = next((_FOREIGN[brand] for brand in brands if brand in _FOREIGN), "a video")
+        return f"is {kind}, which is not read as a picture; convert it to JPEG, PNG or WebP"
+    lower = head.lower()
+    for start, what in _STARTS.items():
+        if lower.startswith(start):
+            return f"is {what}, which is not read; convert it to JPEG, PNG or WebP"
+    lower = lower.lstrip()
     for start, what in ((b"<svg", "an SVG drawing"), (b"<!doctype html", "a web page"), (b"<html", "a web page")):
-        if head.startswith(start) or (start == b"<svg" and b"<svg" in head):
+        if lower.startswith(start) or (start == b"<svg" and b"<svg" in lower):
             return f"is {what}, not a picture; replace it"
     return f"is no picture in a known format ({', '.join(FORMATS)}); convert it"
 
@@ -246,16 +377,20 @@ def _png_chunk(file: BinaryIO, name: bytes) -> bytes | None:
         file.seek(back)
 
 
-def _rgb(picture: Image.Image, name: str) -> Image.Image:
+def _rgb(picture: Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:
     if picture.mode.startswith("I;16"):
-        return Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+        values = np.asarray(picture).astype(np.uint32)
+        grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        if (clear := picture.info.get("transparency")) is None:
+            return grey.convert("RGB")
+        mask = Image.fromarray((values != clear).astype(np.uint8) * 255)
+        return Image.composite(grey.convert("RGB"), Image.new("RGB", picture.size, background), mask)
     if picture.mode in ("I", "F"):
         problem = f"holds 32-bit values (mode {picture.mode}) whose range is unknown; convert it to 8 or 16 bits"
         raise BadSample("image_format", problem, name)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB")
     return picture.convert("RGB")
 
 

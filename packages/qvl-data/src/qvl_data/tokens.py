@@ -83,10 +83,7 @@ class Videos:
 
     def resized(self, frames: int, width: int, height: int) -> tuple[int, int]:
         """Width and height that the frames of a clip are resized to. Raises ValueError."""
-        if frames < self.temporal:
-            raise ValueError(
-                f"a video of {frames} frame{'s' * (frames != 1)}, of which Qwen3-VL needs at least {self.temporal}"
-            )
+        check_frames(frames, self.temporal)
         factor, most = self.patch * self.merge, self.max_pixels
         if self.frame_tokens is not None:
             share = min(self.frame_tokens * factor * factor, self.max_pixels // frames)
@@ -106,15 +103,27 @@ class Videos:
         return self.patches(frames, width, height) // self.merge**2
 
 
+def check_ratio(width: int, height: int) -> None:
+    """Raise ValueError for a picture that is too long for its width."""
+    if max(width, height) / min(width, height) > MAX_RATIO:
+        raise ValueError(
+            f"{width} x {height} pixels is an aspect ratio over {MAX_RATIO}, which Qwen3-VL does not take; crop it"
+        )
+
+
+def check_frames(frames: int, temporal: int = 2) -> None:
+    """Raise ValueError for a clip that is too short."""
+    if frames < temporal:
+        shown = f"a video of {frames} frame{'s' * (frames != 1)}"
+        raise ValueError(f"{shown}, of which Qwen3-VL needs at least {temporal}; show it as a picture")
+
+
 def _fit(width: int, height: int, frames: int, temporal: int, factor: int, least: int, most: int) -> tuple[int, int]:
     """The nearest multiples of `factor` that keep frames x width x height between `least` and `most`.
 
     A very long picture may end above `most`, because no side goes below `factor`.
     """
-    if max(width, height) / min(width, height) > MAX_RATIO:
-        raise ValueError(
-            f"{width} x {height} pixels is an aspect ratio over {MAX_RATIO}, which Qwen3-VL does not take; crop it"
-        )
+    check_ratio(width, height)
     wide, high = round(width / factor) * factor, round(height / factor) * factor
     shown = round(frames / temporal) * temporal
     if shown * wide * high > most:

@@ -73,7 +73,7 @@ class Checks:
             yield TooLong("too_long", f"{tokens} tokens is over the limit of {self.max_length}; shorten or split it")
 
 
-_UNCOUNTED = {"media_in_answer", "weight", "media_size", "video_fps", "video_file", "video_frames"}
+_UNCOUNTED = {"media_in_answer", "weight", "media_size", "video_fps", "video_frames"}
 """What `chat.length` would tell again."""
 
 

@@ -39,7 +39,7 @@ class MediaCheck:
         if self.pixels:
             size = opener.open(media).size
         else:
-            size = image_size(media, opener.root, opener.allow_root, opener.max_pixels)
+            size = image_size(media, opener.root, opener.allow_root, opener.limits)
             if None not in (media.width, media.height) and size != (media.width, media.height):
                 said = f"is {size[0]} x {size[1]} pixels upright, not {media.width} x {media.height} as stated"
                 raise BadSample("media_stated_size", f"{said}; correct its width and height", media_name(media))
