@@ -222,9 +222,11 @@ def _entries(text: str) -> Iterator[tuple[Literal["box", "point", "polygon"], li
     while (at := text.find("{", at)) >= 0:
         try:
             value, end = _DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError):
+        except ValueError:
             at += 1
             continue
+        except RecursionError:  # nested too deep to be regions
+            return
         at = end
         for entry in _objects(value):
             for kind, key in KEYS.items():
