@@ -10,25 +10,32 @@ from pathlib import Path
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
 from qvl_core.report.blocks import (
+    Bars,
     Block,
+    Card,
+    Cards,
     Code,
     Curves,
     Figure,
     Figures,
+    Histogram,
     Matrix,
     Picture,
     Pictures,
     Section,
+    Shape,
+    Strip,
     Table,
     Text,
+    Turn,
 )
 from qvl_core.report.render import render
 from qvl_core.report.sections import run_lead, run_sections
 from qvl_core.run import RunFolder
 
 __all__ = [
-    "Block", "Code", "Curves", "Figure", "Figures", "Matrix", "Picture", "Pictures", "Section", "Table", "Text",
-    "render", "report", "run_sections", "write",
+    "Bars", "Block", "Card", "Cards", "Code", "Curves", "Figure", "Figures", "Histogram", "Matrix", "Picture",
+    "Pictures", "Section", "Shape", "Strip", "Table", "Text", "Turn", "render", "report", "run_sections", "write",
 ]  # fmt: skip
 
 

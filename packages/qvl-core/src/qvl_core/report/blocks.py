@@ -60,12 +60,27 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """A box (x1, y1, x2, y2), a point (x, y) or a polygon (x, y, x, y, ...) drawn on a picture, and its label."""
+
+    kind: Literal["box", "point", "polygon"]
+    xy: Sequence[float]
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A PNG or JPEG file's bytes, its caption (lines are kept), and whether what it shows is right."""
+    """A PNG or JPEG file's bytes, its caption (lines are kept), and whether what it shows is right.
+
+    Shapes are drawn on it, by a card alone; their coordinates are pixels of a picture of `size` (width, height), which
+    may be larger than what is shown.
+    """
 
     data: bytes
     caption: str = ""
     mark: Mark | None = None
+    shapes: Sequence[Shape] = ()
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,68 @@ class Matrix:
     columns_are: str = "answered"
 
 
-Block = Text | Code | Figures | Table | Pictures | Curves | Matrix
+@dataclass(frozen=True)
+class Histogram:
+    """How a number is distributed: bin i holds counts[i] values from edges[i] up to edges[i + 1]."""
+
+    title: str
+    edges: Sequence[float]
+    counts: Sequence[int]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """How often each value occurs; the bars are shares of `total`, by default of the sum."""
+
+    title: str
+    rows: Sequence[tuple[str, int]]
+    total: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Frames of a video, in order."""
+
+    frames: Sequence[Picture]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says: texts, and the numbers (from 0) of the card's pictures that it shows between them."""
+
+    role: str
+    parts: Sequence[str | int]
+    learned: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample: its pictures with what is drawn on them, and the conversation about them.
+
+    With `becomes`, the last picture is what the others are to become.
+    """
+
+    title: str
+    pictures: Sequence[Picture | Strip] = ()
+    turns: Sequence[Turn] = ()
+    tags: Sequence[str] = ()
+    note: str = ""
+    becomes: bool = False
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Samples beside one another."""
+
+    items: Sequence[Card]
+    title: str = ""
+    note: str = ""
+
+
+Block = Text | Code | Figures | Table | Pictures | Curves | Matrix | Histogram | Bars | Cards
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import qvl_core
 from qvl_core.report import curves as charts
-from qvl_core.report.blocks import Block, Curves, Figure, Matrix, Picture, Section, Table
+from qvl_core.report.blocks import Bars, Block, Curves, Figure, Histogram, Matrix, Picture, Section, Shape, Table
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 _TINY = 64  # pixels of a side below which a picture is enlarged with hard edges
@@ -26,9 +26,11 @@ def render(title: str, sections: Sequence[Section], lead: str = "") -> str:
     )
     numbers = itertools.count(1)
     environment.filters |= {
+        "bins": bins,
         "cell": cell,
         "columns": columns,
         "data_url": data_url,
+        "compact": charts.compact,
         "describe": charts.describe,
         "headline": headline,
         "kind": lambda block: type(block).__name__,
@@ -40,8 +42,12 @@ def render(title: str, sections: Sequence[Section], lead: str = "") -> str:
         "paragraphs": lambda text: re.split(r"\n\s*\n", text.strip()),
         "percent": lambda value: f"{100 * value:.4g}%",
         "rows": rows,
+        "shares": shares,
+        "spot": spot,
         "svg": lambda block: Markup(charts.svg(block, salt=str(next(numbers)))),
+        "ticks": ticks,
         "tiny": tiny,
+        "whole": whole,
     }
     html = environment.get_template("page.html.jinja").render(
         title=title,
@@ -113,9 +119,48 @@ def matrix(block: Matrix) -> Iterator[tuple[str, list[tuple[int, float, bool]]]]
         yield label, [(count, count / total, head == label) for head, count in zip(heads, row, strict=True)]
 
 
+def bins(block: Histogram) -> list[tuple[float, float, int, float]]:
+    """Of each bin: from, up to, count, and its share of the fullest bin."""
+    if len(block.edges) != len(block.counts) + 1:
+        raise ValueError(f"histogram {block.title!r}: {len(block.counts)} counts need as many edges and one more")
+    most = max(block.counts, default=0) or 1
+    edges = itertools.pairwise(block.edges)
+    return [(low, high, count, count / most) for (low, high), count in zip(edges, block.counts, strict=True)]
+
+
+def whole(block: Histogram) -> bool:
+    """Whether each bin is one whole number."""
+    return all(low == int(low) and high == low + 1 for low, high in itertools.pairwise(block.edges))
+
+
+def ticks(block: Histogram, most: int = 6) -> list[tuple[float, str]]:
+    """What to name, as (place from 0 to 1, text), few enough to stand side by side: edges of bins, or whole numbers."""
+    last = len(block.edges) - 1
+    step = max(1, -(-last // most))
+    if whole(block):
+        return [((place + 0.5) / last, charts.compact(block.edges[place])) for place in range(0, last, step)]
+    return [(place / max(last, 1), charts.compact(block.edges[place])) for place in range(0, last + 1, step)]
+
+
+def shares(block: Bars) -> list[tuple[str, int, float, float]]:
+    """Of each row: value, count, share of all, share of the longest bar."""
+    total = block.total or sum(count for _, count in block.rows) or 1
+    most = max((count for _, count in block.rows), default=0) or 1
+    return [(value, count, count / total, count / most) for value, count in block.rows]
+
+
+def spot(shape: Shape, size: tuple[int, int]) -> tuple[float, float, bool]:
+    """Where a shape's label stands, in shares of the picture's width and height, and whether that is its upper edge.
+
+    At a box's or polygon's upper left corner, at a point; kept inside the picture.
+    """
+    x, y = min(shape.xy[::2]) / size[0], min(shape.xy[1::2]) / size[1]
+    return min(max(x, 0.0), 0.95), min(max(y, 0.0), 1.0), y < 0.1
+
+
 def rows(blocks: Sequence[Block]) -> list[tuple[bool, list[Block]]]:
     """Neighbouring charts and matrices share a row of tiles; all else takes the whole width."""
-    groups = itertools.groupby(blocks, key=lambda block: isinstance(block, Curves | Matrix))
+    groups = itertools.groupby(blocks, key=lambda block: isinstance(block, Curves | Matrix | Histogram | Bars))
     return [(tiles, list(group)) for tiles, group in groups]
 
 

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,12 @@ from qvl_core.errors import BadInput
 from ..dataset import Dataset, splits
 from ..job import Job, complete
 from ..progress import track
-from ..walk import Step, steps, walk
+from ..shards import Shard, plan
+from ..writers import open_writer
 from .near import Cosine, Floats, Ints, keep_first
-from .prints import Compare, Prints, prints, same
+from .prints import PRINTS, Compare, Fingerprint, all_prints, same
 
 _FIRST = ("test", "validation", "val", "dev")  # splits that lose nothing to the others
-_STEP = 1000  # samples fingerprinted between two entries of the journal
-_PRINTS = ".prints"
 DUPLICATES = "duplicates.jsonl"
 
 
@@ -88,8 +87,7 @@ def dedup(
         if embeddings is not None:
             return _by_cosine(parts[0].data, embeddings, cosine)
         sets = {str(number): part.data for number, part in enumerate(parts)}
-        fingerprint = _Fingerprint(sets, compare, perceptual is not None, keep == "largest")
-        found = _all_prints(fingerprint, home, job, workers)
+        found = all_prints(Fingerprint(sets, compare, perceptual is not None, keep == "largest"), home, job, workers)
         return same(found, _order(parts, found.pixels), perceptual)
 
     if dry_run:
@@ -102,8 +100,12 @@ def dedup(
         removed = _removed(out)
         for part in parts:
             if part.written:
-                job.step(f"write {part.name}", partial(_write, part, out, removed.get(part.name, set())))
-        shutil.rmtree(out / _PRINTS, ignore_errors=True)
+                gone = removed.get(part.name, set())
+                left = [index for index in range(len(part.data)) if index not in gone]
+                shards = plan(part.name, len(left), ".parquet")
+                for shard in track(shards, f"write {part.name}", len(shards)):
+                    job.step(f"write {shard.name}", partial(_write, part, shard, out, left))
+        shutil.rmtree(out / PRINTS, ignore_errors=True)
         job.finish(summary)
     result: dict[str, Any] = job.result
     return result
@@ -125,32 +127,6 @@ def _parts(
         return Part(name or data.file.stem, data, written)
 
     return [*(part(path, None, False) for path in against), *(part(source, name, True) for name in names)]
-
-
-@dataclass(frozen=True)
-class _Fingerprint:
-    """The fingerprints of one step of samples; picklable, for worker processes."""
-
-    sets: Mapping[str, Dataset]
-    compare: Compare
-    perceptual: bool
-    pixels: bool
-
-    def __call__(self, step: Step) -> Prints:
-        data = self.sets[step.split]
-        return prints(map(data.__getitem__, range(step.start, step.end)), self.compare, self.perceptual, self.pixels)
-
-
-def _all_prints(fingerprint: _Fingerprint, home: Path, job: Job, workers: int) -> Prints:
-    """The fingerprints of everything, kept step by step in files of `home`."""
-    todo = steps(fingerprint.sets, _STEP)
-    files = {step: home / _PRINTS / f"{step.split}-{step.start:09d}.npz" for step in todo}
-    rest = [step for step in todo if not job.is_done(f"prints {step}")]
-    for step, found in track(walk(fingerprint, rest, workers), "fingerprints", len(todo), len(todo) - len(rest)):
-        with complete(files[step]) as aside:
-            found.save(aside)
-        job.step(f"prints {step}", lambda: None)
-    return Prints.join([Prints.load(file) for file in files.values()])
 
 
 def _order(parts: Sequence[Part], pixels: Ints) -> Ints:
@@ -223,13 +199,8 @@ def _removed(out: Path) -> dict[str, set[int]]:
     return removed
 
 
-def _write(part: Part, out: Path, removed: set[int]) -> int:
-    from ..convert import write_samples
-
-    def left() -> Iterator[Any]:
-        rest = (i for i in range(len(part.data)) if i not in removed)
-        yield from (part.data[i] for i in track(rest, f"write {part.name}", len(part.data) - len(removed)))
-
-    file = out / f"{part.name}.parquet"
-    file.unlink(missing_ok=True)
-    return write_samples(left(), file)
+def _write(part: Part, shard: Shard, out: Path, left: Sequence[int]) -> None:
+    """The samples `left`, of which the shard holds its share."""
+    with open_writer(out / shard.name) as writer:
+        for place in shard.indices:
+            writer.write(part.data[left[place]])

@@ -1,7 +1,8 @@
 """What is compared of each sample, as arrays."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,12 +10,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dataset import Dataset
 from ..errors import BadSample, placed
 from ..hashing import media_key, picture_hash, text_key
-from ..sample import Sample
+from ..job import Job, complete
+from ..progress import track
+from ..sample import Media, Sample
+from ..walk import Step, steps, walk
 from .near import Equal, Floats, Hamming, Ints, keep_first
 
 Compare = Literal["sample", "pictures", "text"]
+STEP = 1000
+"""Samples between two entries of the journal."""
+PRINTS = ".prints"
+"""Folder of the fingerprints of a work that is not finished."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +63,55 @@ class Prints:
         )
 
 
-def prints(samples: Iterable[Sample], compare: Compare, perceptual: bool, pixels: bool = False) -> Prints:
-    """The fingerprints of samples. Raises BadSample for pictures that cannot be opened."""
-    groups, counts, hashes, sizes = [], [], [], []
-    for sample in samples:
-        with placed(sample):
-            group, shown = _print(sample, compare, perceptual)
-            size = sum(_pixels(sample, number) for number in range(len(sample.media))) if pixels else 0
-        groups.append(np.frombuffer(group, np.uint8))
-        counts.append(len(shown))
-        hashes += shown
-        sizes.append(size)
-    return Prints(
-        np.array(groups, np.uint8).reshape(-1, 16),
-        np.array(counts, np.int64),
-        np.array(hashes, np.uint64),
-        np.array(sizes, np.int64),
-    )
+@dataclass(frozen=True)
+class Fingerprint:
+    """Takes the fingerprints of one step of samples; picklable, for worker processes.
+
+    pixels  count the pixels of each sample's pictures, too
+    strict  raise BadSample where a picture cannot be opened; else such a sample is the same as no other
+    """
+
+    sets: Mapping[str, Dataset]
+    compare: Compare = "sample"
+    perceptual: bool = False
+    pixels: bool = False
+    strict: bool = True
+
+    def __call__(self, step: Step) -> Prints:
+        data = self.sets[step.split]
+        rows = [self._row(data, step.split, index) for index in range(step.start, step.end)]
+        groups, hashes, pixels = zip(*rows, strict=True)
+        return Prints(
+            np.frombuffer(b"".join(groups), np.uint8).reshape(-1, 16),
+            np.array([len(shown) for shown in hashes], np.int64),
+            np.array(list(itertools.chain(*hashes)), np.uint64),
+            np.array(pixels, np.int64),
+        )
+
+    def _row(self, data: Dataset, split: str, index: int) -> tuple[bytes, list[int], int]:
+        """Group, hashes and pixels of one sample."""
+        try:
+            sample = data[index]
+            with placed(sample):
+                group, hashes = _print(sample, self.compare, self.perceptual)
+                pixels = sum(_pixels(sample, media) for media in sample.media) if self.pixels else 0
+            return group, hashes, pixels
+        except BadSample:
+            if self.strict:
+                raise
+            return hashlib.sha256(f"{split}\0{index}".encode()).digest()[:16], [], 0
+
+
+def all_prints(fingerprint: Fingerprint, home: Path, job: Job, workers: int = 1) -> Prints:
+    """The fingerprints of all samples of all sets, in order; kept step by step in files of `home`."""
+    todo = steps(fingerprint.sets, STEP)
+    files = {step: home / PRINTS / f"{number:06d}.npz" for number, step in enumerate(todo)}
+    rest = [step for step in todo if not job.is_done(f"prints {step}")]
+    for step, found in track(walk(fingerprint, rest, workers), "fingerprints", len(todo), len(todo) - len(rest)):
+        with complete(files[step]) as aside:
+            found.save(aside)
+        job.step(f"prints {step}", lambda: None)
+    return Prints.join([Prints.load(file) for file in files.values()])
 
 
 def _print(sample: Sample, compare: Compare, perceptual: bool) -> tuple[bytes, list[int]]:
@@ -88,8 +129,7 @@ def _print(sample: Sample, compare: Compare, perceptual: bool) -> tuple[bytes, l
     return same.digest()[:16], hashes
 
 
-def _pixels(sample: Sample, number: int) -> int:
-    media = sample.media[number]
+def _pixels(sample: Sample, media: Media) -> int:
     if media.kind != "image":
         return 0
     try:

@@ -1,0 +1,64 @@
+"""Pictures and videos of a sample as people look at them: small, and videos as a few frames."""
+
+import io
+
+from PIL import Image
+
+from .errors import BadSample
+from .media import Opener, locate, media_name, read_bytes
+from .sample import Media, Sample
+
+FRAMES = 8
+"""Frames of a video that are shown."""
+_SHARP = 128  # pixels; smaller pictures are kept exactly
+
+
+def small(picture: Image.Image, side: int) -> bytes:
+    """A file (PNG for small pictures, else JPEG) of a picture of at most `side` x `side` pixels; no metadata."""
+    if max(picture.size) > side:
+        picture = picture.copy()
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    if max(picture.size) <= _SHARP:
+        picture.save(file, "PNG", optimize=True)
+    else:
+        picture.save(file, "JPEG", quality=84)
+    return file.getvalue()
+
+
+def frames(sample: Sample, media: Media, most: int = FRAMES) -> list[tuple[float | None, Image.Image]]:
+    """Up to `most` frames of a video, evenly spread, each with its second if that is known. Raises BadSample."""
+    clip = media.video
+    if clip is not None and clip.frames is not None:
+        numbers = spread(range(len(clip.frames)), most)
+        opened = (sample.opener.open(sample.media[clip.frames[number]]) for number in numbers)
+        return [
+            (number / clip.fps if clip.fps else None, picture) for number, picture in zip(numbers, opened, strict=True)
+        ]
+    return _file_frames(media, sample.opener, most)
+
+
+def _file_frames(media: Media, opener: Opener, most: int) -> list[tuple[float | None, Image.Image]]:
+    from . import video
+
+    name = media_name(media)
+    if media.path is not None:
+        try:
+            file = locate(media.path, opener.root, opener.allow_root).open("rb")
+        except OSError as error:
+            raise BadSample("media_missing", f"cannot be read: {error.strerror}", name) from None
+    else:
+        file = io.BytesIO(read_bytes(media, opener.root, opener.allow_root))  # type: ignore[assignment]
+    clip = media.video
+    with file:
+        header = video.probe(file, name)
+        numbers = spread(video.cut(header, clip.start if clip else None, clip.end if clip else None, name), most)
+        pixels = video.decode(file, name, header, numbers)
+    return [(number / header.fps, Image.fromarray(frame)) for number, frame in zip(numbers, pixels, strict=True)]
+
+
+def spread(numbers: range, most: int) -> list[int]:
+    """At most `most` of `numbers`, the first and the last among them, evenly spread."""
+    if len(numbers) <= most:
+        return list(numbers)
+    return [numbers[round(place * (len(numbers) - 1) / (most - 1))] for place in range(most)]
