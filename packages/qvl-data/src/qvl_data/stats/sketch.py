@@ -177,7 +177,7 @@ def _edges(low: float, high: float, whole: bool) -> tuple[Literal["linear", "log
     if whole and high - low < 20:
         return "linear", [float(edge) for edge in range(int(low), int(high) + 2)]
     if high > 50 * max(low, 1e-9):
-        smallest = max(low, high / 1e7)
+        smallest = max(low, 1 if whole else high / 1e7)
         edges = [edge for edge in _one_two_five(smallest, high) if edge > 0]
         return "log", [0.0, *edges] if low < edges[0] else edges
     span = (high - low) or max(abs(high), 1.0)
