@@ -64,7 +64,9 @@ class Collector:
 
     def _text(self, sample: Sample) -> None:
         self.numbers["turns"].add(len(sample.messages))
-        said = [(message.role, message.text) for message in sample.messages]
+        # An answer of regions alone is none in words.
+        worded = [m for m in sample.messages if m.text or all(part.type != "regions" for part in m.parts)]
+        said = [(message.role, message.text) for message in worded]
         if sample.edit is not None:
             said += [("user", text) for text in sample.edit.instruction.values()]
         asked = 0
