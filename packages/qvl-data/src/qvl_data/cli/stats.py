@@ -5,7 +5,7 @@ from typing import Annotated
 
 from qvl_core.cli import Argument, Option
 
-from .app import AllowRoot, FromFormat, MediaRoot, Split, app
+from .app import AllowRoot, Columns, FromFormat, MediaRoot, Split, app, columns_of
 
 
 @app.command()
@@ -13,6 +13,7 @@ def stats(
     source: Annotated[Path, Argument(help="File, or data set folder; of a folder, all splits.")],
     split: Split = None,
     from_format: FromFormat = None,
+    columns: Columns = None,
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
     model: Annotated[Path | None, Option(help="Folder of a model, to count tokens, too.")] = None,
@@ -27,9 +28,8 @@ def stats(
     from qvl_data.stats.show import show
     from qvl_data.walk import open_splits
 
-    sets, broken = open_splits(
-        source, split, format=from_format, media_root=media_root, allow_root=tuple(allow_root or ())
-    )
+    reading = {"format": from_format, "columns": columns_of(columns), "media_root": media_root}
+    sets, broken = open_splits(source, split, allow_root=tuple(allow_root or ()), **reading)
     if broken:
         raise broken[0]
     processor = None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from qvl_core.cli import Argument, Option
 
-from .app import AllowRoot, Fresh, FromFormat, MediaRoot, Split, app
+from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Split, app, columns_of
 
 
 @app.command()
@@ -13,6 +13,7 @@ def validate(
     source: Annotated[Path, Argument(help="File, or data set folder; of a folder, all splits.")],
     split: Split = None,
     from_format: FromFormat = None,
+    columns: Columns = None,
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
     headers: Annotated[
@@ -37,6 +38,7 @@ def validate(
         source,
         split,
         format=from_format,
+        columns=columns_of(columns),
         media_root=media_root,
         allow_root=tuple(allow_root or ()),
         pixels=not headers,

@@ -9,11 +9,15 @@ from typing import Any
 
 from ..dataset import Dataset
 from ..errors import BadSample
+from ..media import Opener, locate
 from ..sample import Media, Sample
+from ..tokens import Images
 from ..walk import Step
 from .script import script
 from .sketch import Distribution, Tally
 
+_IMAGES = Images()
+_STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 LONGEST = 200
 """Characters of an answer that are kept; longer ones are told apart by a hash of the rest."""
 
@@ -35,7 +39,7 @@ class Collector:
         data = self.sets[step.split]
         for index in range(step.start, step.end):
             try:
-                sample = data[index]
+                sample = data.outline(index)
             except BadSample as error:
                 part.counts["unread"].add(error.reason)
                 continue
@@ -89,18 +93,32 @@ class Collector:
         images = [i for i, media in enumerate(sample.media) if media.kind == "image" and i not in frames]
         self.numbers["images"].add(len(images))
         self.numbers["videos"].add(sum(media.kind == "video" for media in sample.media))
+        tokens = 0
         for index in images:
             try:
-                self._picture(sample, sample.media[index])
+                tokens += self._picture(sample, sample.media[index])
             except BadSample as error:
                 self.counts["unread"].add(error.reason)
+        if images:
+            self.numbers["sample_image_tokens"].add(tokens)
 
-    def _picture(self, sample: Sample, media: Media) -> None:
+    def _picture(self, sample: Sample, media: Media) -> int:
+        """Tokens of a picture; its figures are added."""
         width, height = sample.opener.size(media)
         self.numbers["width"].add(width)
         self.numbers["height"].add(height)
         self.numbers["megapixels"].add(float(f"{width * height / 1e6:.3g}"))
         self.numbers["aspect"].add(round(max(width, height) / min(width, height), 2))
+        kind, length = file_of(media, sample.opener)
+        self.counts["picture_format"].add(kind)
+        if length:
+            self.numbers["picture_bytes"].add(length)
+        try:
+            tokens = _IMAGES.tokens(width, height)
+        except ValueError:
+            raise BadSample("media_size", "an aspect ratio that Qwen3-VL does not take") from None
+        self.numbers["image_tokens"].add(tokens)
+        return tokens
 
     def _tokens(self, sample: Sample, processor: Any) -> None:
         from ..chat import length
@@ -109,6 +127,26 @@ class Collector:
             self.numbers["tokens"].add(length(sample, processor))
         except BadSample as error:
             self.counts["unread"].add(error.reason)
+
+
+def file_of(media: Media, opener: Opener) -> tuple[str, int]:
+    """Format of a picture's file by its first bytes, and its length (0: embedded, and not read).
+
+    What is embedded in a table is not read; then the format is what the sample states. Raises BadSample.
+    """
+    if media.bytes:
+        return _format(media.bytes[:12]), len(media.bytes)
+    if media.path is None:
+        return (media.mime or "not stated").removeprefix("image/").upper(), 0
+    path = locate(media.path, opener.root, opener.allow_root)
+    with path.open("rb") as file:
+        return _format(file.read(12)), path.stat().st_size
+
+
+def _format(head: bytes) -> str:
+    if head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for start, name in _STARTS.items() if head.startswith(start)), "other")
 
 
 def shortened(text: str) -> str:

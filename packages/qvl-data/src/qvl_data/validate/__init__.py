@@ -160,7 +160,7 @@ def _validate(
     def join() -> dict[str, Any]:
         result = Validation(str(source), pixels, splits={name: len(data) for name, data in sets.items()})
         result.samples = sum(result.splits.values())
-        whole = [Finding("data_file", str(error), str(source)) for error in broken]
+        whole = [_broken(error) for error in broken]
         whole += _unlicensed(sets, files, job)
         single = (finding for _, file in files for finding in read_findings(file))
         order = {name: number for number, name in enumerate(sets)}
@@ -210,6 +210,12 @@ def _unlicensed(sets: Mapping[str, Dataset], files: list[tuple[Step, Path]], job
                 f"{without:,} of {len(data):,} samples state no licence; state it (`meta.license`) where you know it."
             )
             yield Finding("license_missing", said, str(data.file), split=name)
+
+
+def _broken(error: BadInput) -> Finding:
+    """A data file that cannot be opened; the sentence names it first."""
+    place, _, problem = str(error).partition(": ")
+    return Finding("data_file", problem, place)
 
 
 def _recorded() -> dict[str, int]:

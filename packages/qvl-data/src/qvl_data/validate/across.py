@@ -19,7 +19,7 @@ from qvl_core.errors import BadInput
 from ..dataset import Dataset
 from ..errors import BadSample
 from .finding import Finding
-from .work import CONTENT, HASHES, ID, PICTURE
+from .work import CONTENT, HASHES, ID, MEDIA
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Across:
 
     def findings(self) -> Iterator[Finding]:
         """Everything that is there twice, in the order of the data; of one sample, each reason once."""
-        pairs = np.concatenate([self._repeated(kind) for kind in (ID, CONTENT, PICTURE)])  # (N, 3)
+        pairs = np.concatenate([self._repeated(kind) for kind in (ID, CONTENT, MEDIA)])  # (N, 3)
         told: set[str] = set()
         at = -1
         for later, kind, first in pairs[np.lexsort((pairs[:, 2], pairs[:, 1], pairs[:, 0]))].tolist():
@@ -66,7 +66,7 @@ class Across:
         ranked, numbers = hashes[order], numbers[order]
         again = np.flatnonzero(ranked[1:] == ranked[:-1]) + 1
         later, first = numbers[again], numbers[np.searchsorted(ranked, ranked[again])]  # leftmost: the earliest
-        if kind == PICTURE:
+        if kind == MEDIA:
             apart = np.searchsorted(self._starts, later, "right") != np.searchsorted(self._starts, first, "right")
             later, first = later[apart], first[apart]
         return np.stack([later, np.full_like(later, kind), first], axis=1)
@@ -97,8 +97,8 @@ def _problem(kind: int, first: str, same_split: bool) -> BadSample:
     if kind == ID:
         said = f"its id was already given at {first}, and ids are unique in a data set; rename one of them"
         return BadSample("duplicate_id", said)
-    if kind == PICTURE:
-        said = f"shows a picture that also stands at {first}, in another split; keep it in one of them"
+    if kind == MEDIA:
+        said = f"shows a picture or video that also stands at {first}, in another split; keep it in one of them"
         return BadSample("split_leak", said)
     if same_split:
         return BadSample("duplicate_sample", f"says and shows the same as {first}; remove one of them")

@@ -7,32 +7,39 @@ from ..errors import BadSample
 from ..media import data_url, image_size, locate, media_name
 from ..sample import Media, Sample
 from ..tokens import Images, Videos
+from ..video import cut
 
-_SHAPES, _CLIPS = Images(), Videos()
+_IMAGES, _VIDEOS = Images(), Videos()
+Sizes = dict[int, tuple[int, int]]
 
 
 @dataclass
 class MediaCheck:
     """Opens media.
 
-    pixels   decode pictures whole; else read headers only
+    pixels   decode pictures whole, and videos up to the last frame that is shown; else read headers only
     """
 
     pixels: bool
 
-    def check(
-        self, sample: Sample, index: int, sizes: dict[int, tuple[int, int]], found: list[BadSample]
-    ) -> bytes | None:
-        """The key of a medium (see `_key`); adds its upright size to `sizes` and what is wrong with it to `found`."""
+    def check(self, sample: Sample, index: int, sizes: Sizes, found: list[BadSample]) -> bytes | None:
+        """The key of a medium (see `_key`); adds its upright size to `sizes` and what is wrong with it to `found`.
+
+        The frames of a video that is given as pictures come first.
+        """
         media = sample.media[index]
         try:
             if media.kind == "image":
                 sizes[index] = self._picture(sample, media)
-                return _key(sample, media, self.pixels)
-            self._clip(media, sizes)
+            elif media.video is not None and media.video.frames is not None:
+                self._frames(media, media.video.frames, sizes)
+                return None
+            else:
+                sizes[index] = self._video(sample, media)
+            return _key(sample, media, self.pixels)
         except BadSample as error:
             found.append(error)
-        return None
+            return None
 
     def _picture(self, sample: Sample, media: Media) -> tuple[int, int]:
         opener = sample.opener
@@ -44,31 +51,42 @@ class MediaCheck:
                 said = f"is {size[0]} x {size[1]} pixels upright, not {media.width} x {media.height} as stated"
                 raise BadSample("media_stated_size", f"{said}; correct its width and height", media_name(media))
         try:
-            _SHAPES.resized(*size)
+            _IMAGES.resized(*size)
         except ValueError as error:
             raise BadSample("media_size", str(error), media_name(media)) from None
         return size
 
-    def _clip(self, media: Media, sizes: dict[int, tuple[int, int]]) -> None:
-        """A video given as frames, which stand before it."""
-        frames = media.video.frames if media.video else None
-        if frames is None:
-            return
+    def _frames(self, media: Media, frames: tuple[int, ...], sizes: Sizes) -> None:
         if media.video is None or media.video.fps is None:
             problem = "a video given as frames needs `fps`, the frames per second"
             raise BadSample("video_fps", problem, media_name(media))
         known = {sizes[frame] for frame in frames if frame in sizes}
         if len(known) > 1:
             raise BadSample("video_frames", "the frames of a video must have one size; resize them", media_name(media))
-        try:
-            for size in known:
-                _CLIPS.resized(len(frames), *size)
-        except ValueError as error:
-            raise BadSample("media_size", str(error), media_name(media)) from None
+        for size in known:
+            _check_clip(media, len(frames), size)
+
+    def _video(self, sample: Sample, media: Media) -> tuple[int, int]:
+        header = sample.opener.video(media)
+        name = media_name(media)
+        clip = media.video
+        part = cut(header, clip.start if clip else None, clip.end if clip else None, name)
+        size = header.width, header.height
+        _check_clip(media, len(part), size)
+        if self.pixels:
+            sample.opener.frames(media, header, [part[0], part[-1]])
+        return size
 
 
-def _key(sample: Sample, media: Media, content: bytes | bool) -> bytes:
-    """What two equal pictures have in common: a hash of the file; without `content` of its path, where it has one."""
+def _check_clip(media: Media, frames: int, size: tuple[int, int]) -> None:
+    try:
+        _VIDEOS.resized(frames, *size)
+    except ValueError as error:
+        raise BadSample("media_size", str(error), media_name(media)) from None
+
+
+def _key(sample: Sample, media: Media, content: bool) -> bytes:
+    """What two equal media have in common: a hash of the file; without `content` of its path, where it has one."""
     if media.bytes is not None:
         return _digest(media.bytes)
     if media.path is None:

@@ -16,11 +16,11 @@ def show(found: Validation) -> None:
     ranked = sorted(found.reasons.items(), key=lambda item: (_ORDER.index(item[1].severity), -item[1].count, item[0]))
     for code, reason in ranked:
         colour = {"error": "red", "warning": "yellow", "note": "blue"}[reason.severity]
-        typer.echo(f"\n{typer.style(reason.severity, fg=colour)} {code}: {reason.count:,} ({REASONS.get(code, '')})")
+        typer.echo(f"\n{typer.style(reason.severity, fg=colour)} {code}: {REASONS.get(code, '')}, {reason.count:,} x")
         for sentence in reason.first:
             typer.echo(f"  {_printable(sentence)}")
         if reason.count > SHOWN:
-            typer.echo(f"  ... and {reason.count - len(reason.first):,} more")
+            typer.echo(f"  ... and {reason.count - len(reason.first):,} more; all are in findings.jsonl of --out DIR")
     if found.mended is not None and found.left_out is not None:
         kept = found.samples - found.left_out
         typer.echo(f"\nclean set: {kept:,} samples, {found.mended:,} of them mended; {found.left_out:,} left out")

@@ -18,9 +18,9 @@ from ..walk import Step
 from .checks import Checks
 from .finding import Finding
 
-ID, CONTENT, PICTURE = range(3)
+ID, CONTENT, MEDIA = range(3)
 HASHES = np.dtype([("kind", "u1"), ("index", "<u8"), ("hash", "<u8")])
-"""A hash of one thing about sample `index` of a split: its id, its content, or a picture that it shows."""
+"""A hash of one thing about sample `index` of a split: its id, its content, or a picture or video that it shows."""
 
 
 @dataclass
@@ -65,20 +65,28 @@ class Work:
     def check(self, data: Dataset, index: int) -> tuple[Sample | None, list[BadSample], list[bytes | None]]:
         """The sample, if it can be read, what is wrong with it, and the keys of its media.
 
-        Whatever the data does, nothing is raised: where a check itself fails, that is told like everything else.
+        Whatever the data does, nothing is raised; where a check itself fails, that is told like everything else.
+        BadInput is raised for what the user's machine lacks.
         """
-        sample = None
         try:
             sample = read(data, index)
-            problems, keys = self.checks.problems(sample)
-            return sample, problems, keys
         except BadSample as error:
-            return sample, [error], []
+            return None, [error], []
         except BadInput as error:
-            return sample, [BadSample("data_file", str(error))], []
+            return None, [BadSample("data_file", str(error).removeprefix(f"{data.file}: "))], []
         except Exception as error:
-            said = f"could not be checked ({type(error).__name__}: {str(error)[:200]}); please report it"
-            return sample, [BadSample("unexpected", said)], []
+            return None, [_unexpected(error)], []
+        try:
+            return sample, *self.checks.problems(sample)
+        except BadInput:
+            raise
+        except Exception as error:
+            return sample, [_unexpected(error)], [None] * len(sample.media)
+
+
+def _unexpected(error: Exception) -> BadSample:
+    said = f"could not be checked ({type(error).__name__}: {str(error)[:200]}); please report it"
+    return BadSample("unexpected", said)
 
 
 def read(data: Dataset, index: int) -> Sample:
@@ -96,10 +104,9 @@ def _hashes(sample: Sample, keys: list[bytes | None]) -> Iterator[tuple[int, int
     """Kind and 64-bit hash; an id that was made from the content says nothing of its own."""
     if not sample.id.startswith("sha256:"):
         yield ID, hash_of(sample.id.encode("utf-8", "surrogatepass"))
-    images = [key for key, media in zip(keys, sample.media, strict=True) if media.kind == "image"]
-    known = [key for key in images if key is not None]
-    yield from ((PICTURE, int.from_bytes(key[:8], "little")) for key in dict.fromkeys(known))
-    if len(known) == len(images):
+    known = [key for key in keys if key is not None]
+    yield from ((MEDIA, int.from_bytes(key[:8], "little")) for key in dict.fromkeys(known))
+    if len(known) == sum(media.video is None or media.video.frames is None for media in sample.media):
         yield CONTENT, hash_of(b"\0".join([*_said(sample), *known]))
 
 
@@ -109,7 +116,7 @@ def _said(sample: Sample) -> Iterator[bytes]:
     for message in sample.messages:
         texts += [message.role, str(message.trained)]
         texts += [part.text or f"{part.type} {part.media} {part.regions}" for part in message.parts]
-    texts += [media.path or media.url or "" for media in sample.media if media.kind == "video"]
+    texts += [str(media.video) for media in sample.media if media.video is not None]
     texts += [str((region.media, region.kind, region.xy, region.label)) for region in sample.regions]
     if sample.edit is not None:
         texts += [str(sample.edit)]
