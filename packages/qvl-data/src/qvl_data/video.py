@@ -155,8 +155,10 @@ def _opened(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
         container = av.open(file, format=format, container_options=options, metadata_errors="replace")
         cover = av.stream.Disposition.attached_pic
         stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
-        if stream is None:
+        if stream is None and container.streams.audio:
             raise BadSample("video_stream", "holds sound but no video; replace the file", name)
+        if stream is None:
+            raise BadSample("video_truncated", "holds nothing that can be shown; replace the file", name)
         if stream.codec_context is None:
             problem = "is cut off, or compressed in a way that cannot be decoded; replace it or convert it to H.264"
             raise BadSample("video_truncated", problem, name)
