@@ -21,7 +21,7 @@ def check_every_kill(command: Callable[[Path], list[str]], tmp_path: Path, every
     `command` must give relative outputs the same name in every `out`. Returns the number of operations.
     """
     whole = tmp_path / "whole"
-    whole.mkdir()
+    whole.mkdir(parents=True)
     operations = int(_child(command(whole), 0, check=True).stderr.rsplit("operations: ", 1)[1])
     expected = tree(whole)
     assert expected

@@ -4,11 +4,13 @@ import pytest
 from PIL import Image
 
 from qvl_core.errors import BadInput
-from qvl_data.convert import convert, write_samples
+from qvl_data.convert import Change, convert, write_samples
 from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
+from qvl_data.example.grounding import samples as grounding
 
 from .chats import build, file_of, picture, write_png
+from .killing import check_every_kill
 
 
 def pixels(dataset):
@@ -66,7 +68,8 @@ def test_lines_carry_their_pictures_along(format, source, tmp_path):
 def test_a_file_beside_its_pictures_copies_nothing(source):
     before = sorted(source.parent.rglob("*"))
     convert(source, source.parent / "openai.jsonl", "openai")
-    assert sorted(source.parent.rglob("*")) == sorted([*before, source.parent / "openai.jsonl"])
+    after = sorted(path for path in source.parent.rglob("*") if ".openai.jsonl.job" not in path.parts)
+    assert after == sorted([*before, source.parent / "openai.jsonl"])
 
 
 def test_embedded_pictures_without_a_name_are_named_by_content(tmp_path):
@@ -91,7 +94,7 @@ def test_a_hostile_origin_is_not_followed(tmp_path):
 def test_a_folder_is_converted_split_by_split(source, tmp_path):
     (source.parent / "test.jsonl").write_text(source.read_text())
     counts = convert(source.parent, tmp_path / "out")
-    assert {file.name: count for file, count in counts.items()} == {"test.parquet": 2, "train.parquet": 2}
+    assert {file.name: figures.samples for file, figures in counts.items()} == {"test.parquet": 2, "train.parquet": 2}
     assert len(convert(tmp_path / "out", tmp_path / "one.parquet", split="test")) == 1
     with pytest.raises(BadInput, match="holds several splits; name a target folder"):
         convert(source.parent, tmp_path / "all.parquet")
@@ -106,12 +109,14 @@ def test_nothing_half_written_stays(source, tmp_path):
 
 
 def test_refusals(source, tmp_path):
-    convert(source, tmp_path / "out.parquet")
-    with pytest.raises(BadInput, match="is already there; remove it or choose another name"):
+    (tmp_path / "out.parquet").write_text("something else")
+    with pytest.raises(BadInput, match="is already there; remove it, choose another name, or add --fresh"):
         convert(source, tmp_path / "out.parquet")
+    with pytest.raises(BadInput, match="is already there; remove it or choose another name"):
+        write_samples(Dataset(source), tmp_path / "out.parquet")
     with pytest.raises(BadInput, match=r"Parquet holds qvl samples; for openai name the file \.jsonl"):
         convert(source, tmp_path / "b.parquet", "openai")
-    with pytest.raises(BadInput, match=r"write \.parquet or \.jsonl"):
+    with pytest.raises(BadInput, match=r"write \.parquet, \.tar, \.jsonl"):
         convert(source, tmp_path / "b.csv")
     write_png(tmp_path / "other/photos/0.png", picture(4, 4))
     with pytest.raises(BadInput, match="another file of this name is already there"):
@@ -134,3 +139,107 @@ def test_embedded_pictures_state_their_upright_size(source, tmp_path):
     assert [(m.width, m.height) for m in (*two.media, *one.media)] == [(8, 8), (None, None), (6, 8)]
     write_samples([two, one], tmp_path / "b.parquet")
     assert [sample.media for sample in Dataset(tmp_path / "b.parquet")] == [two.media, one.media]
+
+
+def lines_of(tmp_path, count, bad=()):
+    folder = tmp_path / "lines"
+    folder.mkdir()
+    with (folder / "train.jsonl").open("w", encoding="utf-8") as out:
+        for number in range(count):
+            write_png(folder / f"{number}.png", picture(8, 8, number))
+            shown = "no.png" if number in bad else f"{number}.png"
+            turns = [{"from": "human", "value": f"<image>{number}"}, {"from": "gpt", "value": "b"}]
+            out.write(json.dumps({"id": f"s{number}", "image": shown, "conversations": turns}) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("container", ["parquet", "tar", "jsonl"])
+def test_a_folder_in_shards(container, tmp_path):
+    folder = lines_of(tmp_path, 7)
+    files = convert(folder, tmp_path / "out", container=container, shard=3, change=Change(license="MIT"))
+    names = [f"train-{number:05d}-of-00003.{container}" for number in range(3)]
+    assert [(file.name, figures.samples) for file, figures in files.items()] == list(zip(names, (3, 3, 1), strict=True))
+    whole = Dataset(tmp_path / "out", "train")
+    assert [sample.id for sample in whole] == [f"s{number}" for number in range(7)]
+    assert pixels(whole) == pixels(Dataset(folder, "train"))
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert 'license: "mit"' in card
+    assert "| train | 3 | 7 | 7 | 0 | 7 |" in card
+    assert f'path: "train-*.{container}"' in card
+
+
+def test_a_card_changes_with_the_data(tmp_path):
+    folder = lines_of(tmp_path, 3)
+    convert(folder, tmp_path / "a")
+    convert(folder, tmp_path / "b")
+    assert (tmp_path / "a/README.md").read_text() == (tmp_path / "b/README.md").read_text()
+    write_png(folder / "1.png", picture(8, 8, 9))
+    convert(folder, tmp_path / "c")
+    first, other = ((tmp_path / name / "README.md").read_text().splitlines() for name in ("a", "c"))
+    changed = [line for line in first if line not in other]
+    assert any(line.startswith("Fingerprint: `sha256:") for line in changed)
+
+
+def test_a_finished_conversion_does_nothing(tmp_path):
+    folder = lines_of(tmp_path, 4)
+    first = convert(folder, tmp_path / "out", shard=2)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert convert(folder, tmp_path / "out", shard=2) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == times
+    with pytest.raises(BadInput, match="holds the output of another command"):
+        convert(folder, tmp_path / "out", shard=4)
+    convert(folder, tmp_path / "out", shard=4, fresh=True)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.parquet")) == ["train.parquet"]
+    (tmp_path / "out/train.parquet").unlink()
+    convert(folder, tmp_path / "out", shard=4)
+    assert len(Dataset(tmp_path / "out", "train")) == 4
+
+
+def test_bad_samples_may_be_left_out(tmp_path):
+    folder = lines_of(tmp_path, 6, bad=(1, 4))
+    with pytest.raises(BadSample, match=r"train\.jsonl:5: no\.png: cannot be opened"):
+        convert(folder, tmp_path / "out", shard=2, max_bad=1)
+    files = convert(folder, tmp_path / "out2", shard=2, max_bad=2)
+    assert [figures.samples for figures in files.values()] == [1, 2, 1]
+    listed = read_lines(tmp_path / "out2/left_out.jsonl")
+    assert [(entry["id"], entry["reason"]) for entry in listed] == [("s1", "media_missing"), ("s4", "media_missing")]
+    assert len(Dataset(tmp_path / "out2", "train")) == 4
+
+
+def test_boxes_are_written_out_for_formats_without_them(tmp_path):
+    sample = next(iter(grounding("test")))
+    with pytest.raises(BadSample, match="cannot say"):
+        write_samples([sample], tmp_path / "a.jsonl", "qwenvl")
+    write_samples([sample], tmp_path / "data/test.parquet")
+    convert(tmp_path / "data", tmp_path / "out", "qwenvl", change=Change(boxes="qwen3vl"))
+    (row,) = read_lines(tmp_path / "out/test.jsonl")
+    found = json.loads(row["conversations"][1]["value"])
+    box = found[0] if isinstance(found, list) else found
+    width, height = sample.media[0].width, sample.media[0].height
+    x1, y1, x2, y2 = sample.regions[0].xy
+    expected = [
+        round(x1 / width * 1000),
+        round(y1 / height * 1000),
+        round(x2 / width * 1000),
+        round(y2 / height * 1000),
+    ]
+    assert box["bbox_2d"] == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "every"),
+    [
+        ("out", 12),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("out", "a.parquet", "a.jsonl", "a.tar")),
+    ],
+)
+def test_killed_anywhere_it_ends_the_same(target, every, tmp_path):
+    folder = lines_of(tmp_path, 5)
+
+    def command(out):
+        chosen = (
+            [str(folder), str(out / target)] if target == "out" else [str(folder / "train.jsonl"), str(out / target)]
+        )
+        return ["convert", *chosen, "--shard", "2"]
+
+    assert check_every_kill(command, tmp_path / "kills", every) > 5

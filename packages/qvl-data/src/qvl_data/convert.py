@@ -1,176 +1,197 @@
-"""Writing data sets: between formats and containers, one sample at a time.
+"""Writing data sets anew: in another format, another container, in shards, with a card.
 
-A Parquet file carries its pictures inside. A JSONL file names them, so they are laid beside it: under their own
-relative path, embedded ones under the path they came from or `media/<hash>`. A file gets its name once it is complete.
+    convert("data.jsonl", Path("out/train.parquet"))          # one file
+    convert("folder", Path("out"), shard=5000)                # every split, in shards, with a README.md
+
+One sample is held at a time. What was cut off goes on at the shard it was in; a finished conversion does nothing.
 """
 
-import filecmp
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qvl_core.errors import BadInput
-from qvl_core.files import fsync_folder, writing
+from qvl_core.files import sha256, write_atomic
 
+from . import card
 from .dataset import SUFFIXES, Dataset, splits
-from .errors import BadSample, placed
-from .formats import get_format
-from .media import Opener, data_url, image_size, is_absolute, locate, media_name, read_bytes
-from .sample import Media, Sample, check_path
+from .errors import BadSample
+from .grounding import as_text
+from .job import NAME, Job, beside
+from .progress import track
+from .sample import Sample
+from .shards import SAMPLES, Figures, Shard, plan
+from .writers import check_target, open_writer
 
-_ENDINGS = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/gif": ".gif"} | {
-    "image/bmp": ".bmp",
-    "image/tiff": ".tiff",
-}
+LEFT_OUT = "left_out.jsonl"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a conversion does to each sample.
+
+    boxes    space in which regions are written out as text (`qwen3vl`, `qwen2.5vl`, `pixel`); None leaves them
+    license  licence of samples that state none
+    """
+
+    boxes: str | None = None
+    license: str | None = None
+
+    def __call__(self, sample: Sample) -> Sample:
+        if self.license and not sample.meta.license:
+            sample = sample.model_copy(update={"meta": sample.meta.model_copy(update={"license": self.license})})
+        return as_text(sample, self.boxes) if self.boxes and sample.regions else sample
 
 
 def convert(
-    source: Path,
+    source: str | Path,
     target: Path,
     format: str = "qvl",
     *,
     split: str | None = None,
     from_format: str | None = None,
+    columns: Mapping[str, str] | None = None,
     media_root: Path | None = None,
     allow_root: Sequence[Path] = (),
-) -> dict[Path, int]:
-    """Write `source` (file or dataset folder) to `target`; returns the number of samples by target file.
+    container: str | None = None,
+    shard: int = SAMPLES,
+    change: Change | None = None,
+    max_bad: int = 0,
+    fresh: bool = False,
+) -> dict[Path, Figures]:
+    """Write `source` (file, data set folder or hub name) to `target`; returns the figures of each file.
 
-    The suffix of `target` decides the container. A folder with all its splits goes into a folder, as Parquet files
-    (format qvl) or JSONL files. Raises BadInput; then the file that was being written is not there (pictures laid
-    beside it may be).
+    A target with a suffix is one file. Any other is a folder, with every split (or only `split`) in shards of `shard`
+    samples, in the `container` (parquet, tar or jsonl; default: Parquet for qvl, JSONL for other formats) and a card.
+    Up to `max_bad` samples that cannot be used are left out and listed in left_out.jsonl; one more raises BadSample.
+    Raises BadInput, also where `target` holds something else; `fresh` writes it anew.
     """
-    pairs = [(split, target)]
-    if source.is_dir() and split is None:
-        if target.suffix in SUFFIXES:
-            raise BadInput(f"{source}: holds several splits; name a target folder, or one split with --split.")
-        pairs = [(name, target / f"{name}{'.parquet' if format == 'qvl' else '.jsonl'}") for name in splits(source)]
-    return {
-        file: write_samples(Dataset(source, name, from_format, media_root, allow_root), file, format)
-        for name, file in pairs
+    one_file = target.suffix in SUFFIXES
+    suffix = target.suffix if one_file else f".{container or ('parquet' if format == 'qvl' else 'jsonl')}"
+    check_target(target if one_file else target / f"train{suffix}", format)
+    datasets = _datasets(source, split, one_file, from_format, media_root, allow_root, columns)
+    folder, home = (target.parent, beside(target)) if one_file else (target, target)
+    shards = [
+        part
+        for name, dataset in datasets.items()
+        for part in (
+            [Shard(name, target.name, 0, len(dataset))] if one_file else plan(name, len(dataset), suffix, shard)
+        )
+    ]
+    change = change or Change()
+    options: dict[str, Any] = {
+        "format": format,
+        "from_format": from_format,
+        "columns": dict(columns or {}),
+        "split": split,
     }
+    options |= {"shard": shard, "boxes": change.boxes, "license": change.license, "max_bad": max_bad}
+    _check_free(home, [folder / part.name for part in shards], fresh)
+    job = Job(home, "convert", [file for dataset in datasets.values() for file in dataset.files], options, fresh)
+    for name in job.dropped:
+        (folder / name).unlink(missing_ok=True)
+    if job.result is None:
+        left_out = 0
+        for part in shards:
+            write = partial(_write, datasets[part.split], part, folder / part.name, format, change, max_bad - left_out)
+            left_out += len(job.step(part.name, write)["left_out"])
+        files: dict[str, dict[str, Any]] = {part.name: job.step(part.name, dict) for part in shards}
+        _write_notes(folder, shards, files, None if one_file else _title(source), target.stem if one_file else "")
+        job.finish(files, [folder / part.name for part in shards])
+    return {folder / name: Figures(**figures) for name, figures in job.result.items()}
 
 
 def write_samples(samples: Iterable[Sample], file: Path, format: str = "qvl") -> int:
-    """Write samples to a new Parquet or JSONL file; returns how many. Raises BadInput and leaves no file behind."""
+    """Write samples to a new Parquet, tar or JSONL file; returns how many. After an error there is no file."""
+    check_target(file, format)
     if file.exists():
         raise BadInput(f"{file}: is already there; remove it or choose another name.")
-    if file.suffix == ".parquet":
-        if format != "qvl":
-            raise BadInput(f"{file}: Parquet holds qvl samples; for {format} name the file .jsonl.")
-        return _write_parquet(samples, file)
-    if file.suffix == ".jsonl":
-        return _write_jsonl(samples, file, format)
-    raise BadInput(f"{file}: unknown kind of file; write .parquet or .jsonl.")
-
-
-def _write_parquet(samples: Iterable[Sample], file: Path) -> int:
-    from .parquet import Writer
-
     count = 0
-    with _complete(file) as part, Writer(part) as writer:
+    with open_writer(file, format) as writer:
         for sample in samples:
-            with placed(sample):
-                media = tuple(_embedded(media, sample.opener) for media in sample.media)
-            writer.write(sample.model_copy(update={"media": media}))
+            writer.write(sample)
             count += 1
     return count
 
 
-def _write_jsonl(samples: Iterable[Sample], file: Path, format: str) -> int:
-    form = get_format(format)
-    count = 0
-    with _complete(file) as part, part.open("w", encoding="utf-8", newline="\n") as out:
-        for sample in samples:
-            with placed(sample):
-                media = tuple(_beside(media, sample.opener, file.parent) for media in sample.media)
-                row = form.write(sample.model_copy(update={"media": media}))
-            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            count += 1
-    return count
+def _datasets(
+    source: str | Path, split: str | None, one_file: bool, from_format: str | None, *options: Any
+) -> dict[str, Dataset]:
+    """What is to be converted, by split."""
+    media_root, allow_root, columns = options
+    names: list[str | None] = [split]
+    if Path(source).is_dir() and split is None:
+        if one_file:
+            raise BadInput(f"{source}: holds several splits; name a target folder, or one split with --split.")
+        names = list(splits(Path(source)))
+    opened = {
+        name or Path(source).stem: Dataset(
+            source, name, from_format, media_root, tuple(allow_root), columns=columns
+        )
+        for name in names
+    }  # fmt: skip
+    if not opened:
+        raise BadInput(f"{source}: holds no data files ({', '.join(SUFFIXES)}).")
+    return opened
 
 
-@contextmanager
-def _complete(file: Path) -> Iterator[Path]:
-    """A file to write into that gets its name when all went well, and vanishes otherwise."""
-    part = file.with_name(file.name + ".part")
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-            with part.open("rb+") as written:
-                os.fsync(written.fileno())
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
-        fsync_folder(file.parent)
-
-
-def _embedded(media: Media, opener: Opener) -> Media:
-    """A picture with its bytes inside and its size stated; videos and remote addresses stay where they are."""
-    remote = media.url is not None and media.url.lower().startswith(("http://", "https://"))
-    if media.kind != "image" or remote:
-        return media
-    if media.bytes is not None:
-        return _sized(media)
-    fields: dict[str, Any] = {"path": None, "url": None, "bytes": read_bytes(media, opener.root, opener.allow_root)}
-    if media.url is not None and media.url.startswith("data:"):
-        fields["mime"] = media.mime or data_url(media.url)[0]
-    else:
-        fields["origin"] = media.origin or media_name(media)
-    return _sized(media.model_copy(update=fields))
-
-
-def _sized(media: Media) -> Media:
-    """An embedded picture with its width and height, so that lengths are known without reading it."""
-    if media.width and media.height:
-        return media
-    try:
-        width, height = image_size(media)
-    except BadSample:  # told by whoever opens it
-        return media
-    return media.model_copy(update={"width": width, "height": height})
-
-
-def _beside(media: Media, opener: Opener, folder: Path) -> Media:
-    """A picture or video as a file below `folder`; what has an address or an absolute path stays where it is."""
-    if media.bytes is not None:
-        path = _path_of(media, media.bytes)
-        _lay(media.bytes, folder / path)
-        origin = None if media.origin == path else media.origin
-        return media.model_copy(update={"path": path, "bytes": None, "origin": origin})
-    if media.path is not None and not is_absolute(media.path):
-        _lay(locate(media.path, opener.root, opener.allow_root), folder / media.path)
-    return media
-
-
-def _lay(content: bytes | Path, target: Path) -> None:
-    """Put a file (its bytes, or a copy) where `target` says, unless it is there already. Raises BadInput."""
-    if target.exists():
-        same = filecmp.cmp(content, target, False) if isinstance(content, Path) else target.read_bytes() == content
-        if not same:
-            raise BadInput(f"{target}: another file of this name is already there; write into an empty folder.")
+def _check_free(home: Path, files: Sequence[Path], fresh: bool) -> None:
+    """Raise BadInput if a file is there that no earlier run of a conversion wrote."""
+    if fresh or (home / NAME).exists():
         return
-    part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, Path):
-        shutil.copyfile(content, part)
-    else:
-        part.write_bytes(content)
-    os.replace(part, target)
+    for file in files:
+        if file.exists():
+            raise BadInput(f"{file}: is already there; remove it, choose another name, or add --fresh.")
 
 
-def _path_of(media: Media, content: bytes) -> str:
-    """Where an embedded picture goes: where it came from if that is a clean relative path, else by its content."""
-    if media.origin is not None and not is_absolute(media.origin) and "://" not in media.origin:
+def _write(dataset: Dataset, part: Shard, file: Path, format: str, change: Change, max_bad: int) -> dict[str, Any]:
+    """Write one shard; its figures as JSON. Raises BadSample once more than `max_bad` samples cannot be used."""
+    figures = Figures()
+    with open_writer(file, format) as writer:
+        for sample in track(_usable(dataset, part, figures, max_bad), f"convert {file.name}", len(part.indices)):
+            try:
+                changed = change(sample)
+                writer.write(changed)
+            except BadSample as error:
+                _leave_out(figures, error, max_bad)
+            else:
+                figures.add(changed)
+    figures.bytes, figures.sha256 = file.stat().st_size, sha256(file)
+    return figures.to_dict()
+
+
+def _usable(dataset: Dataset, part: Shard, figures: Figures, max_bad: int) -> Iterator[Sample]:
+    for index in part.indices:
         try:
-            check_path(media.origin)
-            return media.origin
-        except ValueError:
-            pass
-    return f"media/{hashlib.sha256(content).hexdigest()[:32]}{_ENDINGS.get(media.mime or '', '.png')}"
+            yield dataset[index]
+        except BadSample as error:
+            _leave_out(figures, error, max_bad)
+
+
+def _leave_out(figures: Figures, error: BadSample, max_bad: int) -> None:
+    if len(figures.left_out) >= max_bad:
+        raise error
+    named = {"place": error.place, "id": error.sample_id, "reason": error.reason, "problem": error.problem}
+    figures.left_out.append(named)
+
+
+def _write_notes(
+    folder: Path, shards: Sequence[Shard], files: Mapping[str, Mapping[str, Any]], title: str | None, stem: str
+) -> None:
+    """The list of what was left out, and the card of a folder."""
+    figures = {name: Figures(**given) for name, given in files.items()}
+    if left_out := Figures.total(figures.values()).left_out:
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in left_out)
+        write_atomic(folder / (f"{stem}.{LEFT_OUT}" if stem else LEFT_OUT), lines)
+    if title is not None:
+        by_split: dict[str, dict[str, Figures]] = {}
+        for part in shards:
+            by_split.setdefault(part.split, {})[part.name] = figures[part.name]
+        write_atomic(folder / card.NAME, card.card(title, by_split, f"Written by qvl-data convert from `{title}`."))
+
+
+def _title(source: str | Path) -> str:
+    return Path(source).resolve().name if Path(source).exists() else str(source)

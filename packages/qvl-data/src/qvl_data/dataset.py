@@ -32,7 +32,7 @@ SEARCHED = 100
 _ALIASES = ("validation", "val", "valid", "dev")
 _COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".zip")
 # train-00003, train-00003-of-00010 (older hub snapshots end in a hash), 00003
-_SHARD = re.compile(r"(?:(?P<split>.+)-)?(?P<number>\d{4,})(?:-of-(?P<count>\d{4,})(?:-[0-9a-f]{16})?)?", re.ASCII)
+_SHARD = re.compile(r"(?:(?P<split>.+?)-)?(?P<number>\d{4,})(?:-of-(?P<count>\d{4,})(?:-[0-9a-f]{16})?)?", re.ASCII)
 _NO_DATA = re.compile(r"dataset_infos?|dataset_dict|state|\d+_stats")  # JSON files that tools lay beside the data
 
 

@@ -13,7 +13,7 @@ anew: it must write files under their final name only when they are complete (`c
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,8 +47,11 @@ class Job:
         self._steps: dict[str, Any] = {}
         self.result: Any = None
         """What `finish` was given, if the job is finished; else None."""
-        if fresh:
-            self.file.unlink(missing_ok=True)
+        self.dropped: list[str] = []
+        """Steps of the work that `fresh` starts over: their files may have to go."""
+        if fresh and self.file.is_file():
+            self.dropped = _steps(self.file)
+            self.file.unlink()
         self._read()
 
     def step(self, name: str, work: Callable[[], T]) -> T:
@@ -63,9 +66,10 @@ class Job:
         """Whether a step is recorded."""
         return name in self._steps
 
-    def finish(self, result: Any) -> None:
-        """Everything is written: `result` (JSON) is what a re-run shows."""
-        self._append({"finished": result})
+    def finish(self, result: Any, outputs: Iterable[Path] = ()) -> None:
+        """Everything is written: a re-run shows `result` (JSON), as long as its `outputs` are there unchanged."""
+        sizes = {os.path.relpath(path, self.home): path.stat().st_size for path in outputs}
+        self._append({"finished": result, "outputs": sizes})
         self.result = result
 
     def _read(self) -> None:
@@ -73,16 +77,15 @@ class Job:
         if lines and not lines[-1].endswith(b"\n"):  # cut off in the middle of a line
             lines.pop()
         if not lines:
-            with writing(self.home):
-                self.home.mkdir(parents=True, exist_ok=True)
-                for left in self.home.glob(f".{NAME}.*.tmp"):  # by a writer killed at the very beginning
-                    left.unlink()
-            write_atomic(self.file, _line(self._request))
+            self._start_over()
             return
         request, *records = (json.loads(line) for line in lines)
         self._same(request)
         for record in records:
             if "finished" in record:
+                if self._gone(record["outputs"]):
+                    self._start_over()
+                    return
                 self.result = record["finished"]
             else:
                 self._steps[record["step"]] = record["result"]
@@ -90,6 +93,19 @@ class Job:
         if size < self.file.stat().st_size:
             with writing(self.file), self.file.open("rb+") as file:
                 file.truncate(size)
+
+    def _start_over(self) -> None:
+        self._steps = {}
+        with writing(self.home):
+            self.home.mkdir(parents=True, exist_ok=True)
+            for left in self.home.glob(f".{NAME}.*.tmp"):  # by a writer killed at the very beginning
+                left.unlink()
+        write_atomic(self.file, _line(self._request))
+
+    def _gone(self, outputs: Mapping[str, int]) -> bool:
+        """Whether an output was removed or changed since it was finished."""
+        files = {self.home / name: size for name, size in outputs.items()}
+        return any(not file.is_file() or file.stat().st_size != size for file, size in files.items())
 
     def _same(self, request: dict[str, Any]) -> None:
         for key, what in (("verb", "verb"), ("inputs", "input"), ("options", "options")):
@@ -133,6 +149,17 @@ def complete(file: Path) -> Iterator[Path]:
         finally:
             part.unlink(missing_ok=True)
         fsync_folder(file.parent)
+
+
+def _steps(file: Path) -> list[str]:
+    """Names of the steps in a journal, as far as it can be read."""
+    names = []
+    for line in file.read_bytes().splitlines():
+        try:
+            names.append(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return names
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from qvl_core.cli import App, Option
+from qvl_core.errors import BadInput
 
 app = App("qvl-data", package="qvl_data", help="Samples, formats, media and chat encoding for fine-tuning Qwen3-VL.")
 
@@ -18,3 +19,19 @@ AllowRoot = Annotated[
     list[Path] | None, Option(help="Folder from which media may be read by absolute path; may be repeated.")
 ]
 Fresh = Annotated[bool, Option("--fresh", help="Start over where an earlier output is there, even a finished one.")]
+
+
+def columns_of(map: str | None) -> dict[str, str] | None:
+    """What `--map image=image_path,user=question` says. Raises BadInput."""
+    if map is None:
+        return None
+    pairs = [pair.partition("=") for pair in map.split(",")]
+    for field, equals, column in pairs:
+        if not (field.strip() and equals and column.strip()):
+            raise BadInput(
+                f'--map: "{field}{equals}{column}" is no field=column; write image=image_path,user=question.'
+            )
+    columns = {field.strip(): column.strip() for field, _, column in pairs}
+    if len(columns) < len(pairs):
+        raise BadInput("--map: a field is named twice; name each once.")
+    return columns
