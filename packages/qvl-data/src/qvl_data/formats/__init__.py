@@ -33,7 +33,24 @@ class Format(Protocol):
         ...
 
 
-_SHIPPED = ("qvl", "qwenvl", "openai", "metaquery", "edit")  # in the order in which a file is recognised
+# in the order in which a file is recognised
+_SHIPPED = (
+    "qvl",
+    "sharegpt",
+    "qwenvl",
+    "kodoc",
+    "hf",
+    "openai",
+    "llava",
+    "metaquery",
+    "edit",
+    "mmc4",
+    "obelics",
+    "omnicorpus",
+    "wds",
+    "flat",
+)
+_KEYS = ("messages", "conversations", "texts", "source_image", "target_image", "source_images")
 _formats: dict[str, type[Format]] = {}
 F = TypeVar("F", bound=Format)
 
@@ -74,5 +91,11 @@ def recognise(row: Any, place: str) -> Format:
     for kind in formats().values():
         if (form := kind()).matches(row):
             return form
-    found = f"keys {', '.join(map(str, row))[:80]}" if isinstance(row, dict) else type(row).__name__
-    raise BadSample("format", f"no known format ({found}); name one of {', '.join(sorted(_formats))}", place)
+    if not isinstance(row, dict):
+        found, meant = type(row).__name__, None
+    else:
+        found = f"keys {', '.join(map(str, row))[:80]}"
+        near = ((key, difflib.get_close_matches(str(key), _KEYS, 1, 0.8)) for key in row)
+        meant = next((f'; rename "{key}" to "{close[0]}"' for key, close in near if close and key != close[0]), None)
+    fix = meant or "; map its columns (--map user=question,assistant=answer,image=photo)"
+    raise BadSample("format", f"no known format ({found}){fix}, or name one of {', '.join(sorted(_formats))}", place)

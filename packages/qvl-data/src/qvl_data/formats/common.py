@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ..errors import BadSample
+from ..grounding import states_coordinates
 from ..sample import Media, Message, Meta, Part, Sample, Task, Video, check_path, sentence
 from .kept import keep, restore
 
@@ -38,7 +39,8 @@ def build(
 ) -> Sample:
     """The sample that a row in the format `name` says; unknown `fields` and `layout` hints go into `extra`.
 
-    An id that is no text (a number, null, or none at all) is written back as it was. Raises BadSample.
+    An id that is no text (a number, null, or none at all) is written back as it was. Coordinates in the text stay text;
+    `extra.coord_space` says in which space they are, as the row's own field does, else `unknown`. Raises BadSample.
 
     meta, more  further fields of the sample's `meta`, and of the sample (`edit`, `regions`)
     """
@@ -46,7 +48,10 @@ def build(
     fields = {key: value for key, value in fields.items() if key != "id"}
     if not isinstance(identity, str) or not identity:
         layout = {**layout, "id": {"id": identity} if "id" in row else {}}
-    extra = {key: value for key, value in (("fields", fields), ("layout", layout)) if value}
+    extra: dict[str, Any] = {key: value for key, value in (("fields", fields), ("layout", layout)) if value}
+    if any(part.text and states_coordinates(part.text) for message in messages for part in message.parts):
+        told = row.get("coord_space")
+        extra["coord_space"] = told if isinstance(told, str) else "unknown"
     try:
         kept = {name: keep(value) for name, value in extra.items()}
     except TypeError as error:
@@ -84,9 +89,14 @@ def write_id(sample: Sample, layout: dict[str, Any]) -> dict[str, Any]:
     return written
 
 
+def is_address(source: str) -> bool:
+    """Whether a source is an address or a data URL, no path."""
+    return _ADDRESS.match(source) is not None
+
+
 def media_at(source: str, kind: Literal["image", "video"], place: str, video: Video | None = None) -> Media:
     """Media behind a path or an address. Raises BadSample."""
-    if _ADDRESS.match(source):
+    if is_address(source):
         return Media(kind=kind, url=source, video=video)
     try:
         check_path(source)
