@@ -9,6 +9,7 @@ before one comes again, across epochs; the draws of all sources are shuffled tog
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,6 +184,11 @@ class Mixture:
                 status = file.stat()
                 digest.update(_digest(file, status.st_size, status.st_mtime_ns))
         return digest.hexdigest()
+
+    def choice(self) -> str:
+        """Changes with how many samples there are and which are drawn how often; not with their content (16 hex)."""
+        numbers = [list(map(len, self.datasets)), self._firsts, self.sizes, self.draws]
+        return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
 
     def _augmented(self, sample: Sample, item: Item) -> Sample:
         rules = self._rules[item.source]
