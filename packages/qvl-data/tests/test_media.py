@@ -5,15 +5,21 @@ import io
 import os
 import struct
 import sys
+import time
 import zlib
 
 import numpy as np
+import psutil
 import pytest
-from PIL import Image, ImageOps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageColor, ImageOps
 
 from qvl_data.augment import Augmentation
 from qvl_data.errors import BadSample
-from qvl_data.media import Opener, image_size, open_image, read_bytes
+from qvl_data.jpeg import quick_size
+from qvl_data.limits import Limits
+from qvl_data.media import Opener, image_frames, image_size, open_image, read_bytes
 from qvl_data.sample import Media
 
 from .chats import file_of, picture, write_png
@@ -83,24 +89,94 @@ def test_alpha_lies_on_white():
         assert open_image(embedded(file_of(image, **options))).getpixel((1, 1)) == expected
 
 
+def test_the_background_can_be_chosen():
+    half = Image.new("RGBA", (4, 4), (255, 255, 255, 128))
+    assert Opener(background=(0, 0, 0)).open(embedded(file_of(half))).getpixel((0, 0)) == (128, 128, 128)
+    assert Opener(background=(0, 0, 200)).open(embedded(file_of(half))).getpixel((0, 0)) == (128, 128, 228)
+
+
+VALUES = np.array([[0, 128, 257 * 100, 65535]], np.uint16)
+
+
 def test_sixteen_bits_are_scaled():
-    values = np.array([[0, 128, 257 * 100, 65535]], np.uint16)
-    opened = open_image(embedded(file_of(Image.fromarray(values))))
-    assert [opened.getpixel((x, 0)) for x in range(4)] == [(0,) * 3, (0,) * 3, (100,) * 3, (255,) * 3]
+    big_endian = Image.frombytes("I;16B", (4, 1), VALUES.astype(">u2").tobytes())
+    for content in (
+        file_of(Image.fromarray(VALUES)),
+        file_of(Image.fromarray(VALUES), "TIFF"),
+        file_of(big_endian, "TIFF"),
+    ):
+        opened = open_image(embedded(content))
+        assert [opened.getpixel((x, 0)) for x in range(4)] == [(0,) * 3, (0,) * 3, (100,) * 3, (255,) * 3]
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes, interlace: int = 0) -> bytes:
+    """A PNG written by hand; `rows` begin with their filter byte."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace))
+    data = chunk(b"IDAT", zlib.compress(rows, 9))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + data + chunk(b"IEND", b"")
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def test_sixteen_bits_in_colour_and_with_alpha():
+    colours = b"\0" + struct.pack(">6H", 65535, 257 * 100, 0, 0, 65535, 257 * 7)
+    opened = open_image(embedded(png(2, 1, 16, 2, colours)))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 100, 0), (0, 255, 7)]
+    clear = b"\0" + struct.pack(">8H", 65535, 0, 0, 0, 0, 65535, 0, 65535)
+    opened = open_image(embedded(png(2, 1, 16, 6, clear)))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (0, 255, 0)]
+    grey = b"\0" + struct.pack(">2H", 500, 65535 // 2)
+    opened = open_image(embedded(png(2, 1, 16, 0, grey, chunk(b"tRNS", struct.pack(">H", 500)))))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (127, 127, 127)]
+
+
+def test_cmyk_has_the_right_colours():
+    inks = {(0, 255, 255, 0): "red", (255, 0, 255, 0): "lime", (255, 255, 0, 0): "blue", (0, 0, 0, 255): "black"}
+    for ink, name in inks.items():
+        picture = Image.new("CMYK", (16, 16), ink)
+        adobe = file_of(picture, "JPEG", quality=95)
+        assert b"Adobe" in adobe  # which keeps the inks inverted; a TIFF does not
+        expected = np.array(ImageColor.getrgb(name))
+        for content in (adobe, file_of(picture, "TIFF")):
+            assert abs(np.array(open_image(embedded(content)).getpixel((8, 8))) - expected).max() < 8
 
 
 def test_other_colours():
-    assert open_image(embedded(file_of(Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "JPEG"))).getpixel((4, 4))[0] > 200
     assert open_image(embedded(file_of(Image.new("1", (4, 4), 1)))).getpixel((0, 0)) == (255, 255, 255)
-    with pytest.raises(BadSample, match=r"32-bit values \(mode F\)"):
-        open_image(embedded(file_of(Image.new("F", (4, 4)), "TIFF")))
+    for mode in ("F", "I"):
+        with pytest.raises(BadSample, match=rf"32-bit values \(mode {mode}\) .* convert it to 8 or 16 bits"):
+            open_image(embedded(file_of(Image.new(mode, (4, 4)), "TIFF")))
 
 
-def test_the_first_frame_of_an_animation():
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    content = file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    red, _, blue = open_image(embedded(content)).getpixel((0, 0))
+def test_colour_profiles_are_not_applied():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    content = file_of(Image.new("RGB", (8, 8), (10, 200, 30)), icc_profile=profile)
+    assert open_image(embedded(content)).getpixel((0, 0)) == (10, 200, 30)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_of_an_animation(format):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "lime")]
+    media = embedded(file_of(frames[0], format, save_all=True, append_images=frames[1:]))
+    red, _, blue = open_image(media).getpixel((0, 0))
     assert red > 200 > 50 > blue
+    assert image_frames(media) == 3
+    assert image_frames(embedded(file_of(frames[0], format))) == 1
+    refusing = Limits(animation="refuse")
+    for read in (open_image, image_size):
+        with pytest.raises(BadSample, match="is an animation or a document of 3 pictures; give the one") as error:
+            read(media, limits=refusing)
+        assert error.value.reason == "image_animated"
+    assert image_size(embedded(file_of(frames[0], format)), limits=refusing) == (8, 8)
+
+
+def test_previews_that_cameras_keep_in_a_jpeg_are_no_animation():
+    frames = [picture(32, 32, seed) for seed in range(2)]
+    media = embedded(file_of(frames[0], "MPO", save_all=True, append_images=frames[1:]))
+    assert open_image(media, limits=Limits(animation="refuse")).size == (32, 32)
+    assert image_frames(media) == 1
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -149,14 +225,44 @@ def test_what_is_no_picture(content, words):
     assert error.value.reason == "image_format"
 
 
-def bomb(width: int, height: int) -> bytes:
+def bomb(width: int, height: int, interlace: int = 0) -> bytes:
     """A PNG whose header promises many pixels, and which holds none of them."""
+    return png(width, height, 8, 2, b"\0" * 1000, interlace=interlace)
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+def progressive(width: int, height: int) -> bytes:
+    """A JPEG in many scans whose header promises many pixels."""
+    content = file_of(picture(64, 64), "JPEG", progressive=True)
+    at = content.index(b"\xff\xc2") + 5
+    return content[:at] + struct.pack(">HH", height, width) + content[at + 4 :]
+
+
+@pytest.mark.parametrize("make", [bomb, lambda w, h: bomb(w, h, interlace=1), progressive])
+def test_bombs_of_every_kind_are_refused(make):
+    for read in (open_image, image_size):
+        with pytest.raises(BadSample, match="over the limit of 64 megapixels"):
+            read(embedded(make(13_000, 13_000)))
+        with pytest.raises(BadSample, match="over the limit of 32768 pixels a side; crop it"):
+            read(embedded(make(33_000, 64)))
+
+
+def test_a_whole_bomb_takes_no_memory():
+    rows = (b"\0" + b"\0" * 13_000) * 13_000  # sound to the last pixel
+    content = png(13_000, 13_000, 8, 0, rows)
+    assert len(content) < 1 << 20
+    del rows
+    process = psutil.Process()
+    before, started = process.memory_info().rss, time.process_time()
+    with pytest.raises(BadSample, match=r"photo\.png: 13000 x 13000 pixels is over the limit of 64 megapixels"):
+        open_image(embedded(content))
+    assert process.memory_info().rss - before < 8 << 20
+    assert time.process_time() - started < 0.1
+
+
+def test_files_that_are_too_long_are_not_read():
+    with pytest.raises(BadSample, match=r"1 MiB is over the limit of 0\.5 MiB; compress it") as error:
+        image_size(embedded(b"\xff\xd8\xff" + b"\0" * (1 << 20)), limits=Limits(image_bytes=1 << 19))
+    assert error.value.reason == "image_too_large"
 
 
 @pytest.mark.parametrize("side", [8001, 10_000, 13_000, 50_000])
@@ -175,6 +281,39 @@ def test_size_reads_the_header_only():
     assert image_size(embedded(bomb(3000, 2000))) == (3000, 2000)
     with pytest.raises(BadSample, match="truncated or damaged"):
         open_image(embedded(bomb(3000, 2000)))
+
+
+def of_pillow(content: bytes) -> tuple[int, int, int]:
+    opened = Image.open(io.BytesIO(content), formats=("JPEG",))
+    turn = opened.getexif().get(0x0112, 1)
+    return (*opened.size, turn if turn in range(1, 9) else 1)
+
+
+JPEGS = [
+    file_of(picture(31, 20), "JPEG"),
+    file_of(picture(31, 20), "JPEG", progressive=True, exif=exif(6)),
+    file_of(picture(31, 20).convert("L"), "JPEG", exif=exif(3), comment=b"x" * 50),
+    file_of(picture(31, 20).convert("CMYK"), "JPEG", dpi=(300, 300), icc_profile=b"p" * 100),
+    file_of(picture(31, 20), "JPEG", xmp=b'<x:xmpmeta tiff:Orientation="6"/>'),
+]
+
+
+def test_plain_jpegs_are_measured_from_their_first_bytes():
+    assert [quick_size(io.BytesIO(content)) for content in JPEGS] == [*map(of_pillow, JPEGS[:4]), None]
+    assert image_size(embedded(JPEGS[1])) == (20, 31)
+    assert image_size(embedded(JPEGS[4])) == open_image(embedded(JPEGS[4])).size  # Pillow reads XMP, too
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.data())
+def test_what_is_measured_quickly_is_what_pillow_says(data):
+    content = bytearray(data.draw(st.sampled_from(JPEGS)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 400)))] = data.draw(st.integers(0, 255))
+    content = bytes(content[: data.draw(st.integers(1, len(content)))])
+    quick = quick_size(io.BytesIO(content))
+    if quick is not None:
+        assert quick == of_pillow(content)
 
 
 # places
@@ -247,6 +386,11 @@ def test_data_urls():
         open_image(Media(kind="image", url=url + "*"))
     with pytest.raises(BadSample, match="not a base64 data URL"):
         open_image(Media(kind="image", url="data:image/png,abc"))
+
+
+def test_a_nul_in_an_address_is_a_missing_file(tmp_path):
+    with pytest.raises(BadSample, match="cannot be opened"):
+        open_image(Media(kind="image", url=(tmp_path / "a").as_uri() + "%00"), tmp_path, (tmp_path,))
 
 
 @pytest.mark.parametrize("url", ["http://localhost/a.png", "https://example.com/a.png", "ftp://x/y", "HTTP://x/y"])

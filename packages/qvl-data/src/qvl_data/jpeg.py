@@ -9,10 +9,10 @@ from typing import BinaryIO
 HEAD = 1 << 16
 """Bytes that are looked at; a header that goes on beyond them is left to Pillow."""
 
-_SIZES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
-_OTHER_SIZES = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)}
-_SCAN = 0xDA
-_EXIF = b"Exif\0\0"
+_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
+_SCAN, _EXIF, _TABLES = 0xDA, 0xE1, 0xDB
+_SKIPPED = {0xC4, 0xDD, *range(0xE0, 0xF0), 0xFE}
+_LEAST = {0xE0: 16, 0xEE: 14}  # bytes of JFIF and of Adobe's marker that Pillow reads
 
 
 def quick_size(file: BinaryIO) -> tuple[int, int, int] | None:
@@ -21,10 +21,9 @@ def quick_size(file: BinaryIO) -> tuple[int, int, int] | None:
     file.seek(0)
     if not head.startswith(b"\xff\xd8\xff"):
         return None
-    size, turn, at = None, 1, 2
-    exif = False
+    size, turn, exif, at = None, 1, False, 2
     while at + 4 <= len(head):
-        if head[at] != 0xFF or head[at + 1] in (0x00, 0x01, 0xFF) or 0xD0 <= head[at + 1] <= 0xD9:
+        if head[at] != 0xFF:
             return None
         marker = head[at + 1]
         length = head[at + 2] << 8 | head[at + 3]
@@ -33,21 +32,24 @@ def quick_size(file: BinaryIO) -> tuple[int, int, int] | None:
             return None
         if marker == _SCAN:
             return None if size is None else (*size, turn)
-        if marker in _SIZES:
+        if marker in _FRAMES:
             if size is not None or length < 8 or head[start] != 8 or head[start + 5] not in (1, 3, 4):
                 return None
             size = head[start + 3] << 8 | head[start + 4], head[start + 1] << 8 | head[start + 2]
             if 0 in size:
                 return None
-        elif marker in _OTHER_SIZES:
-            return None
-        elif marker == 0xE1 and head.startswith(_EXIF, start):
-            found = None if exif else _orientation(head[start + len(_EXIF) : at])
+        elif marker == _EXIF and head.startswith(b"Exif\0\0", start):
+            found = None if exif else _orientation(head[start + 6 : at])
             if found is None:
                 return None
             exif, turn = True, found
-        elif marker == 0xE1 and head.find(b"Orientation", start, at) >= 0:
+        elif marker == _EXIF and head.find(b"Orientation", start, at) >= 0:
             return None  # XMP may state it, too
+        elif marker == _TABLES:
+            if (length - 2) % 65 or any(head[table] > 15 for table in range(start, at, 65)):
+                return None
+        elif marker not in _SKIPPED or length < _LEAST.get(marker, 2):
+            return None
     return None
 
 
