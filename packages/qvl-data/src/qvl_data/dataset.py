@@ -23,7 +23,7 @@ from .errors import BadSample
 from .formats import Format, get_format, recognise
 from .limits import Limits
 from .media import MAX_PIXELS, Opener
-from .sample import Sample
+from .sample import SCHEMA, Sample
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".tar", ".arrow")
 SEARCHED = 100
@@ -181,25 +181,53 @@ class Shards:
 def open_rows(file: Path) -> Rows:
     """The rows of one data file, by its suffix and its first bytes. Raises BadInput."""
     if file.suffix == ".parquet":
-        from . import parquet
-
-        return parquet.Rows(file)
+        return _parquet(file)
     if file.suffix in (".jsonl", ".json"):
-        from . import json_lines
-
-        return json_lines.Rows(file)
+        return _json(file)
     if file.suffix == ".tar":
         from . import tar
 
         return tar.Rows(file)
+    if file.suffix in (".csv", ".tsv", ".arrow"):
+        from . import tables
+
+        return tables.ArrowRows(file) if file.suffix == ".arrow" else tables.TextRows(file)
     if file.suffix in _COMPRESSED:
         raise BadInput(f"{file}: is compressed, so its rows cannot be read in any order; unpack it first.")
     raise BadInput(f"{file}: unknown kind of file; use one of {', '.join(SUFFIXES)}.")
 
 
+def _parquet(file: Path) -> Rows:
+    from . import parquet, tables
+    from .row_groups import RowGroups
+
+    groups = RowGroups(file)
+    return parquet.Rows(file, groups) if groups.schema == SCHEMA else tables.ParquetRows(file, groups)
+
+
+def _json(file: Path) -> Rows:
+    from . import json_lines
+
+    kind = json_lines.layout(file)
+    if kind != "object":
+        return json_lines.Rows(file, array=kind == "array")
+    keys = json_lines.object_keys(file)
+    names = ", ".join(f'"{key}"' for key in keys[:5])
+    raise BadInput(
+        f"{file}: holds one object (keys {names}), not samples; save the list that holds them as a file of its own"
+        f" (jq .KEY), or put [ ] around a single sample."
+    )
+
+
 def splits(folder: Path) -> dict[str, tuple[Path, ...]]:
     """The files of each split of a dataset folder, in order; empty if it holds none. Raises BadInput."""
-    return _splits_of(folder) or (_splits_of(folder / "data") if (folder / "data").is_dir() else {})
+    from .hub import saved_splits
+
+    return (
+        saved_splits(folder)
+        or _splits_of(folder)
+        or (_splits_of(folder / "data") if (folder / "data").is_dir() else {})
+    )
 
 
 def _splits_of(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -240,12 +268,12 @@ def data_files(path: Path, split: str | None) -> tuple[Path, ...]:
         if split is not None:
             raise BadInput(f"{path}: a file has no splits; remove split={split!r} or name its folder.")
         return (path,)
-    if not path.is_dir():
-        raise BadInput(f"{path}: no such file or folder{_similar(path)}.")
-    found = splits(path)
+    found = splits(path) if path.is_dir() else _on_hub(path)
     if split in found:
         return found[split]
     available = ", ".join(found) or f"none (no {', '.join(SUFFIXES)} file)"
+    if split is None and len(found) == 1:
+        return next(iter(found.values()))
     if split is None:
         raise BadInput(f"{path}: which split? available: {available}.")
     if split in _ALIASES and len(same := [name for name in found if name in _ALIASES]) == 1:
@@ -253,6 +281,16 @@ def data_files(path: Path, split: str | None) -> tuple[Path, ...]:
     close = difflib.get_close_matches(split, found, 1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     raise BadInput(f'{path}: no split "{split}"; {hint}available: {available}.')
+
+
+def _on_hub(path: Path) -> dict[str, tuple[Path, ...]]:
+    """The splits of what is no file and no folder, but could be a name on the hub."""
+    from .hub import hub_splits, is_name
+
+    similar = _similar(path)
+    if similar or not is_name(path.as_posix()) or path.suffix in SUFFIXES or path.parent.is_dir():
+        raise BadInput(f"{path}: no such file or folder{similar}.")
+    return hub_splits(path.as_posix())
 
 
 def _pattern(files: Sequence[Path]) -> Path:

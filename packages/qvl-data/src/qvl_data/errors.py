@@ -66,6 +66,7 @@ REASONS = {
     "special_token": "special tokens typed in the text that cannot be kept apart",
     "special_token_in_text": "special tokens such as <|im_start|> typed in the text; they are taken for text",
     "split_leak": "a picture, or a whole sample, that also stands in another split",
+    "table": "a row of a table with too few or too many cells, an unclosed quote, or text that is no UTF-8",
     "tar_double": "a key or a member that comes twice in a tar archive",
     "tar_member": "a member of a tar archive that is a link or a device, leads out of it, or is of a kind not read",
     "template": "a conversation that the chat template refuses",

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from qvl_core.errors import BadInput
 
@@ -20,6 +20,11 @@ MAX_DEPTH = 100
 """Deepest nesting of lists and objects."""
 
 _BOM = b"\xef\xbb\xbf"
+_MARKS = {
+    _BOM: "starts with a byte order mark",
+    b"\xff\xfe": "is UTF-16",
+    b"\xfe\xff": "is UTF-16",
+}
 _PIECE = 1 << 20  # bytes of an array that are scanned at a time
 # Strings (also one that the end of the data cuts off, else its every quote would start a new scan), and brackets.
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
@@ -29,6 +34,7 @@ _TO_BRACKET, _TO_COMMA = (
     for other in (rb'[^"\[\]{}]*+', rb'[^"\[\]{},]*+')
 )
 _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_KEY = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")\s*:', re.DOTALL)
 _SPACE = re.compile(rb"[ \t\n\r\v\f]*+")
 
 
@@ -169,16 +175,55 @@ def _elements(path: Path) -> Spans:
         raise BadInput(f"{path}: the file is empty; expected a JSON array of samples.")
     spans = Spans()
     with path.open("rb") as file:
-        for span in _split_array(file, path):
+        for span in _split(file, path):
             spans.append(*span)
     return spans
 
 
-def _split_array(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
-    """Start, end and line of each element, piece by piece: nothing but the position is carried from one to the next."""
-    no_array = BadInput(
-        f"{path}: not one complete JSON array of samples; for one sample per line name the file .jsonl."
-    )
+def layout(path: Path) -> Literal["lines", "array", "object"]:
+    """How the samples stand in a file, which its suffix need not say: people name either kind either way.
+
+    A .jsonl file that begins with a line "[" is an array; a .json file of several lines, each an object, has lines.
+    """
+    with path.open("rb") as file:
+        first = _line(file)
+        if path.suffix == ".jsonl":
+            return "array" if first in (b"[", b"[{") else "lines"
+        for mark, what in _MARKS.items():
+            if first.startswith(mark):
+                raise BadInput(f"{path}: {what}; save the file as UTF-8 without BOM.")
+        if not first.startswith(b"{"):
+            return "array"
+        return "lines" if first.endswith(b"}") and _line(file).startswith(b"{") else "object"
+
+
+def _line(file: BinaryIO) -> bytes:
+    """The next line that holds anything, stripped; empty at the end."""
+    while line := file.readline(MAX_BYTES):
+        if not line.isspace():
+            return line.strip()
+    return b""
+
+
+def object_keys(path: Path) -> list[str]:
+    """The keys of a file that is one JSON object, which is read in pieces. Raises BadInput."""
+    keys = []
+    with path.open("rb") as file, path.open("rb") as again:
+        for start, end, _ in _split(file, path, b"{}"):
+            again.seek(start)
+            if key := _KEY.match(again.read(min(end - start, 1000))):
+                keys.append(str(parse(key[1], str(path))))
+    return keys
+
+
+def _split(file: BinaryIO, path: Path, brackets: bytes = b"[]") -> Iterator[tuple[int, int, int]]:
+    """Start, end and line of what stands between the commas of the one array or object that a file holds.
+
+    It is scanned piece by piece: nothing but the position is carried from one to the next.
+    """
+    what = "array of samples; for one sample per line name the file .jsonl" if brackets == b"[]" else "object"
+    broken = BadInput(f"{path}: not one complete JSON {what}.")
+    opening, closing = brackets[:1], brackets[1:]
     depth, line = 0, 1
     in_string = closed = False
     element: tuple[int, int] | None = None  # start and line of the one at hand, once its first byte is seen
@@ -198,8 +243,8 @@ def _split_array(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
                 position = _skip(_SPACE, data, position)
                 if position == len(data):
                     break
-                if closed or (depth == 0 and data[position] != 0x5B):
-                    raise no_array
+                if closed or (depth == 0 and data[position : position + 1] != opening):
+                    raise broken
                 if depth == 1:
                     line += data.count(b"\n", counted, position)
                     counted = position
@@ -215,15 +260,15 @@ def _split_array(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
             elif mark == b'"':
                 in_string = True
             if element is not None and (closed or (mark == b"," and depth == 1)):
-                if mark == b"}" and closed:
-                    raise no_array
+                if closed and mark != closing:
+                    raise broken
                 if not closed or element[0] < base + position:
                     yield element[0], base + position, element[1]
                 element = None
             position = min(position + 1, len(data))
         line += data.count(b"\n", counted)
     if not closed:
-        raise no_array
+        raise broken
 
 
 def _skip(pattern: re.Pattern[bytes], data: bytes, position: int) -> int:

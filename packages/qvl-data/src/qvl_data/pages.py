@@ -19,7 +19,7 @@ class NotPlain(Exception):
 
 
 class Values:
-    """The values of one column chunk that lies below one list, by row and position in the row's list.
+    """The values of one column chunk, by row and, if it lies below a list, position in the row's list.
 
     file     the Parquet file, opened for reading bytes
     rows     rows of the chunk's row group
@@ -31,13 +31,14 @@ class Values:
 
     def __init__(self, file: BinaryIO, rows: int, chunk: Any, column: Any) -> None:
         plain = chunk.compression == "UNCOMPRESSED" and not chunk.has_dictionary_page
-        if not plain or chunk.physical_type != "BYTE_ARRAY" or column.max_repetition_level != 1:
+        if not plain or chunk.physical_type != "BYTE_ARRAY" or column.max_repetition_level > 1:
             raise NotPlain
+        levels = column.max_repetition_level, column.max_definition_level
         at, end = chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
         spans, repeated = [], []
         try:
             while at < end:
-                at, page_spans, page_repeated = _page(file, at, end, column.max_definition_level)
+                at, page_spans, page_repeated = _page(file, at, end, *levels)
                 spans.append(page_spans)
                 repeated.append(page_repeated)
             self._spans = np.concatenate(spans)  # (N, 2) start, length; length -1: null
@@ -55,7 +56,9 @@ class Values:
         return _read(file, start, length)
 
 
-def _page(file: BinaryIO, at: int, end: int, deepest: int) -> tuple[int, NDArray[np.int64], NDArray[np.uint8]]:
+def _page(
+    file: BinaryIO, at: int, end: int, lists: int, deepest: int
+) -> tuple[int, NDArray[np.int64], NDArray[np.uint8]]:
     """Where the next page starts; spans (n, 2) and repetition levels (n,) of the page at `at`."""
     file.seek(at)
     header, size = _struct(file.read(min(_HEADER_BYTES, end - at)), 0)
@@ -63,7 +66,7 @@ def _page(file: BinaryIO, at: int, end: int, deepest: int) -> tuple[int, NDArray
         raise ValueError("not a plain data page")
     count, at = header[5][1], at + size
     stop = at + header[3]
-    repeated, at = _levels(file, at, count, 1)
+    repeated, at = _levels(file, at, count, lists)
     defined, at = _levels(file, at, count, deepest)
     spans = np.full((count, 2), -1, np.int64)
     for entry in np.flatnonzero(defined == deepest):
@@ -77,6 +80,8 @@ def _page(file: BinaryIO, at: int, end: int, deepest: int) -> tuple[int, NDArray
 
 def _levels(file: BinaryIO, at: int, count: int, highest: int) -> tuple[NDArray[np.uint8], int]:
     """`count` levels of 0..highest (runs and bit-packed groups, behind their size), and where they end."""
+    if highest == 0:  # not written
+        return np.zeros(count, np.uint8), at
     size = int.from_bytes(_read(file, at, 4), "little")
     if size > 8 * count + 8:
         raise ValueError("levels are larger than they can be")

@@ -7,15 +7,13 @@ files always have one Arrow schema.
 
 import hashlib
 import os
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from qvl_core.errors import BadInput
 
-from .pages import NotPlain, Values
+from .row_groups import RowGroups
 from .sample import SCHEMA, Sample
 
 if TYPE_CHECKING:
@@ -24,10 +22,6 @@ if TYPE_CHECKING:
 _SAID = ("instruction", "inverse")  # texts by language: a list of pairs in Arrow, whose tools read no maps
 GROUP_ROWS = 100
 GROUP_BYTES = 16 * 1024 * 1024
-TEXT_CACHE_BYTES = 128 * 1024 * 1024
-"""Texts that a reader keeps."""
-PICTURE_CACHE_BYTES = 128 * 1024 * 1024
-"""Pictures that a reader keeps, of a file in which they cannot be read one by one."""
 
 
 def arrow_schema() -> "pa.Schema":
@@ -63,7 +57,8 @@ class Writer:
         import pyarrow.parquet as pq
 
         self._schema = arrow_schema()
-        columns = _columns(pq.ParquetFile(_empty(self._schema)).schema)
+        leaves = pq.ParquetFile(_empty(self._schema)).schema
+        columns = [leaves.column(i).path for i in range(len(leaves))]
         pictures = [name for name in columns if _is_picture(name)]
         texts = [name for name in columns if not _is_picture(name)]
         self._file = pq.ParquetWriter(
@@ -101,150 +96,42 @@ class Writer:
 class Rows:
     """The samples of a Parquet file by number, as JSON-like rows of `qvl.sample/1` (pictures as bytes).
 
-    Texts are read a row group at a time and kept until their cache is full. A picture is read by itself, if its column
-    is plain, as in every file written here; of other files the row group's pictures are read and kept until theirs is.
-    Reopened after pickling.
+    Each picture is read by itself, if its column is plain, as in every file written here. Reopened after pickling.
     """
 
     format: str | None = "qvl"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, groups: RowGroups | None = None) -> None:
         self.path = path
-        self._forget()
-        metadata = self._parquet().metadata
-        if (metadata.metadata or {}).get(b"qvl.schema") != SCHEMA.encode():
-            raise BadInput(f"{path}: this Parquet file holds no {SCHEMA} samples; convert it with qvl-data convert.")
-        leaves = _columns(self._parquet().schema)
-        there = {name.split(".")[0] for name in leaves} | {"media.bytes" for name in leaves if _is_picture(name)}
+        self._groups = groups or RowGroups(path)
+        if self._groups.schema != SCHEMA:
+            raise BadInput(f"{path}: this Parquet file holds no {SCHEMA} samples.")
+        there = set(self._groups.columns) | {
+            f"{leaf.column}.{leaf.field}" for leaf in self._groups.bytes_leaves.values()
+        }
         if missing := [name for name in (*arrow_schema().names, "media.bytes") if name not in there]:
             raise BadInput(f"{path}: lacks the column {missing[0]!r} of {SCHEMA}; write it anew with qvl-data convert.")
-        self._starts = [0]
-        for group in range(metadata.num_row_groups):
-            self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+        self._picture = next(leaf for leaf in self._groups.bytes_leaves.values() if leaf.column == "media")
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._groups)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._row(index)
-        for number, media in enumerate(row["media"] or ()):
-            if media is not None:
-                media["bytes"] = self._picture(index, number)
-        return row
+        row = self._groups.row(index)
+        self._groups.fill(index, row, self._picture)
+        return _from_row(row)
 
     def outline(self, index: int) -> dict[str, Any]:
         """The row with empty bytes instead of its pictures, if it says the size of each; else the whole row."""
-        row = self._row(index)
+        row = self._groups.row(index)
         for media in row["media"] or ():
             if media is None or (_is_embedded(media) and not (media.get("width") and media.get("height"))):
                 return self[index]
             media["bytes"] = b"" if _is_embedded(media) else None
-        return row
+        return _from_row(row)
 
     def place(self, index: int) -> str:
         return f"{self.path}:{index + 1}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_starts": self._starts}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._file: Any = None
-        self._bytes: BinaryIO | None = None
-        self._texts = _Cache(TEXT_CACHE_BYTES)
-        self._pictures = _Cache(PICTURE_CACHE_BYTES)
-        self._values: dict[int, Values | None] = {}  # by row group; None: not plain
-
-    def _find(self, index: int) -> tuple[int, int]:
-        """Row group, and row in it."""
-        group = bisect_right(self._starts, index) - 1
-        return group, index - self._starts[group]
-
-    def _row(self, index: int) -> dict[str, Any]:
-        """A row without the bytes of its pictures."""
-        group, row = self._find(index)
-        if (texts := self._texts.get(group)) is None:
-            texts = self._texts.put(group, self._read(group, pictures=False))
-        return _from_row(texts.slice(row, 1).to_pylist()[0])
-
-    def _picture(self, index: int, number: int) -> bytes | None:
-        """The bytes of a row's media `number`; None if it has none."""
-        group, row = self._find(index)
-        if (values := self._plain(group)) is not None:
-            try:
-                return values.read(self._raw(), row, number)
-            except EOFError:
-                raise BadInput(f"{self.path}: became shorter while it was read; start again.") from None
-        if (pictures := self._pictures.get(group)) is None:
-            pictures = self._pictures.put(group, self._read(group, pictures=True))
-        media = pictures.slice(row, 1).to_pylist()[0]["media"]
-        picture: bytes | None = media[number]["bytes"]
-        return picture
-
-    def _plain(self, group: int) -> Values | None:
-        if group not in self._values:
-            schema = self._parquet().schema
-            place = next(i for i, name in enumerate(_columns(schema)) if _is_picture(name))
-            found = self._parquet().metadata.row_group(group)
-            try:
-                self._values[group] = Values(self._raw(), found.num_rows, found.column(place), schema.column(place))
-            except NotPlain:
-                self._values[group] = None
-        return self._values[group]
-
-    def _raw(self) -> BinaryIO:
-        if self._bytes is None:
-            self._bytes = self.path.open("rb")
-        return self._bytes
-
-    def _parquet(self) -> Any:
-        if self._file is None:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            try:
-                self._file = pq.ParquetFile(self.path)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise BadInput(f"{self.path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from None
-        return self._file
-
-    def _read(self, group: int, pictures: bool) -> "pa.Table":
-        import pyarrow as pa
-
-        columns = [name for name in _columns(self._parquet().schema) if _is_picture(name) == pictures]
-        try:
-            return self._parquet().read_row_group(group, columns, use_threads=False)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BadInput(f"{self.path}: damaged row group {group} ({str(error).splitlines()[0]}).") from None
-
-
-class _Cache:
-    """Tables by row group, up to a total size; the one used longest ago goes first."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
-        self._held = 0
-
-    def get(self, group: int) -> "pa.Table | None":
-        if group in self._tables:
-            self._tables.move_to_end(group)
-        return self._tables.get(group)
-
-    def put(self, group: int, table: "pa.Table") -> "pa.Table":
-        self._tables[group] = table
-        self._held += table.nbytes
-        while len(self._tables) > 1 and self._held > self._size:
-            self._held -= self._tables.popitem(last=False)[1].nbytes
-        return table
-
-
-def _columns(schema: Any) -> list[str]:
-    """Names of all leaves of a Parquet schema (`media.list.element.bytes`, ...)."""
-    return [schema.column(i).path for i in range(len(schema))]
 
 
 def _is_picture(column: str) -> bool:
