@@ -130,6 +130,14 @@ def image_size(
     media: Media, root: Path | None = None, allow_root: tuple[Path, ...] = (), limits: Limits = DEFAULTS
 ) -> tuple[int, int]:
     """Width and height of the upright picture, reading only its header. Raises BadSample."""
+    width, height, turn = stored_size(media, root, allow_root, limits)
+    return (height, width) if turn >= 5 else (width, height)
+
+
+def stored_size(
+    media: Media, root: Path | None = None, allow_root: tuple[Path, ...] = (), limits: Limits = DEFAULTS
+) -> tuple[int, int, int]:
+    """Width and height as stored, and the EXIF orientation (1..8), from the header. Raises BadSample."""
     with _opened(media, root, allow_root, limits) as (file, name):
         quick = quick_size(file)
         if quick is not None:
@@ -138,7 +146,7 @@ def image_size(
         else:
             picture = _header(file, name, limits)
             (width, height), turn = picture.size, _orientation(picture, file)
-    return (height, width) if turn >= 5 else (width, height)
+    return width, height, turn
 
 
 def image_frames(
