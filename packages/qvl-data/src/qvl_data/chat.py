@@ -85,10 +85,16 @@ def prompt(
 
 def length(sample: Sample, processor: Any) -> int:
     """`len(encode(sample, processor))` without decoding a pixel: from the text and the headers of media."""
+    return sizes(sample, processor)[0]
+
+
+def sizes(sample: Sample, processor: Any) -> tuple[int, int]:
+    """`length`, and how many of those tokens stand for pictures and frames."""
     with placed(sample):
         shown = Shown(sample, processor)
         sample = as_text(sample, space_of(processor), shown.size)
-        return len(_lay_out(sample, sample.messages, _trained(sample.messages, "all"), processor, shown).ids)
+        layout = _lay_out(sample, sample.messages, _trained(sample.messages, "all"), processor, shown)
+        return len(layout.ids), sum(kind != 0 for kind in layout.types)
 
 
 @dataclass(frozen=True)
