@@ -396,7 +396,7 @@ def test_a_nul_in_an_address_is_a_missing_file(tmp_path):
 @pytest.mark.parametrize("url", ["http://localhost/a.png", "https://example.com/a.png", "ftp://x/y", "HTTP://x/y"])
 def test_addresses_are_never_fetched(url):
     with pytest.raises(
-        BadSample, match="is an address, and data is never fetched while it is read; download it first"
+        BadSample, match="is an address, and data is never fetched while it is read; fetch it first"
     ) as error:
         open_image(Media(kind="image", url=url))
     assert error.value.reason == "media_remote"
