@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .sample import Sample
 
 REASONS = {
+    "coco": "a row that is not sound in the format coco",
     "column": "a column that is not there",
     "coordinates": "coordinates in a text that cannot be read in their space",
     "data_file": "a data file, or a part of it, that cannot be read at all",
@@ -51,6 +52,7 @@ REASONS = {
     "no_answer": "a conversation without an answer where one is needed",
     "no_caption": "a picture without a caption",
     "no_question": "an answer without a question",
+    "no_regions": "a picture without a box to ask about",
     "not_expressible": "a sample that the target format has no words for",
     "nothing_to_learn": "no answer that is learned from",
     "obelics": "a row that is not sound in the format obelics",
@@ -80,8 +82,8 @@ REASONS = {
     "video_stream": "a video file that holds only sound",
     "video_too_large": "a video file over the limit of bytes, frames, seconds or pixels",
     "video_truncated": "a video file that is cut off or damaged",
-    "weight": "a weight of an answer that is not supported",
     "wds": "a row that is not sound in the format wds",
+    "weight": "a weight of an answer that is not supported",
 }
 """Every reason code with what it means; `validate` counts by them, and the documentation lists them. Sorted."""
 

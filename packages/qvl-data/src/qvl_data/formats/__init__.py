@@ -44,6 +44,7 @@ _SHIPPED = (
     "llava",
     "metaquery",
     "edit",
+    "coco",
     "mmc4",
     "obelics",
     "omnicorpus",
