@@ -14,26 +14,29 @@ from pathlib import Path
 OPERATIONS = ("replace", "rename", "fsync", "unlink", "truncate", "mkdir")
 
 
-def check_every_kill(command: Callable[[Path], list[str]], tmp_path: Path, every: int = 1, twice: bool = True) -> int:
+def check_every_kill(
+    command: Callable[[Path], list[str]], tmp_path: Path, every: int = 1, twice: bool = True, code: int = 0
+) -> int:
     """Run `qvl-data *command(out)` whole, then killed before each `every`-th file operation and once more to the end.
 
     All runs must leave the same bytes in `out`. With `twice`, a second run of the finished command must change nothing.
-    `command` must give relative outputs the same name in every `out`. Returns the number of operations.
+    `command` must give relative outputs the same name in every `out`, and exit with `code`. Returns the number of
+    operations.
     """
     whole = tmp_path / "whole"
     whole.mkdir(parents=True)
-    operations = int(_child(command(whole), 0, check=True).stderr.rsplit("operations: ", 1)[1])
+    operations = int(_child(command(whole), 0, code).stderr.rsplit("operations: ", 1)[1])
     expected = tree(whole)
     assert expected
     if twice:
-        _child(command(whole), 0, check=True)
+        _child(command(whole), 0, code)
         assert tree(whole) == expected
     for number in range(1, operations + 1, every):
         out = tmp_path / f"killed-{number}"
         out.mkdir()
         killed = _child(command(out), number)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        _child(command(out), 0, check=True)
+        _child(command(out), 0, code)
         found = tree(out)
         assert found.keys() == expected.keys(), f"killed before operation {number}"
         different = [name for name in expected if found[name] != expected[name]]
@@ -43,16 +46,16 @@ def check_every_kill(command: Callable[[Path], list[str]], tmp_path: Path, every
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Content of every file below a folder by its relative path; journals, which name their folder, left out."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "job.jsonl")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".job.jsonl")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(files)}
 
 
-def _child(args: list[str], number: int, check: bool = False) -> "subprocess.CompletedProcess[str]":
+def _child(args: list[str], number: int, code: int | None = None) -> "subprocess.CompletedProcess[str]":
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, __file__, str(number), *args], capture_output=True, text=True, encoding="utf-8", env=env
     )
-    assert not check or done.returncode == 0, done.stderr
+    assert code is None or done.returncode == code, done.stderr
     return done
 
 

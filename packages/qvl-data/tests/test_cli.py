@@ -63,7 +63,7 @@ def test_errors_are_one_sentence_and_exit_2(tmp_path, capfd):
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].endswith("gone.jsonl: no such file or folder.")
     assert lines[1] == f'unknown kind of question "colour"; known are {", ".join(KINDS)}.'
-    assert lines[2].endswith("train.csv: unknown kind of file; write .parquet or .jsonl.")
+    assert lines[2].endswith("train.csv: unknown kind of file; write .parquet, .tar, .jsonl.")
     assert lines[3] == f"{tmp_path / 'a.jsonl'}:1: NaN is no JSON number; write null or a number."
     assert lines[4].endswith("a.jsonl: sample 5 of 1; the last is 0.")
     assert len(lines) == 5

@@ -5,7 +5,7 @@ from PIL import Image
 
 from qvl_core.errors import BadInput
 from qvl_data.convert import Change, convert, write_samples
-from qvl_data.dataset import Dataset
+from qvl_data.dataset import Dataset, splits
 from qvl_data.errors import BadSample
 from qvl_data.example.grounding import samples as grounding
 
@@ -204,6 +204,7 @@ def test_bad_samples_may_be_left_out(tmp_path):
     listed = read_lines(tmp_path / "out2/left_out.jsonl")
     assert [(entry["id"], entry["reason"]) for entry in listed] == [("s1", "media_missing"), ("s4", "media_missing")]
     assert len(Dataset(tmp_path / "out2", "train")) == 4
+    assert list(splits(tmp_path / "out2")) == ["train"], "what is laid beside the data is no split"
 
 
 def test_boxes_are_written_out_for_formats_without_them(tmp_path):

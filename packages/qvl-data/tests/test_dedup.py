@@ -316,7 +316,7 @@ def test_the_command(source, tmp_path, capsys):
     assert app.run([*args, "--dry-run"]) == 0
     assert "8 samples, 3 of them the same as one of 2 that stay" in capsys.readouterr().out
     assert app.run([*args, "--out", str(out)]) == 0
-    assert sorted(path.name for path in out.iterdir()) == [DUPLICATES, "job.jsonl", "test.parquet", "train.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == [".job.jsonl", DUPLICATES, "test.parquet", "train.parquet"]
     assert "train: 3 removed" in capsys.readouterr().out
     start = time.process_time()
     assert app.run([*args, "--out", str(out)]) == 0

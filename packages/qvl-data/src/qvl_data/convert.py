@@ -24,7 +24,7 @@ from .job import NAME, Job, beside
 from .progress import track
 from .sample import Sample
 from .shards import SAMPLES, Figures, Shard, plan
-from .writers import check_target, open_writer
+from .writers import check_target, open_writer, write
 
 LEFT_OUT = "left_out.jsonl"
 
@@ -96,8 +96,8 @@ def convert(
     if job.result is None:
         left_out = 0
         for part in shards:
-            write = partial(_write, datasets[part.split], part, folder / part.name, format, change, max_bad - left_out)
-            left_out += len(job.step(part.name, write)["left_out"])
+            work = partial(_write, datasets[part.split], part, folder / part.name, format, change, max_bad - left_out)
+            left_out += len(job.step(part.name, work)["left_out"])
         files: dict[str, dict[str, Any]] = {part.name: job.step(part.name, dict) for part in shards}
         _write_notes(folder, shards, files, None if one_file else _title(source), target.stem if one_file else "")
         job.finish(files, [folder / part.name for part in shards])
@@ -109,12 +109,7 @@ def write_samples(samples: Iterable[Sample], file: Path, format: str = "qvl") ->
     check_target(file, format)
     if file.exists():
         raise BadInput(f"{file}: is already there; remove it or choose another name.")
-    count = 0
-    with open_writer(file, format) as writer:
-        for sample in samples:
-            writer.write(sample)
-            count += 1
-    return count
+    return write(samples, file, format)
 
 
 def _datasets(

@@ -29,11 +29,13 @@ SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".tar", ".arrow")
 SEARCHED = 100
 """Samples that are looked at to recognise a file's format."""
 
+_WITH_OPTIONS = ("coco", "mimic")  # formats that take options where others take the names of columns
 _ALIASES = ("validation", "val", "valid", "dev")
 _COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".zip")
 # train-00003, train-00003-of-00010 (older hub snapshots end in a hash), 00003
 _SHARD = re.compile(r"(?:(?P<split>.+?)-)?(?P<number>\d{4,})(?:-of-(?P<count>\d{4,})(?:-[0-9a-f]{16})?)?", re.ASCII)
-_NO_DATA = re.compile(r"dataset_infos?|dataset_dict|state|\d+_stats")  # JSON files that tools lay beside the data
+# JSON files that tools lay beside the data, ours among them
+_NO_DATA = re.compile(r"dataset_infos?|dataset_dict|state|\d+_stats|left_out|failed|duplicates|findings")
 
 
 class Rows(Protocol):
@@ -108,9 +110,13 @@ class Dataset:
             raise IndexError(f"{self.file}: sample {index} of {len(self)}")
         index %= len(self)
         place = self.rows.place(index)
-        row = read(index)
-        sample = self.format.read(row, place)
-        return sample.read_from(self.opener, place)
+        return self.read(read(index), place)
+
+    def read(self, row: Any, place: str) -> Sample:
+        """The sample of one row. Raises BadSample."""
+        sample = self.format.read(row, place).read_from(self.opener, place)
+        settle = getattr(self.format, "settle", None)  # what a format can only say once pictures can be opened
+        return settle(sample) if settle else sample
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -118,7 +124,8 @@ class Dataset:
     @property
     def format(self) -> Format:
         if self._format is None:
-            name = self._format_name or ("flat" if self._columns else self.rows.format)
+            dictated = self.rows.format if self.rows.format in _WITH_OPTIONS or not self._columns else "flat"
+            name = self._format_name or dictated
             if name is not None:
                 self._format = get_format(name, self._columns)
             else:
@@ -207,10 +214,15 @@ def _parquet(file: Path) -> Rows:
 
 def _json(file: Path) -> Rows:
     from . import json_lines
+    from .groups import unpacked
 
     kind = json_lines.layout(file)
     if kind != "object":
-        return json_lines.Rows(file, array=kind == "array")
+        return unpacked(json_lines.Rows(file, array=kind == "array"))
+    from . import coco_rows
+
+    if coco_rows.is_coco(file):
+        return coco_rows.Rows(file)
     keys = json_lines.object_keys(file)
     names = ", ".join(f'"{key}"' for key in keys[:5])
     raise BadInput(

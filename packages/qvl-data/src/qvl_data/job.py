@@ -6,7 +6,7 @@
         job.finish({"samples": n, "bad": sum(counts)})
     return job.result
 
-Steps are recorded in `job.jsonl`, one line each, after their files are safely on disk. A step that was cut off is done
+Steps are recorded in `.job.jsonl`, one line each, after their files are safely on disk. A step that was cut off is done
 anew: it must write files under their final name only when they are complete (`complete`), and always the same bytes.
 """
 
@@ -22,7 +22,7 @@ from qvl_core.errors import BadInput
 from qvl_core.files import fsync_folder, write_atomic, writing
 
 T = TypeVar("T")
-NAME = "job.jsonl"
+NAME = ".job.jsonl"
 
 
 class Job:

@@ -8,16 +8,17 @@ Pictures go along: inside Parquet and tar files, beside a JSONL file. The same s
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from qvl_core.errors import BadInput
 
 from .carry import beside, embedded
-from .errors import placed
-from .formats import Format, get_format
+from .errors import BadSample, placed
+from .formats import get_format
+from .groups import group_of
 from .job import complete
 from .sample import Sample
 
@@ -43,12 +44,24 @@ def open_writer(file: Path, format: str = "qvl", columns: Mapping[str, str] | No
     with complete(file) as part:
         if file.suffix == ".jsonl":
             with part.open("wb") as out:
-                yield _Lines(out, get_format(format, columns), file.parent)
+                lines = _Lines(out, format, columns, file.parent)
+                yield lines
+                lines.end_group()
             return
         from . import parquet, tar
 
         with (parquet.Writer if file.suffix == ".parquet" else tar.Writer)(part) as writer:
             yield _Embedding(writer)
+
+
+def write(samples: Iterable[Sample], file: Path, format: str = "qvl") -> int:
+    """Write samples to one file, in place of what is there; returns how many. Raises BadSample, BadInput."""
+    count = 0
+    with open_writer(file, format) as writer:
+        for sample in samples:
+            writer.write(sample)
+            count += 1
+    return count
 
 
 def check_target(file: Path, format: str = "qvl") -> None:
@@ -61,15 +74,42 @@ def check_target(file: Path, format: str = "qvl") -> None:
 
 
 class _Lines:
-    """One row of the format on each line; pictures and videos are laid into `folder`."""
+    """One row of the format on each line; pictures and videos are laid into `folder`.
 
-    def __init__(self, out: BinaryIO, format: Format, folder: Path) -> None:
-        self._out, self._format, self._folder = out, format, folder
+    What was packed together in one row (`qvl_data.groups`) comes into one row again.
+    """
+
+    def __init__(self, out: BinaryIO, format: str, columns: Mapping[str, str] | None, folder: Path) -> None:
+        self._out, self._name, self._folder = out, format, folder
+        self._format = get_format(format, columns)
+        self._group: str | None = None
 
     def write(self, sample: Sample) -> None:
         with placed(sample):
-            row = self._format.write(beside(sample, self._folder))
-        self._out.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            line = _line(self._format.write(beside(sample, self._folder)))
+        group = group_of(sample, self._name)
+        if group is None:
+            self.end_group()
+            self._out.write(line + b"\n")
+        elif group == self._group:
+            self._out.write(b", " + line)
+        else:
+            self.end_group()
+            self._out.write(b"[" + line)
+        self._group = group
+
+    def end_group(self) -> None:
+        if self._group is not None:
+            self._out.write(b"]\n")
+            self._group = None
+
+
+def _line(row: Any) -> bytes:
+    """A row as JSON. Raises BadSample for what only tables can hold."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise BadSample("not_expressible", f"a line of JSON cannot hold this row ({error}); keep it as qvl") from None
 
 
 class _Embedding:

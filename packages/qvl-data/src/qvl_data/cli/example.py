@@ -1,7 +1,7 @@
 """`qvl-data example`: small real data sets."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from qvl_core.cli import Argument, Option
 
@@ -37,7 +37,8 @@ def digits(
     from qvl_data.example.digits import digits as samples
 
     kinds = check_kinds(kind)
-    _write(folder, format, container, lambda split: samples(split, kinds, seed))
+    choice = {"kinds": list(kinds), "seed": seed}
+    _write("digits", folder, format, container, choice, lambda split: samples(split, kinds, seed))
 
 
 @example.command()
@@ -73,14 +74,34 @@ def multi_turn(folder: Folder, format: Format = "qvl", container: Container = No
 def _write_set(name: str, folder: Path, format: str, container: str | None, seed: int) -> None:
     from qvl_data.example import samples
 
-    _write(folder, format, container, lambda split: samples(name, split, seed))
+    _write(name, folder, format, container, {"seed": seed}, lambda split: samples(name, split, seed))
 
 
-def _write(folder: Path, format: str, container: str | None, samples: "Callable[[Split], Iterable[Sample]]") -> None:
-    from qvl_data.convert import write_samples
+def _write(
+    name: str,
+    folder: Path,
+    format: str,
+    container: str | None,
+    choice: dict[str, Any],
+    samples: "Callable[[Split], Iterable[Sample]]",
+) -> None:
+    """Write a set, split by split; a split that is there from an interrupted run is kept."""
+    from functools import partial
+
+    from qvl_core.errors import BadInput
     from qvl_data.example import SPLITS
+    from qvl_data.job import NAME, Job
+    from qvl_data.writers import check_target, write
 
     suffix = container or ("parquet" if format == "qvl" else "jsonl")
-    for split in SPLITS:
-        file = folder / f"{split}.{suffix}"
-        print(f"{file}: {write_samples(samples(split), file, format)} samples")
+    files = {split: folder / f"{split}.{suffix}" for split in SPLITS}
+    for file in files.values():
+        check_target(file, format)
+        if file.exists() and not (folder / NAME).exists():
+            raise BadInput(f"{file}: is already there; remove it or choose another folder.")
+    job = Job(folder, "example", (), {"set": name, "format": format, "container": suffix, **choice})
+    if job.result is None:
+        counts = {split: job.step(split, partial(write, samples(split), file, format)) for split, file in files.items()}
+        job.finish(counts, files.values())
+    for split, file in files.items():
+        print(f"{file}: {job.result[split]} samples")
