@@ -5,17 +5,15 @@
     for samples in Packed(Plan.read(Path("plan.parquet")), Mixture("receipts")):
         ...                                         # the samples of one bin
 
-Best-fit decreasing (Johnson 1974) places each sample, longest first, into the fullest bin that has room. All samples of
-one length are placed together here, and so are bins with the same room: the cost depends on the number of different
-lengths, not of samples. Needs at most 11/9 of the fewest possible bins; on the lengths of real data about 1.0001.
+The samples are numbered as `Mixture.items` lists them. How they are placed stands in `qvl_data.bins`.
 """
 
 import json
 import math
-from bisect import bisect_left, insort
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,8 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from qvl_core.errors import BadInput
 
-from .job import complete
+from .bins import best_fit
+from .errors import BadSample
+from .job import Job, beside, complete
+from .mix import files
 from .order import mix, orders
+from .progress import track
 from .sample import Sample
 from .sources import Mixture
 
@@ -33,6 +35,9 @@ SCHEMA = "qvl.pack/1"
 TooLong = Literal["error", "drop", "cut"]
 STEPS = 128
 """Steps in which media are counted where their limit is larger (rounded up, so that it holds)."""
+
+CHUNK = 2000
+"""Samples that are measured between two records of the journal."""
 
 _BINS = 5  # what the random order of bins is about
 
@@ -89,7 +94,7 @@ class Plan:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        count, out = len(self.samples), len(self.left_out)
+        out = len(self.left_out)
         bins = np.repeat(np.arange(len(self)), np.diff(self.ends, prepend=0))
         table = pa.table(
             {
@@ -99,7 +104,6 @@ class Plan:
             },
             metadata={"qvl.schema": SCHEMA, "qvl.pack": json.dumps({"capacity": self.capacity, **self.about})},
         )
-        assert table.num_rows == count + out
         with complete(file) as part:
             pq.write_table(table, part, compression="zstd")
 
@@ -177,7 +181,7 @@ def pack(
     used = np.flatnonzero((tokens > 0) & ~over)
     unit = max(1, math.ceil(most / STEPS))
     steps = np.minimum(-(-weighed[used] // unit), most // unit)  # a sample that fills a bin's media does so exactly
-    bins = _best_fit(tokens[used], steps, capacity, most // unit)
+    bins = best_fit(tokens[used], steps, capacity, most // unit)
 
     count = int(bins.max()) + 1 if len(bins) else 0
     place = np.empty(count, np.int64)
@@ -194,81 +198,6 @@ def _whole_numbers(values: ArrayLike, what: str) -> NDArray[np.int64]:
     if array.ndim != 1 or (len(array) and (array.dtype.kind not in "iu" or array.min() < 0)):
         raise BadInput(f"the {what} must be one list of whole numbers, 0 or more.")
     return array.astype(np.int64)
-
-
-def _best_fit(lengths: NDArray[np.int64], media: NDArray[np.int64], capacity: int, most: int) -> NDArray[np.int64]:
-    """The bin (0, 1, ...) of each item, in the order of their opening.
-
-    lengths  (N,) in 1..capacity
-    media    (N,) in 0..most
-
-    Of the bins with room for an item the one with the least room is taken; after all items of its kind that fit into
-    it, it is the next one's best fit again, so that whole runs of items and bins are assigned at once.
-    """
-    bins = np.empty(len(lengths), np.int64)
-    kind = lengths * (most + 1) + media
-    size = lengths * most + media * capacity if most else lengths  # tokens and media, each as part of what a bin holds
-    by_kind = np.lexsort((kind, size))[::-1] if most else np.argsort(-lengths, kind="stable")
-    ends = np.flatnonzero(np.diff(kind[by_kind], append=-1)) + 1
-    open_bins = _OpenBins(most)
-    start = opened = 0
-    for end in ends.tolist():
-        items, start = by_kind[start:end], end
-        length, shown = int(lengths[items[0]]), int(media[items[0]])
-        while len(items):
-            found = open_bins.smallest(length, shown)
-            room, left = found or (capacity, most)
-            each = min(room // length, left // shown) if shown else room // length
-            full, rest = divmod(len(items), each)
-            if found is None:
-                taken = np.arange(opened, opened + full + (rest > 0))
-                opened += len(taken)
-            else:
-                taken = open_bins.take(room, left, max(1, full))
-                full, rest = min(full, len(taken)), rest if full == 0 else 0
-            whole, part = taken[:full], taken[full:]
-            bins[items[: full * each]] = np.repeat(whole, each)
-            open_bins.put(room - each * length, left - each * shown, whole)
-            if len(part):
-                bins[items[full * each : full * each + rest]] = part
-                open_bins.put(room - rest * length, left - rest * shown, part)
-            items = items[full * each + rest :]
-    return bins
-
-
-class _OpenBins:
-    """Bins with room, found by their tokens and media that are left."""
-
-    def __init__(self, most: int) -> None:
-        self._rooms: list[list[int]] = [[] for _ in range(most + 1)]  # by media left: tokens left, rising
-        self._bins: dict[tuple[int, int], list[NDArray[np.int64]]] = defaultdict(list)
-
-    def smallest(self, length: int, shown: int) -> tuple[int, int] | None:
-        """Tokens and media left in the fullest bins that have room for an item."""
-        best: tuple[int, int] | None = None
-        for left in range(shown, len(self._rooms)):
-            rooms = self._rooms[left]
-            at = bisect_left(rooms, length)
-            if at < len(rooms) and (best is None or rooms[at] < best[0]):
-                best = rooms[at], left
-        return best
-
-    def take(self, room: int, left: int, count: int) -> NDArray[np.int64]:
-        """At most `count` of the bins with this room."""
-        kept = self._bins[room, left]
-        bins = kept.pop()
-        if len(bins) > count:
-            kept.append(bins[count:])
-        if not kept:
-            del self._bins[room, left]
-            self._rooms[left].remove(room)
-        return bins[:count]
-
-    def put(self, room: int, left: int, bins: NDArray[np.int64]) -> None:
-        if room and len(bins):
-            if (room, left) not in self._bins:
-                insort(self._rooms[left], room)
-            self._bins[room, left].append(bins)
 
 
 class Packed:
@@ -288,6 +217,151 @@ class Packed:
 
     def __iter__(self) -> Iterator[list[Sample]]:
         return (self[number] for number in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is known of the samples of a mixture, in the order of `Mixture.items`; 0 tokens: cannot be used."""
+
+    tokens: list[int]
+    media: list[int]
+    bad: list[tuple[str, str]]
+    """Reason and sentence of each that cannot be used."""
+
+
+def measure(mixture: Mixture, processor: Any, start: int, end: int, tokens_of_media: bool) -> Measures:
+    """Tokens of samples `start` up to `end`, and how many pictures and videos they show, or tokens of those."""
+    from .chat import sizes
+
+    found = Measures([], [], [])
+    for number in range(start, end):
+        item = mixture.item(number)
+        try:
+            sample = mixture.outline(item)
+            tokens, shown = sizes(sample, processor)
+            if not tokens_of_media:
+                shown = sum(part.media is not None for message in sample.messages for part in message.parts)
+        except BadSample as error:
+            tokens, shown = 0, 0
+            found.bad.append((error.reason, str(error.at(mixture.place(item), error.sample_id))))
+        found.tokens.append(tokens)
+        found.media.append(shown)
+    return found
+
+
+def pack_source(
+    mixture: Mixture,
+    model: Path,
+    out: Path,
+    capacity: int,
+    *,
+    seed: int = 0,
+    too_long: TooLong = "error",
+    max_pictures: int | None = None,
+    max_media_tokens: int | None = None,
+    max_bad: int = 0,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Measure every chosen sample with the processor of a model folder, pack, and write the plan; returns its figures.
+
+    `before` among them: the plan was there, and nothing was done. Raises BadInput, also if more than `max_bad` samples cannot be used.
+    """
+    from .processor import open_processor
+
+    if mixture.draws != mixture.sizes:
+        raise BadInput("a plan holds every sample once; remove the weights, or write the mixture first (qvl-data mix).")
+    if max_pictures is not None and max_media_tokens is not None:
+        raise BadInput("limit the pictures of a bin or their tokens, not both.")
+    options = {"capacity": capacity, "seed": seed, "too_long": too_long, "max_pictures": max_pictures}
+    options |= {"max_media_tokens": max_media_tokens, "max_bad": max_bad}
+    asked = {"sources": [source.model_dump(mode="json") for source in mixture.sources], "choice": mixture.choice()}
+    job = Job(beside(out), "pack", [*files(mixture), model], options | asked, fresh)
+    before = job.result is not None
+    if not before:
+        processor = open_processor(model)
+        tokens: list[int] = []
+        media: list[int] = []
+        bad: list[tuple[str, str]] = []
+        starts = range(0, mixture.chosen, CHUNK)
+        for start in track(starts, f"measure for {out.name}", len(starts)):
+            end = min(start + CHUNK, mixture.chosen)
+            found = job.step(f"samples {start}", partial(_measured, mixture, processor, start, end, options))
+            tokens += found["tokens"]
+            media += found["media"]
+            bad += found["bad"]
+            _check_bad(bad, max_bad)
+        plan = pack(
+            np.array(tokens, np.int64), capacity, seed=seed, too_long=too_long, media=np.array(media, np.int64),
+            max_media=max_pictures or max_media_tokens,
+        )  # fmt: skip
+        about = asked | options | {"model": model.name, "fingerprint": fingerprint(mixture)}
+        replace(plan, about=about).save(out)
+        job.finish(figures(plan) | {"bad": dict(Counter(reason for reason, _ in bad))}, [out])
+    return {**job.result, "before": before}
+
+
+def pack_lengths(
+    lengths: Path,
+    media: Path | None,
+    out: Path,
+    capacity: int,
+    *,
+    seed: int = 0,
+    too_long: TooLong = "error",
+    max_media: int | None = None,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Pack lengths (and pictures) that were counted elsewhere, in .npy files; returns the plan's figures."""
+    if max_media is not None and media is None:
+        raise BadInput("a limit of pictures needs their number in each sample; give --media FILE.npy.")
+    inputs = [lengths] if media is None else [lengths, media]
+    options = {"capacity": capacity, "seed": seed, "too_long": too_long, "max_media": max_media}
+    given = [_array(file) for file in inputs]
+    job = Job(beside(out), "pack", inputs, options, fresh)
+    before = job.result is not None
+    if not before:
+        plan = pack(
+            given[0], capacity, seed=seed, too_long=too_long, media=given[1] if media else None, max_media=max_media
+        )
+        replace(plan, about=options | {"lengths": lengths.name}).save(out)
+        job.finish(figures(plan) | {"bad": {}}, [out])
+    return {**job.result, "before": before}
+
+
+def _array(file: Path) -> NDArray[Any]:
+    try:
+        array = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise BadInput(f"{file}: there is no such file.") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"{file}: not a .npy file of numbers ({str(error).splitlines()[0]}).") from None
+    if not isinstance(array, np.ndarray):
+        raise BadInput(f"{file}: holds several arrays; save one as .npy.")
+    return array
+
+
+def _measured(mixture: Mixture, processor: Any, start: int, end: int, options: dict[str, Any]) -> dict[str, Any]:
+    return asdict(measure(mixture, processor, start, end, options["max_media_tokens"] is not None))
+
+
+def _check_bad(bad: Sequence[tuple[str, str]], max_bad: int) -> None:
+    if len(bad) > max_bad:
+        raise BadInput(
+            f"{len(bad)} samples cannot be used, --max-bad allows {max_bad}; mend them or raise it."
+            f" The first: {bad[0][1]}"
+        )
+
+
+def figures(plan: Plan) -> dict[str, Any]:
+    """What a plan comes to."""
+    return {
+        "samples": len(plan.samples),
+        "tokens": int(plan.lengths.sum()),
+        "bins": len(plan),
+        "least_bins": plan.least,
+        "fill": plan.fill,
+        "left_out": len(plan.left_out),
+    }
 
 
 def fingerprint(mixture: Mixture) -> str:

@@ -25,6 +25,8 @@ from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Augment, Block
 from qvl_core.recipe.load import load
 
+from .dataset import Dataset
+
 GROUP = "qvl.datasets"
 FILE = "datasets.yaml"
 VARIABLE = "QVL_REGISTRY"
@@ -93,6 +95,12 @@ class Registered:
         if self.entry.splits is not None:
             return {split: self.folder / file for split, file in self.entry.splits.items()}
         return {None: self.folder / str(self.entry.path)}
+
+    def open(self, split: str | None = None) -> Dataset:
+        """The data of a split by itself. Raises BadInput."""
+        entry = self.entry
+        path, inside = (self.paths[split], None) if entry.splits is not None else (self.paths[None], split)
+        return Dataset(path, inside, entry.format, self.media_root, self.allow_root, columns=entry.map)
 
 
 class Registry(Mapping[str, Registered]):

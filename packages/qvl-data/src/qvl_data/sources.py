@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, combinations
@@ -87,10 +88,7 @@ class Mixture:
         self._firsts = [one.first for one in opened]
         self.sizes = tuple(one.size for one in opened)
         """Samples that are chosen of each source."""
-        self.draws = tuple(map(_draws, self.sources, self.sizes))
-        """Samples of each source in an epoch."""
-        self._ends = list(accumulate(self.draws))
-        self._forget()
+        self._count()
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -101,6 +99,12 @@ class Mixture:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._forget()
+
+    def _count(self) -> None:
+        self.draws = tuple(map(_draws, self.sources, self.sizes))
+        """Samples of each source in an epoch."""
+        self._ends = list(accumulate(self.draws))
         self._forget()
 
     def _forget(self) -> None:
@@ -184,6 +188,20 @@ class Mixture:
                 status = file.stat()
                 digest.update(_digest(file, status.st_size, status.st_mtime_ns))
         return digest.hexdigest()
+
+    def weighted(self, weights: Sequence[float]) -> "Mixture":
+        """The same sources under other weights. Raises BadInput."""
+        if len(weights) != len(self.sources):
+            raise BadInput(f"{len(weights)} weights for {len(self.sources)} sources; give one for each.")
+        other = copy(self)
+        other.sources = tuple(
+            source.model_copy(
+                update={"weight": weight, "percent": source.percent if (source.percent or 100) < 100 else None}
+            )
+            for source, weight in zip(self.sources, weights, strict=True)
+        )
+        other._count()
+        return other
 
     def choice(self) -> str:
         """Changes with how many samples there are and which are drawn how often; not with their content (16 hex)."""

@@ -18,6 +18,9 @@ MediaRoot = Annotated[Path | None, Option(help="Folder that relative media paths
 AllowRoot = Annotated[
     list[Path] | None, Option(help="Folder from which media may be read by absolute path; may be repeated.")
 ]
+RegistryFile = Annotated[
+    Path | None, Option("--registry", help="File of registered data sets; default: QVL_REGISTRY, else datasets.yaml.")
+]
 Fresh = Annotated[bool, Option("--fresh", help="Start over where an earlier output is there, even a finished one.")]
 
 

@@ -1,0 +1,172 @@
+"""Several sources written as one data set, in the order in which a training would draw them; or only counted.
+
+mixture = Mixture("receipts + 0.2*plates")
+expect(mixture, samples=100_000)                            # how often each source and each sample would be seen
+write(mixture, Path("mixed"), samples=100_000, seed=0)      # shards, resumable, always the same bytes
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qvl_core.errors import BadInput
+from qvl_core.files import sha256, write_atomic
+from qvl_core.recipe.sources import spell
+
+from . import card
+from .carry import embedded
+from .job import NAME, Job, beside
+from .progress import track
+from .sample import Sample
+from .shards import SAMPLES, Figures, Shard, plan
+from .sources import Item, Mixture
+from .writers import SUFFIXES, check_target, open_writer
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a mixture draws of one source.
+
+    source     as text
+    available  samples in its data
+    chosen     samples that are drawn from
+    per_epoch  draws in an epoch
+    draws      draws in the first `samples` of the order (expected where that ends within an epoch)
+    passes     how often each chosen sample is seen by then
+    """
+
+    source: str
+    available: int
+    chosen: int
+    per_epoch: int
+    draws: float
+    passes: float
+
+
+class Written(NamedTuple):
+    """The figures of each file, and whether all had been written before, so that nothing was done."""
+
+    files: dict[Path, Figures]
+    before: bool
+
+
+def expect(mixture: Mixture, samples: int | None = None) -> list[Expected]:
+    """What `samples` of the order (default: an epoch) hold of each source."""
+    epochs = 1.0 if samples is None else samples / len(mixture)
+    rows = zip(mixture.sources, mixture.datasets, mixture.sizes, mixture.draws, strict=True)
+    return [
+        Expected(spell(source.model_dump()), len(dataset), size, draws, draws * epochs, draws * epochs / size)
+        for source, dataset, size, draws in rows
+    ]
+
+
+def tempered(draws: Sequence[int], sizes: Sequence[int], temperature: float) -> list[float]:
+    """Weights under which source i has a share of an epoch in proportion to draws_i ** (1 / temperature).
+
+    1 changes nothing; above it small sources are seen more often, up to equal shares. The epoch keeps its length.
+    """
+    if not temperature > 0:
+        raise BadInput(f"the temperature is {temperature:g}; it must be above 0 (1 changes nothing, 2 flattens).")
+    shares = [(count / sum(draws)) ** (1 / temperature) for count in draws]
+    weights = [sum(draws) * share / sum(shares) / size for share, size in zip(shares, sizes, strict=True)]
+    return [float(f"{weight:.6g}") for weight in weights]  # as they can be written into a recipe
+
+
+def write(
+    mixture: Mixture,
+    target: Path,
+    samples: int | None = None,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    format: str = "qvl",
+    container: str | None = None,
+    shard: int = SAMPLES,
+    fresh: bool = False,
+) -> Written:
+    """Write the first `samples` (default: an epoch) of the order.
+
+    A target with a suffix is one file; any other a folder of shards of the split, with a card. Ids stay unique: with
+    several sources they begin with the source's name (which also becomes `meta.dataset`), and a sample that comes again
+    is called `id#2`. Pictures are not augmented. Raises BadInput, and BadSample for the first sample that is bad.
+    """
+    one_file = target.suffix in SUFFIXES
+    suffix = target.suffix if one_file else f".{container or ('parquet' if format == 'qvl' else 'jsonl')}"
+    check_target(target if one_file else target / f"train{suffix}", format)
+    count = len(mixture) if samples is None else samples
+    parts = [Shard(split, target.name, 0, count)] if one_file else plan(split, count, suffix, shard)
+    folder, home = (target.parent, beside(target)) if one_file else (target, target)
+    if not fresh and not (home / NAME).exists():
+        for part in parts:
+            if (folder / part.name).exists():
+                raise BadInput(f"{folder / part.name}: is already there; choose another name, or add --fresh.")
+    sources = [source.model_dump(mode="json") for source in mixture.sources]
+    options = {"sources": sources, "choice": mixture.choice(), "samples": count, "seed": seed, "shard": shard}
+    options |= {"split": split, "format": format}
+    job = Job(home, "mix", files(mixture), options, fresh)
+    for name in job.dropped:
+        (folder / name).unlink(missing_ok=True)
+    before = job.result is not None
+    if not before:
+        names = labels(mixture)
+        done = {
+            part.name: job.step(part.name, partial(_write, mixture, part, folder / part.name, seed, format, names))
+            for part in parts
+        }
+        if not one_file:
+            figures = {split: {name: Figures(**given) for name, given in done.items()}}
+            made = f"Written by qvl-data mix from {', '.join(f'`{name}`' for name in names)} (seed {seed})."
+            write_atomic(folder / card.NAME, card.card(target.resolve().name, figures, made))
+        job.finish(done, [folder / part.name for part in parts])
+    return Written({folder / name: Figures(**figures) for name, figures in job.result.items()}, before)
+
+
+def files(mixture: Mixture) -> list[Path]:
+    """The data files of a mixture, each once."""
+    return list(dict.fromkeys(file for dataset in mixture.datasets for file in dataset.files))
+
+
+def labels(mixture: Mixture) -> list[str]:
+    """A short name for each source: its registered name, or that of its file or folder; no two are the same."""
+    names = [Path(source.source).stem or source.source for source in mixture.sources]
+    seen: Counter[str] = Counter()
+    for place, name in enumerate(names):
+        seen[name] += 1
+        if seen[name] > 1:
+            names[place] = f"{name}-{seen[name]}"
+    return names
+
+
+def _write(mixture: Mixture, part: Shard, file: Path, seed: int, format: str, names: Sequence[str]) -> dict[str, Any]:
+    figures = Figures()
+    with open_writer(file, format) as writer:
+        for position in track(part.indices, f"mix {file.name}", len(part.indices)):
+            item = mixture.locate(seed, position)
+            sample = _named(mixture.sample(Item(item.source, item.index)), item, names, file.suffix == ".jsonl")
+            writer.write(sample)
+            figures.add(sample)
+    figures.bytes, figures.sha256 = file.stat().st_size, sha256(file)
+    return figures.to_dict()
+
+
+def _named(sample: Sample, item: Item, names: Sequence[str], beside: bool) -> Sample:
+    """The sample under an id of its own; pictures that are laid `beside` lines, under the name of their source."""
+    changes: dict[str, Any] = {}
+    again = f"#{item.pass_number + 1}" if item.pass_number else ""
+    if len(names) > 1:
+        name = names[item.source]
+        changes = {"id": f"{name}/{sample.id}{again}"}
+        changes["meta"] = sample.meta.model_copy(update={"dataset": sample.meta.dataset or name})
+        if beside:
+            sample = embedded(sample)
+            media = ((one, one.origin or one.path) for one in sample.media)
+            changes["media"] = tuple(
+                one.model_copy(update={"origin": f"{name}/{path}"}) if one.bytes is not None and path else one
+                for one, path in media
+            )
+    elif again:
+        changes = {"id": f"{sample.id}{again}"}
+    return sample.model_copy(update=changes) if changes else sample
