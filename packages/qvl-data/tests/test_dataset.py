@@ -3,17 +3,19 @@ import pickle
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvl_core.errors import BadInput
-from qvl_data import parquet, row_groups
+from qvl_data import dataset, parquet, row_groups
 from qvl_data.convert import write_samples
 from qvl_data.dataset import SEARCHED, Dataset
 from qvl_data.errors import BadSample, placed
 from qvl_data.sample import Sample, read_sample
+from qvl_data.writers import open_writer
 
 from .chats import build, picture, write_png
 
@@ -283,8 +285,6 @@ def test_parquet_opens_with_ordinary_tools(tmp_path):
 
 
 def test_other_and_damaged_parquet_files(tmp_path):
-    import pyarrow as pa
-
     file = tmp_path / "a.parquet"
     file.write_bytes(b"PAR1")
     with pytest.raises(BadInput, match=r"a\.parquet: not a readable Parquet file"):
@@ -326,3 +326,143 @@ def test_errors_of_a_sample_name_the_file_at_hand_not_its_origin(tmp_path):
         raise BadSample("x", "broken", "photo.png")
     assert str(caught.value) == f"{tmp_path / 'a.parquet'}:1: photo.png: broken."
     assert caught.value.sample_id == "0"
+
+
+# shards
+
+
+def write_shards(folder, *names):
+    """One chat in each file, its id the name."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        with open_writer(folder / name) as out:
+            out.write(chats(1)[0].model_copy(update={"id": name.partition(".")[0]}))
+
+
+def test_shards_are_one_split(tmp_path):
+    parquet.write_parquet(chats(3), tmp_path / "train-00000.parquet")
+    parquet.write_parquet(chats(120), tmp_path / "train-00001.parquet")
+    parquet.write_parquet(chats(1), tmp_path / "train-00002.parquet")
+    write_lines(tmp_path / "validation.jsonl", ROW)
+    data = Dataset(tmp_path, "train")
+    assert [file.name for file in data.files] == [f"train-0000{n}.parquet" for n in range(3)]
+    assert data.file == tmp_path / "train-*.parquet"
+    assert len(data) == 124
+    assert [data[i].id for i in (0, 2, 3, 122, 123, -1)] == ["0", "2", "0", "119", "0", "0"]
+    assert data[122].place == f"{tmp_path / 'train-00001.parquet'}:120"
+    assert data.outline(123).media[0].bytes == data[123].media[0].bytes  # no sizes are stated here
+    assert [sample.id for sample in data][:5] == ["0", "1", "2", "0", "1"]
+    assert pickle.loads(pickle.dumps(data))[122].id == "119"
+    assert len({data.rows.place(i) for i in range(len(data))}) == len(data)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test.jsonl"], {"train": 2, "test": 1}),
+        (["train-00000-of-00001-0123456789abcdef.parquet"], {"train": 1}),
+        (["00000.tar", "00001.tar", "00000.parquet", "00000_stats.json"], {"train": 2}),
+        (["cc3m-train-0001.tar", "cc3m-train-0002.tar"], {"cc3m-train": 2}),
+        (["train-0000.jsonl", "train-0001.jsonl", "dataset_infos.json", ".train-0002.jsonl"], {"train": 2}),
+        (["part-2.jsonl", "gpt-4.jsonl"], {"part-2": 1, "gpt-4": 1}),
+    ],
+)
+def test_names_of_shards(tmp_path, names, splits):
+    for name in names:
+        if name.endswith(".json"):
+            (tmp_path / name).write_text("{}")
+        else:
+            write_shards(tmp_path, name)
+    for folder in (tmp_path, tmp_path / "moved"):
+        found = dataset.splits(folder)
+        assert {split: len(files) for split, files in found.items()} == splits
+        assert all(len(Dataset(folder, split)) == count for split, count in splits.items())
+        if folder == tmp_path:  # as snapshots of the hub have them
+            (folder / "moved").mkdir()
+            (folder / "moved/data").mkdir()
+            for file in folder.glob("*.*"):
+                file.rename(folder / "moved/data" / file.name)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "split 'train' lacks shard 1 beside"),
+        (["train-00000-of-00003.parquet", "train-00001-of-00003.parquet"], "split 'train' lacks shard 2 beside"),
+        (["train-00000.jsonl", "train-00003.jsonl"], "split 'train' lacks shard 1 beside"),
+        (["train-00007.jsonl"], "split 'train' lacks shard 1 beside"),
+        (["train.jsonl", "train-00000.jsonl"], "split 'train' is there twice"),
+        (["train-00000.jsonl", "train-00001.parquet"], "split 'train' is there twice"),
+        (["train-00000-of-00001.jsonl", "train-00000-of-00002.jsonl"], "has shards of two different writes"),
+        (["train-00000-of-00001.jsonl", "train-00001.jsonl"], "has shards of two different writes"),
+    ],
+)
+def test_shards_that_do_not_belong_together(tmp_path, names, words):
+    write_shards(tmp_path, *names)
+    with pytest.raises(BadInput, match=words):
+        Dataset(tmp_path, "train")
+
+
+def test_shards_of_two_kinds(tmp_path):
+    parquet.write_parquet(chats(1), tmp_path / "train-00000.parquet")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "train-00001.parquet")
+    with pytest.raises(BadInput, match=r"00001\.parquet:1: this shard holds foreign samples, but .* holds qvl ones"):
+        Dataset(tmp_path, "train")
+
+
+def test_a_split_goes_by_several_names(tmp_path):
+    write_lines(tmp_path / "val.jsonl", ROW)
+    for name in ("val", "valid", "validation", "dev"):
+        assert Dataset(tmp_path, name).file == tmp_path / "val.jsonl"
+    assert Dataset(tmp_path).file == tmp_path / "val.jsonl"  # the only one
+    write_lines(tmp_path / "dev.jsonl", ROW, ROW)
+    assert len(Dataset(tmp_path, "dev")) == 2
+    with pytest.raises(BadInput, match=r'no split "validation"; .*available: dev, val'):
+        Dataset(tmp_path, "validation")
+
+
+# how JSON stands in a file
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("a.json", "[{0}, {0}]", 2),
+        ("a.json", "{0}\n{0}\n\n{0}\n", 3),
+        ("a.json", "\n {0}\r\n{0}", 2),
+        ("a.jsonl", "[\n  {0},\n  {0}\n]\n", 2),
+        ("a.jsonl", "{0}\n{0}\n", 2),
+    ],
+)
+def test_arrays_and_lines_under_either_name(tmp_path, name, content, count):
+    (tmp_path / name).write_text(content.replace("{0}", json.dumps(ROW)), encoding="utf-8", newline="")
+    data = Dataset(tmp_path / name)
+    assert [sample.messages[1].text for sample in data] == ["b"] * count
+    assert pickle.loads(pickle.dumps(data))[0] == data[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (json.dumps({"version": 1, "da\"ta": [ROW]}), r'holds one object \(keys "version", "da"ta"\), not samples'),
+        (json.dumps({"data": [ROW]}, indent=1), r'keys "data"\), not samples; save the list that holds them'),
+        (json.dumps(ROW), 'keys "messages"'),
+        ('{"a": 1', "not one complete JSON object"),
+        ('{"a": 1} x', "not one complete JSON object"),
+        ("\ufeff[]", "starts with a byte order mark; save the file as UTF-8 without BOM"),
+        ("nothing", "not one complete JSON array of samples"),
+    ],
+)  # fmt: skip
+def test_what_is_neither_array_nor_lines(tmp_path, content, words):
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    with pytest.raises(BadInput, match=words):
+        Dataset(tmp_path / "a.json")
+
+
+def test_other_encodings_and_compressed_files(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([ROW]), encoding="utf-16")
+    with pytest.raises(BadInput, match="is UTF-16; save the file as UTF-8"):
+        Dataset(tmp_path / "a.json")
+    (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(BadInput, match=r"a\.jsonl\.gz: is compressed, so its rows cannot be read in any order; unpack"):
+        Dataset(tmp_path / "a.jsonl.gz")

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from array import array
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,8 @@ def load(path: Path) -> Index:
         os.replace(aside, kept)
     except OSError:
         index.in_memory = True
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
     return index
 
 

@@ -1,0 +1,126 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qvl_core.errors import BadInput
+from qvl_data.dataset import Dataset
+from qvl_data.errors import BadSample
+from qvl_data.sample import Sample, read_sample
+from qvl_data.writers import SUFFIXES, open_writer
+
+from .chats import build, file_of, picture, write_png
+
+SOURCES = (
+    {"url": "http://x/y"},
+    {"bytes": b"\0\xff"},
+    {"bytes": b"\xff", "origin": "../x"},
+    {"bytes": file_of(picture(3, 2)), "origin": "a/b.png"},
+    {"bytes": file_of(picture(3, 2)), "origin": "c:\\d"},
+)
+texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+
+
+@st.composite
+def samples(draw):
+    media = [
+        {
+            "kind": "image",
+            **draw(st.sampled_from(SOURCES)),
+            "mime": draw(st.sampled_from([None, "image/png", "image/jpeg", "x/../y"])),
+        }
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    shown = [{"type": "image", "media": i} for i in range(len(media))]
+    said = st.dictionaries(st.sampled_from(["en", "ko"]), st.text(max_size=3), max_size=2)
+    edit = {"sources": [0], "target": len(media) - 1, "instruction": draw(said), "inverse": draw(st.none() | said)}
+    task = draw(st.sampled_from(["chat", "edit"]))
+    return {
+        "id": draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)),
+        "task": task,
+        "media": media,
+        "messages": [
+            {"role": "user", "parts": shown},
+            {"role": "assistant", "parts": [{"type": "text", "text": draw(st.text(max_size=5))}], "train": True},
+        ],
+        "edit": edit if task == "edit" else None,
+        "regions": [{"media": 0, "kind": "box", "xy": [0.5, 1, 2, 3], "label": draw(texts)}],
+        "meta": {"dataset": draw(texts), "license": draw(texts)},
+        "extra": draw(texts),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(samples(), min_size=1, max_size=3))
+def test_what_is_written_is_read_and_written_alike(tmp_path_factory, rows):
+    given_samples = [read_sample(row) for row in rows]
+    for suffix in SUFFIXES:
+        files = [tmp_path_factory.mktemp(f"run{run}") / f"a{suffix}" for run in (0, 1)]
+        for file in files:
+            write(file, given_samples)
+        assert files[0].read_bytes() == files[1].read_bytes()
+        for sample, written in zip(Dataset(files[0]), given_samples, strict=True):
+            assert without_media(sample) == without_media(written)
+            contents = [media.bytes or sample_bytes(sample, media) for media in sample.media]
+            assert contents == [media.bytes for media in written.media]
+
+
+def write(file, given_samples, format="qvl"):
+    with open_writer(file, format) as out:
+        for sample in given_samples:
+            out.write(sample)
+
+
+def without_media(sample):
+    return {key: value for key, value in sample.to_dict().items() if key != "media"}
+
+
+def sample_bytes(sample, media):
+    return (sample.opener.root / media.path).read_bytes() if media.path else None
+
+
+def test_pictures_go_along(tmp_path):
+    write_png(tmp_path / "in/p/1.png", picture(5, 4))
+    row = build(("user", picture(2, 2)), ("assistant", "x"), id="a").to_dict()
+    row["media"] = [{"kind": "image", "path": "p/1.png"}]
+    (tmp_path / "in/a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    for suffix in SUFFIXES:
+        write(tmp_path / f"out/a{suffix}", Dataset(tmp_path / "in/a.jsonl"))
+        (sample,) = Dataset(tmp_path / f"out/a{suffix}")
+        assert sample.opener.open(sample.media[0]).size == (5, 4)
+    assert (tmp_path / "out/p/1.png").is_file()
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    sample = build(("user", "x"), ("assistant", "y"))
+    lost = Sample.model_validate({**sample.to_dict(), "media": [{"kind": "image", "path": "gone.png"}], "messages": [
+        {"role": "user", "parts": [{"type": "image", "media": 0}]}, {"role": "assistant", "parts": []}]})  # fmt: skip
+    for suffix in SUFFIXES:
+        file = tmp_path / f"a{suffix}"
+        file.write_bytes(b"before")
+        with pytest.raises(BadSample, match=r"gone\.png"):
+            write(file, [sample, lost])
+        assert file.read_bytes() == b"before"
+    assert len(list(tmp_path.iterdir())) == len(SUFFIXES)
+
+
+def test_refusals(tmp_path):
+    for name, format, words in (
+        ("a.csv", "qvl", "unknown kind of file; write .parquet, .tar, .jsonl"),
+        ("a.parquet", "openai", "Parquet holds qvl samples; for openai name the file .jsonl"),
+        ("a.tar", "openai", "a tar holds qvl samples"),
+        ("a.jsonl", "opnai", 'did you mean "openai"'),
+    ):
+        with pytest.raises(BadInput, match=words):
+            write(tmp_path / name, [], format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_may_hold_nothing(tmp_path):
+    for suffix in SUFFIXES:
+        write(tmp_path / f"a{suffix}", [])
+        with pytest.raises(BadInput, match="holds no samples"):
+            Dataset(tmp_path / f"a{suffix}")
+    assert pq.read_metadata(tmp_path / "a.parquet").num_rows == 0
