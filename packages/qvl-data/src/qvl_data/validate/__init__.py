@@ -117,7 +117,7 @@ def validate(
     if max_length is not None and model is None:
         raise BadInput("--max-length counts tokens; name the model's folder with --model.")
     reading = {"format": format, "columns": columns, "media_root": media_root, "allow_root": tuple(allow_root)}
-    run = partial(_validate, source, split, reading, pixels, model, max_length, workers)
+    run = partial(_run, source, split, reading, pixels, model, max_length, workers)
     folders = [folder for folder in (out, quarantine, fix_to) if folder is not None]
     if not folders:
         with tempfile.TemporaryDirectory(prefix="qvl-validate-") as place:
@@ -141,7 +141,7 @@ def validate(
     return Validation.from_dict(first.result)
 
 
-def _validate(
+def _run(
     source: Path, split: str | None, reading: dict[str, Any], pixels: bool, model: Path | None, max_length: int | None,
     workers: int, job: Job, findings: Path, out: Path | None, quarantine: Path | None, fix_to: Path | None,
 ) -> Validation:  # fmt: skip
