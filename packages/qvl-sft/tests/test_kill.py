@@ -1,7 +1,7 @@
 """Whatever kills the real thing, the same command ends with the same bits.
 
-A tiny Qwen3-VL on digits in Parquet, every picture shifted, LoRA with dropout and the merger in full, packed rows in
-micro-batches; `kill -9` after steps and in the middle of saves.
+A tiny Qwen3-VL on digits in Parquet, every picture cropped, shifted and brightened, LoRA with dropout and the merger in
+full, packed rows in micro-batches; `kill -9` after steps and in the middle of saves.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ model: {{name: {place}/base}}
 tune:
   llm:    {{mode: lora, rank: 4, alpha: 8, dropout: 0.1}}
   merger: {{mode: full}}
-data: {{train: {{source: {data}/digits, augment: {{shift: 4}}}}}}
+data: {{train: {{source: {data}/digits, augment: {{crop: 0.7, shift: 4, brightness: 0.3}}}}}}
 batch: {{tokens: 512, max_length: 128, micro: 2}}
 optim: {{lr: 3e-3}}
 train: {{steps: 8}}
