@@ -2,9 +2,9 @@
 
 from qvl_core.errors import BadInput
 
-from .dataset import Dataset
-from .media import media_name
-from .sample import Part, Sample
+from ..dataset import Dataset
+from ..media import media_name
+from ..sample import Part, Sample
 
 
 def view(dataset: Dataset, number: int) -> None:
