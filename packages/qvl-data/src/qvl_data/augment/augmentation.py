@@ -44,8 +44,8 @@ class Augmentation:
         """A region of a picture of this width and height, moved as its pixels are; it may leave the picture."""
         left, top, right, bottom = self._window(size)
         width, height = self.size(size)
-        xs = [(x - left) / (right - left) * width for x in region.xy[::2]]
-        ys = [(y - top) / (bottom - top) * height + self.shift[1] for y in region.xy[1::2]]
+        xs = [(x - left) * (width / (right - left)) for x in region.xy[::2]]
+        ys = [(y - top) * (height / (bottom - top)) + self.shift[1] for y in region.xy[1::2]]
         if self.flip:
             xs = [width - x for x in xs]
         xs = [x + self.shift[0] for x in xs]
