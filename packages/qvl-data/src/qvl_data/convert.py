@@ -43,7 +43,7 @@ class Change:
     def __call__(self, sample: Sample) -> Sample:
         if self.license and not sample.meta.license:
             sample = sample.model_copy(update={"meta": sample.meta.model_copy(update={"license": self.license})})
-        return as_text(sample, self.boxes) if self.boxes and sample.regions else sample
+        return as_text(sample, self.boxes) if self.boxes else sample
 
 
 def convert(
