@@ -5,17 +5,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl import load
-from qvl_core.qwen3vl.load import apply_media, commit_of, find_folder, fingerprint, load_model, summary
+from qvl_core.qwen3vl.load import commit_of, find_folder, fingerprint, load_model, summary
 from qvl_core.qwen3vl.lora import apply_tune, save_adapter
 from qvl_core.qwen3vl.tiny import tiny
-from qvl_core.recipe.blocks import Group, Media, Model
+from qvl_core.recipe.blocks import Group, Model
 
 
 @pytest.fixture(scope="module")
@@ -72,27 +70,6 @@ def test_an_adapter_in_init_from_is_left_to_the_caller(folder: Path, tmp_path: P
     apply_tune(tuned, {"llm": Group(mode="lora")}, 0)
     save_adapter(tuned, tmp_path, str(folder))
     assert same_weights(loaded(folder, init_from=str(tmp_path))[0], loaded(folder)[0])
-
-
-@pytest.mark.parametrize("size", [(64, 64), (640, 480), (200, 300)])
-@pytest.mark.parametrize(("low", "high"), [(None, 16384), (65536, 131072), (8192, None)])
-def test_media_budgets_take_effect(folder: Path, size: tuple[int, int], low: int | None, high: int | None):
-    _, processor = loaded(folder)
-    before = processor.image_processor.size
-    apply_media(processor, Media(min_pixels=low, max_pixels=high))
-    low, high = low or before["shortest_edge"], high or before["longest_edge"]
-    picture = Image.fromarray(np.zeros((*size, 3), dtype=np.uint8))
-    out = processor(text=["<|image_pad|>"], images=[picture], return_tensors="np")
-    _, height, width = out["image_grid_thw"][0]
-    assert low <= 16 * height * 16 * width <= high
-    assert len(out["pixel_values"]) == height * width == processor.image_processor.get_number_of_image_patches(*size)
-    assert (out["input_ids"] == processor.image_token_id).sum() == height * width // 4
-
-
-def test_media_budgets_that_exclude_each_other(folder: Path):
-    _, processor = loaded(folder)
-    with pytest.raises(BadInput, match=r"smallest picture \(131072 pixels\) is over the largest \(65536\)"):
-        apply_media(processor, Media(min_pixels=131072))
 
 
 def test_fingerprint_recognises_the_base(folder: Path):

@@ -199,8 +199,8 @@ def test_a_peer_name_inside_a_block(tmp_path):
 
 
 def test_without_a_guess_the_allowed_keys_are_listed(tmp_path):
-    [line] = errors(recipe(tmp_path, GOOD), "media.zzz=1")
-    assert line == 'media.zzz=1: unknown key "media.zzz"; allowed here: max_pixels, min_pixels.'
+    [line] = errors(recipe(tmp_path, GOOD), "log.zzz=1")
+    assert line == 'log.zzz=1: unknown key "log.zzz"; allowed here: every, to.'
 
 
 def test_every_peer_name_leads_to_a_key_that_exists(tmp_path):

@@ -138,16 +138,29 @@ def test_what_a_template_may_use(processor, light):
             light.apply_chat_template(chat)
 
 
-def test_budgets_are_set_as_for_transformers(processor, light):
-    from qvl_core.qwen3vl.load import apply_media
+@pytest.mark.parametrize(
+    "media",
+    [
+        {"max_pixels": 16_384},
+        {"image_tokens": 9, "min_pixels": 2048},
+        {"video_tokens": 12},
+        {"frame_tokens": 6},
+        {"max_pixels": 6 * 784},
+    ],
+)
+def test_budgets_are_set_as_for_transformers(media, processor, light):
+    from qvl_core.qwen3vl.budgets import apply_media
     from qvl_core.recipe.blocks import Media
 
-    sample = build(("user", picture(300, 300), "?"), ("assistant", "a"))
+    sample = build(("user", picture(300, 300), (2.0, [picture(200, 300)] * 6), "?"), ("assistant", "a"))
     both = copy.deepcopy(processor), copy.deepcopy(light)
     before = length(sample, light)
     for each in both:
-        apply_media(each, Media(max_pixels=16_384))
-    assert length(sample, both[1]) == length(sample, both[0]) < before == length(sample, light)
+        apply_media(each, Media.model_validate(media))
+    shorter = encode(sample, both[0])
+    assert length(sample, both[1]) == length(sample, both[0]) == len(shorter) < before == length(sample, light)
+    assert (shorter.types == 1).sum() <= media.get("image_tokens", 64)
+    assert (shorter.types == 2).sum() <= media.get("video_tokens", 3 * media.get("frame_tokens", 999))
 
 
 def test_it_travels_to_worker_processes(light):

@@ -175,7 +175,7 @@ def _media_tokens(index: int, processor: Any, template: Template, shown: Shown) 
         check_frames(len(clip.numbers), video.temporal_patch_size)
         check_ratio(clip.width, clip.height)
         patches = video.get_num_of_video_patches(len(clip.numbers), clip.height, clip.width)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise BadSample("media_size", str(error), shown.name(index)) from None
     times = clip.times(video.temporal_patch_size)
     pads = [processor.video_token_id] * (patches // len(times) // video.merge_size**2)

@@ -4,7 +4,7 @@
     qvl_data.chat.length(sample, processor)                # what transformers' own processor gives, exactly
 
 It counts; it makes no pixels. Its settings have the names of transformers' (`image_processor.size`,
-`video_processor.fps`, ...), so that `qvl_core.qwen3vl.load.apply_media` sets the budgets of either. Picklable.
+`video_processor.fps`, ...), so that `qvl_core.qwen3vl.budgets.apply_media` sets the budgets of either. Picklable.
 """
 
 import json

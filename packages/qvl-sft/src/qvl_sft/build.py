@@ -14,7 +14,8 @@ from transformers import AutoConfig
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import Batch
-from qvl_core.qwen3vl.load import apply_media, commit_of, find_folder, fingerprint, load_model, quiet, summary
+from qvl_core.qwen3vl.budgets import apply_media
+from qvl_core.qwen3vl.load import commit_of, find_folder, fingerprint, load_model, quiet, summary
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.qwen3vl.tiny import tiny

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
+from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
-from qvl_core.qwen3vl.load import apply_media, open_processor
+from qvl_core.qwen3vl.load import open_processor
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.qwen3vl.presets import meta_model
 from qvl_core.training.samples import Bad, LeftOut

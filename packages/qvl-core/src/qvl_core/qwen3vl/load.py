@@ -1,7 +1,7 @@
 """From a recipe's `model` block to a Qwen3-VL and its processor, with errors that say what to do.
 
     model, processor = load_model(recipe.model, precision="bf16", device="cuda", seed=0)
-    apply_media(processor, recipe.media)
+    apply_media(processor, recipe.media)                     # qvl_core.qwen3vl.budgets
     print(summary(model))
 
 Hub names are fetched once as a snapshot folder (safetensors and JSON only, never pickles or code); from there on a hub
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvl_core.errors import BadInput
-from qvl_core.recipe.blocks import Media, Model
+from qvl_core.recipe.blocks import Model
 
 if TYPE_CHECKING:
     import torch
@@ -110,19 +110,6 @@ def commit_of(name: str, revision: str | None = None) -> str | None:
         return None
     path = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(path).parent.name if isinstance(path, str) else None
-
-
-def apply_media(processor: Any, media: Media) -> None:
-    """Set the picture budgets of a processor, in pixels after resizing; what is not given stays the checkpoint's.
-
-    The budgets live in the image processor's `size`; `min_pixels` and `max_pixels` as attributes do nothing since 5.x.
-    """
-    images = processor.image_processor
-    low = media.min_pixels or images.size["shortest_edge"]
-    high = media.max_pixels or images.size["longest_edge"]
-    if low > high:
-        raise BadInput(f"media: the smallest picture ({low} pixels) is over the largest ({high}); set both budgets.")
-    images.size = type(images.size)(shortest_edge=low, longest_edge=high)
 
 
 def summary(model: Any) -> str:

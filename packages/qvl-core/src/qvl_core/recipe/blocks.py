@@ -268,12 +268,30 @@ class Evaluate(Block):
 
 
 class Media(Block):
-    """How pictures become tokens (one token covers 32 x 32 pixels)."""
+    """How pictures and clips become tokens (one token covers 32 x 32 pixels; in a clip, of two frames)."""
 
     max_pixels: Annotated[int, Field(ge=1024)] | None = None
-    """Largest picture in pixels after resizing; default: the checkpoint's own."""
+    """Largest picture in pixels after resizing; default: the checkpoint's. Old multiples of 28 x 28 are converted."""
     min_pixels: Annotated[int, Field(ge=1024)] | None = None
-    """Smallest picture in pixels after resizing; default: the checkpoint's own."""
+    """Smallest picture in pixels after resizing; default: the checkpoint's. Old multiples of 28 x 28 are converted."""
+    image_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of one picture; instead of max_pixels."""
+    video_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of one clip, its time stamps left out; default: the checkpoint's own."""
+    frame_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of the two frames that share a time stamp; default: only the whole clip is limited."""
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Frames per second that are taken of a video file; default: the checkpoint's own (2)."""
+    min_frames: Annotated[int, Field(ge=2)] | None = None
+    """Fewest frames that are taken of a video file that has them; default: the checkpoint's own (4)."""
+    max_frames: Annotated[int, Field(ge=2)] | None = None
+    """Most frames that are taken of a video file; default: the checkpoint's own (768)."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Media":
+        if self.max_pixels is not None and self.image_tokens is not None:
+            raise ValueError("`max_pixels` and `image_tokens` say the same; keep one")
+        return self
 
 
 class Parallel(Block):
