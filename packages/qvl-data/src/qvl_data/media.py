@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import BadSample
 from .jpeg import quick_size
+from .jpeg_pixels import quick_picture
 from .limits import DEFAULTS, Limits
 from .sample import Media
 
@@ -116,6 +117,8 @@ def open_image(
     limit, truncated or broken data.
     """
     with _opened(media, root, allow_root, limits) as (file, name):
+        if (plain := quick_picture(file, limits)) is not None:
+            return plain
         picture = _header(file, name, limits)
         turn = _orientation(picture, file)
         try:
