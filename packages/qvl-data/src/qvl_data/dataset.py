@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from qvl_core.errors import BadInput
 
+from . import mimic_rows
 from .errors import BadSample
 from .formats import Format, get_format, recognise
 from .limits import Limits
@@ -79,7 +80,11 @@ class Dataset:
     ) -> None:
         self.files = data_files(Path(path), split)
         self.file = self.files[0] if len(self.files) == 1 else _pattern(self.files)
-        self.rows: Rows = open_rows(self.files[0]) if len(self.files) == 1 else Shards(map(open_rows, self.files))
+        self.rows: Rows
+        if mimic_rows.is_mimic(Path(path)):
+            self.file, self.rows = Path(path), mimic_rows.Rows(Path(path), split)
+        else:
+            self.rows = open_rows(self.files[0]) if len(self.files) == 1 else Shards(map(open_rows, self.files))
         self._format_name, self._columns = format, columns
         self._format: Format | None = None
         self.opener = Opener(
@@ -235,6 +240,8 @@ def splits(folder: Path) -> dict[str, tuple[Path, ...]]:
     """The files of each split of a dataset folder, in order; empty if it holds none. Raises BadInput."""
     from .hub import saved_splits
 
+    if mimic_rows.is_mimic(folder):
+        return mimic_rows.splits(folder)
     return (
         saved_splits(folder)
         or _splits_of(folder)

@@ -238,7 +238,8 @@ def shared(lists: Mapping[str, Mixture]) -> list[str]:
     for (one, a), (other, b) in combinations(lists.items(), 2):
         for i, first in enumerate(a.datasets):
             for j, second in enumerate(b.datasets):
-                if first.files == second.files and (count := _common(a, i, b, j)):
+                same = first.files == second.files and first.rows.place(0) == second.rows.place(0)
+                if same and (count := _common(a, i, b, j)):
                     found.append(f"{first.file}: {count} samples are in {one} and in {other}")
     return found
 

@@ -45,6 +45,7 @@ _SHIPPED = (
     "metaquery",
     "edit",
     "coco",
+    "mimic",
     "mmc4",
     "obelics",
     "omnicorpus",

@@ -31,6 +31,8 @@ def keep(value: Any) -> Any:
         return {"$object": inner} if _is_word(value) else inner
     if isinstance(value, list):
         return [keep(item) for item in value]
+    if isinstance(value, tuple):  # the entries of a map in Arrow
+        return {"$tuple": [keep(item) for item in value]}
     if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if type(value) not in _WORDS:
@@ -49,6 +51,8 @@ def restore(value: Any) -> Any:
         name, inner = next(iter(value.items()))
         if name == "$object" and isinstance(inner, dict):
             return {key: restore(item) for key, item in inner.items()}
+        if name == "$tuple" and isinstance(inner, list):
+            return tuple(restore(item) for item in inner)
         if name in _READ and isinstance(inner, str):
             return _READ[name](inner)
     return {key: restore(item) for key, item in value.items()}
