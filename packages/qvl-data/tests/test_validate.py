@@ -25,7 +25,7 @@ from qvl_data.validate.checks import SPECIAL
 from .broken import FIRST, JPEG, KINDS, PNG, boxed, chat, lines, qvl, shown
 from .killing import check_every_kill
 
-MEMORY = 300 << 20
+MEMORY = 150 << 20
 """Bytes that the sweep over all broken data may need on top of the imports."""
 PAGE = Path(__file__).parents[3] / "docs/data/validate.md"
 SOURCE = Path(room.__file__).parents[1]
@@ -44,7 +44,7 @@ def found(source: Path, **options: Any) -> dict[str, int]:
 # --- the corpus -----------------------------------------------------------------------------------------------------
 
 SWEEP = """
-import json, resource, sys, tempfile
+import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from qvl_data.validate import validate
@@ -52,7 +52,14 @@ import av, pyarrow.parquet, qvl_data.tar, qvl_data.formats
 from PIL import Image
 Image.init()
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if sys.platform == "linux":  # ru_maxrss would begin with that of the parent
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    if sys.platform == "darwin":
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    import psutil
+    return psutil.Process().memory_info().peak_wset
 before = peak()
 results = {}
 for line in sys.stdin:

@@ -15,7 +15,7 @@ def show(stats: Stats) -> None:
     said = f"{stats.source}: {stats.samples:,} samples"
     if stats.same_text:
         said += f", {stats.same_text:,} of them ({stats.same_text / stats.samples:.1%}) with the text of an earlier one"
-    console.print(said)
+    console.print(said, soft_wrap=True)
     if stats.numbers:
         console.print()
         console.print(_numbers(stats.numbers))
@@ -24,7 +24,7 @@ def show(stats: Stats) -> None:
             continue  # answers of one word each
         console.print()
         if counts.distinct == 1:
-            console.print(f"{COUNTS[name]}: all {counts.total:,} {_shown(counts.top[0][0])}")
+            console.print(f"{COUNTS[name]}: all {counts.total:,} {_shown(counts.top[0][0])}", soft_wrap=True)
         else:
             console.print(_counts(COUNTS[name], counts))
 
