@@ -18,23 +18,30 @@ from PIL import Image
 
 from qvl_core.errors import BadInput
 from qvl_core.report import (
+    Bars,
+    Card,
+    Cards,
     Code,
     Curves,
     Figure,
     Figures,
+    Histogram,
     Matrix,
     Picture,
     Pictures,
     Section,
+    Shape,
+    Strip,
     Table,
     Text,
+    Turn,
     render,
     report,
     run_sections,
     write,
 )
 from qvl_core.report import curves as charts
-from qvl_core.report.render import cell, number, numeric, tiny
+from qvl_core.report.render import bins, cell, number, numeric, shares, spot, ticks, tiny
 from qvl_core.run import RunFolder, result
 
 HOSTILE = (
@@ -77,8 +84,20 @@ def all_blocks(text: str) -> list[Section]:
                 Pictures([Picture(picture("PNG"), text, "bad"), Picture(picture("JPEG"), text)], title=text, note=text),
             ],
         ),
+        Section(
+            "Counts", [Histogram(text, [0, 1, 2], [3, 0], note=text), Bars(text, [(text, 3), ("b", 1)], note=text)]
+        ),
+        Section("Cards", [Cards([card(text)], title=text, note=text)]),
         Section("Folded", [Text(text)], folded=True),
     ]
+
+
+def card(text: str) -> Card:
+    """A card with every kind of picture and shape on it."""
+    shapes = [Shape("box", (10, 20, 50, 60), text), Shape("point", (5, 1), text), Shape("polygon", (0, 0, 9, 0, 9, 9))]
+    drawn = Picture(picture("PNG"), text, shapes=shapes, size=(100, 80))
+    strip = Strip([Picture(picture("JPEG"), text)], text)
+    return Card(text, [drawn, strip], [Turn(text, [0, text, 1], learned=True)], [text], note=text, becomes=True)
 
 
 class Page(HTMLParser):
@@ -109,7 +128,7 @@ def test_hostile_texts_stay_texts() -> None:
     assert "<script" not in source
     assert "{{7*7}}" in source  # and 49 nowhere: a text is not a template
     assert len([text for text in page.texts if text.strip() == HOSTILE]) >= 15
-    assert [a["alt"] for tag, a in page.tags if tag == "img"] == [HOSTILE, HOSTILE]
+    assert [a["alt"] for tag, a in page.tags if tag == "img"] == [HOSTILE] * 4
 
 
 def test_nothing_outside_the_page_is_asked_for() -> None:
@@ -348,6 +367,37 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
 def test_steps_that_were_not_applied_are_shown(run: RunFolder) -> None:
     run.append_metrics({"step": 41, "loss": math.nan, "nonfinite": 1.0})
     assert "Steps not applied (non-finite)" in render("Run", run_sections(run))
+
+
+def test_shapes_lie_on_their_picture() -> None:
+    page = Page(render("Run", [Section("Cards", [Cards([card("text")])])]))
+    drawn = {tag: attributes for tag, attributes in page.tags if tag in ("svg", "rect", "path", "polygon")}
+    assert drawn["svg"]["viewbox"] == "0 0 100 80"
+    assert [drawn["rect"][name] for name in ("x", "y", "width", "height")] == ["10", "20", "40", "40"]
+    assert drawn["path"]["d"] == "M5 1h0"
+    assert drawn["polygon"]["points"] == "0 0 9 0 9 9"
+    labels = [a["style"] for tag, a in page.tags if tag == "span" and (a.get("class") or "").startswith("label")]
+    assert [str(style).split(";")[:2] for style in labels] == [["left: 10%", " top: 25%"], ["left: 5%", " top: 1.25%"]]
+
+
+def test_labels_stay_inside() -> None:
+    assert spot(Shape("box", (-50, -50, 10, 10)), (100, 100)) == (0, 0, True)
+    assert spot(Shape("point", (500, 500)), (100, 100)) == (0.95, 1, False)
+
+
+def test_histograms_and_bars_are_shares() -> None:
+    assert bins(Histogram("", [0, 10, 20], [3, 6])) == [(0, 10, 3, 0.5), (10, 20, 6, 1)]
+    assert bins(Histogram("", [0], [])) == []
+    with pytest.raises(ValueError, match="2 counts need as many edges and one more"):
+        bins(Histogram("", [0, 1], [3, 6]))
+    assert shares(Bars("", [("a", 3), ("b", 1)], total=10)) == [("a", 3, 0.3, 1), ("b", 1, 0.1, 1 / 3)]
+    assert shares(Bars("", [])) == []
+
+
+def test_ticks_name_edges_or_whole_numbers() -> None:
+    assert ticks(Histogram("", [0, 10, 20], [3, 6])) == [(0, "0"), (0.5, "10"), (1, "20")]
+    assert ticks(Histogram("", [4, 5, 6], [3, 6])) == [(0.25, "4"), (0.75, "5")]
+    assert len(ticks(Histogram("", [10 * edge for edge in range(26)], [1] * 25))) <= 7
 
 
 def test_own_sections_and_title(run: RunFolder) -> None:

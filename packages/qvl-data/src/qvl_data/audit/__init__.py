@@ -82,7 +82,7 @@ def _audit(
     folder = source if source.is_dir() else source.parent
     page = [
         sections.summary(figures, found, kept, sets),
-        sections.gallery(sets, samples),
+        sections.gallery(sets, samples, folder),
         sections.distributions(figures),
         sections.values(figures),
         sections.duplicates(sets, kept, distance),

@@ -1,7 +1,9 @@
 """A sample as a card of a report: its pictures with what is drawn on them, and the conversation."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from qvl_core.errors import BadInput
 from qvl_core.report import Card, Picture, Shape, Strip, Turn
@@ -16,8 +18,11 @@ _FRAME = 160
 _PICTURES, _SHAPES, _TURNS, _CHARACTERS = 8, 50, 12, 4000  # most of each on one card
 
 
-def card(sample: Sample, tags: tuple[str, ...] = (), note: str = "") -> Card:
-    """The card of a sample. A picture that cannot be opened becomes a sentence in the card's note."""
+def card(sample: Sample, tags: tuple[str, ...] = (), folder: Path | None = None) -> Card:
+    """The card of a sample. A picture that cannot be opened becomes a sentence in the card's note.
+
+    Files are named as seen from `folder`.
+    """
     order, problems = shown_media(sample), []
     pictures: list[Picture | Strip] = []
     numbers: dict[int, int] = {}  # media index -> place on the card
@@ -25,7 +30,7 @@ def card(sample: Sample, tags: tuple[str, ...] = (), note: str = "") -> Card:
         try:
             opened = picture_of(sample, index)
         except (BadSample, BadInput) as error:
-            problems.append(str(error))
+            problems.append(seen_from(folder, str(error)))
         else:
             numbers[index] = len(pictures)
             pictures.append(opened)
@@ -36,9 +41,14 @@ def card(sample: Sample, tags: tuple[str, ...] = (), note: str = "") -> Card:
         pictures=pictures,
         turns=[*_instructions(sample), *(_turn(m, numbers, sample) for m in sample.messages[:_TURNS])],
         tags=tags,
-        note="\n".join(part for part in (note, *problems, "and " + ", ".join(more) if more else "") if part),
+        note="\n".join([*problems, *(["and " + ", ".join(more)] if more else [])]),
         becomes=sample.edit is not None and len(pictures) > 1,
     )
+
+
+def seen_from(folder: Path | None, text: str) -> str:
+    """A sentence without the way to `folder`, so that it is the same wherever the folder lies."""
+    return text if folder is None else text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
 
 
 def shown_media(sample: Sample) -> list[int]:

@@ -1,6 +1,5 @@
 """The sections of an audit: figures, samples, distributions, duplicates and what is wrong."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..errors import REASONS, BadSample, severity
 from ..order import order
 from ..stats import COUNTS, NUMBERS, Stats
 from ..validate import Finding, Validation
-from .cards import card, compared, shortened
+from .cards import card, compared, seen_from, shortened
 
 _GROUPS, _OF_GROUP, _OF_REASON, _PICTURES_OF_REASON = 12, 4, 10, 4
 _CHARTS = (
@@ -53,21 +52,20 @@ def summary(stats: Stats, found: Validation, kept: Ints, sets: Mapping[str, Data
     return Section("What it is", blocks)
 
 
-def gallery(sets: Mapping[str, Dataset], most: int) -> Section:
+def gallery(sets: Mapping[str, Dataset], most: int, folder: Path) -> Section:
     """Samples of every split, drawn at random but always the same ones."""
     cards: list[Card] = []
-    for split, data in sets.items():
+    for split, data in sets.items() if most else ():
         share = max(1, round(most * len(data) / sum(map(len, sets.values()))))
         for index in sorted({order(0, place, len(data)) for place in range(min(share, len(data)))}):
             try:
                 sample = data[index]
             except BadSample:
                 continue  # shown among what is wrong
-            cards.append(card(sample, (f"{split} {index}", sample.task)))
-    lead = (
-        f"{len(cards)} samples, drawn at random. Green is what a model learns from; ▣ stands where a picture is shown."
-    )
-    return Section("Samples", [Cards(cards)], lead=lead)
+            cards.append(card(sample, (f"{split} {index}", sample.task), folder))
+    drawn = f"{len(cards)} samples, drawn at random."
+    lead = f"{drawn} Green is what a model learns from; ▣ stands where a picture is shown."
+    return Section("Samples", [Cards(cards)] if cards else [], lead=lead)
 
 
 def distributions(stats: Stats) -> Section:
@@ -112,7 +110,8 @@ def duplicates(data: Mapping[str, Dataset], kept: Ints, distance: Floats) -> Sec
     cards = [_group(data, where, one, groups[one], distance) for one in largest]
     blocks: list[Block] = [Cards([found for found in cards if found is not None])]
     if across:
-        said = f"{across:,} of them stand in two splits: a model is tested on what it has learned."
+        stand = "stands" if across == 1 else "stand"
+        said = f"{across:,} of them {stand} in two splits: a model is tested on what it has learned."
         blocks.insert(0, Text(f"{said} qvl-data dedup removes them from train.", tone="bad"))
     lead = (
         f"{len(gone):,} samples in {len(groups):,} groups say the same as an earlier one, about pictures that look"
@@ -164,31 +163,31 @@ def errors(data: Mapping[str, Dataset], found: Validation, findings: Iterable[Fi
     blocks: list[Block] = [Table(overview)]
     for code in ranked:
         rows = [
-            {"place": _from(folder, each.place), "sample": shortened(each.id, 60), "what": _from(folder, each.problem)}
+            {
+                "place": seen_from(folder, each.place),
+                "sample": shortened(each.id, 60),
+                "what": seen_from(folder, each.problem),
+            }
             for each in first[code]
         ]
         note = (
             f"the first {len(rows)} of {found.reasons[code].count:,}" if found.reasons[code].count > len(rows) else ""
         )
         blocks.append(Table(rows, title=code, note=note))
-        if cards := [shown for finding in first[code] if (shown := _shown(data, finding)) is not None]:
+        if cards := [shown for finding in first[code] if (shown := _shown(data, finding, folder)) is not None]:
             blocks.append(Cards(cards[:_PICTURES_OF_REASON]))
     return Section("What is wrong", blocks)
 
 
-def _shown(data: Mapping[str, Dataset], finding: Finding) -> Card | None:
+def _shown(data: Mapping[str, Dataset], finding: Finding, folder: Path) -> Card | None:
     """The sample of a finding, if it can be read and has a picture that can be opened."""
     if finding.index < 0 or finding.split not in data:
         return None
     try:
-        shown = card(data[finding.split][finding.index], (finding.reason,))
+        shown = card(data[finding.split][finding.index], (finding.reason,), folder)
     except (BadSample, BadInput):
         return None
     return shown if shown.pictures else None
-
-
-def _from(folder: Path, text: str) -> str:
-    return text.replace(f"{folder}{os.sep}", "")
 
 
 def _imbalance(stats: Stats) -> str:
