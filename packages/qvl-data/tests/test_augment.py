@@ -243,6 +243,8 @@ def test_colours():
         "leftShoulder",
         "the leftmost of two",
         "turn clockwise",
+        "RLL opacity",
+        "시계 방향으로",
         "ｌｅｆｔ",
         "左边的猫",
         "右側",

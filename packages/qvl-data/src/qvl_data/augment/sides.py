@@ -7,8 +7,9 @@ import re
 import unicodedata
 
 _WORDS = {  # whole words; ... stands for any ending
-    "en": "left leftmost leftward... lefthand... lefty righthand... right rightmost rightward... lr "
+    "en": "left leftmost leftward... lefthand... lefty righthand... right rightmost rightward... "
     "clockwise counterclockwise anticlockwise",
+    "medicine": "lt rt lul lll rul rml rll luq llq ruq rlq dextr... sinist...",
     "de": "links... linke linken linker linkes linkem rechts... rechte rechten rechter rechtes rechtem",
     "fr": "gauche gauches droite droites droit droits",
     "es": "izquierd... izq derecha derechas derecho derechos zurd...",
@@ -24,23 +25,20 @@ _WORDS = {  # whole words; ... stands for any ending
 }
 _PIECES = {  # anywhere in the text, for scripts that do not part words by spaces, and signs
     "zh, ja": "左 右 顺时针 逆时针 順時針 逆時針 ひだり みぎ 時計回り 時計まわり",
-    "ko": "왼 오른 바른쪽 좌측 우측 좌우 좌회전 우회전 좌상 우상 좌하 우하 시계방향 시계",
+    "ko": "왼 오른 바른쪽 좌측 우측 좌우 좌회전 우회전 좌상 우상 좌하 우하 시계",  # the last: clock, as in clockwise
     "arrows": "← → ↖ ↗ ↘ ↙ ⇐ ⇒ ⟵ ⟶ ⬅ ➡ 👈 👉",
 }
-
-
-def _pattern() -> re.Pattern[str]:
-    words = [word for line in _WORDS.values() for word in line.split()]
-    whole = "|".join(re.escape(_plain(word)).replace(re.escape("..."), r"[^\W\d_]*") for word in words)
-    pieces = "|".join(re.escape(_plain(piece)) for line in _PIECES.values() for piece in line.split())
-    return re.compile(rf"(?<![^\W\d_])(?:{whole})(?![^\W\d_])|{pieces}")
 
 
 def _plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-_SIDES = _pattern()
+_ALL = [_plain(word) for line in _WORDS.values() for word in line.split()]
+_WHOLE = frozenset(word for word in _ALL if not word.endswith("..."))
+_STARTS = tuple(word.removesuffix("...") for word in _ALL if word.endswith("..."))
+_SIGNS = [_plain(piece) for line in _PIECES.values() for piece in line.split()]
+_WORD = re.compile(r"[^\W\d_]+")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
@@ -51,4 +49,10 @@ def names_a_side(text: str) -> bool:
     Portuguese, Russian, Spanish and Swedish. Latin and Cyrillic words count as whole words, also within `left-hand`,
     `left_hand` and `leftHand`; "bright" and "copyright" do not.
     """
-    return _SIDES.search(_plain(_HUMP.sub(" ", text))) is not None
+    plain = _plain(_HUMP.sub(" ", text))
+    words = set(_WORD.findall(plain))
+    return (
+        not words.isdisjoint(_WHOLE)
+        or any(word.startswith(_STARTS) for word in words)
+        or any(sign in plain for sign in _SIGNS)
+    )
