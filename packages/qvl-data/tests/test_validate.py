@@ -22,7 +22,7 @@ from qvl_data.errors import REASONS, SEVERITY, severity
 from qvl_data.validate import Validation, read_findings, validate
 from qvl_data.validate.checks import SPECIAL
 
-from .broken import FIRST, JPEG, KINDS, PNG, boxed, chat, lines, qvl, shown
+from .broken import FIRST, JPEG, KINDS, PNG, boxed, chat, clip, lines, qvl, shown
 from .killing import check_every_kill
 
 MEMORY = 150 << 20
@@ -379,6 +379,17 @@ def test_a_clean_set(tmp_path):
         f"{place}:7: left out: regions were drawn for a picture of another size; correct both.",
         f"{place}:8: left out: not valid JSON: Expecting property name enclosed in double quotes at character 2.",
     ]
+
+
+def test_videos_go_along_into_the_clean_set(tmp_path):
+    pytest.importorskip("av", reason='videos need the extra "video"')
+    folder = tmp_path / "data"
+    (folder / "clips").mkdir(parents=True)
+    (folder / "clips/1.mp4").write_bytes(clip())
+    lines(folder, chat(question=[{"type": "video", "video": "clips/1.mp4"}]), b"{")
+    assert validate(folder, fix_to=tmp_path / "clean").left_out == 1
+    assert found(tmp_path / "clean") == {}
+    assert (tmp_path / "clean/clips/1.mp4").read_bytes() == (folder / "clips/1.mp4").read_bytes()
 
 
 def test_a_finished_run_does_nothing_and_others_are_refused(photos, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """A clean data set: all samples without errors, and those whose errors can be mended without guessing.
 
-    OUT/train.parquet ...   the samples, pictures inside
+    OUT/train.parquet ...   the samples, pictures inside; videos lie beside, under their own paths
     OUT/fixes.txt           one line for each sample that was changed or left out, with its place
 
 Mended are: an id that is given twice (the later one gets its number as a suffix), a box that reaches over the border of
@@ -8,6 +8,7 @@ its picture (cut off there), a stated size that is wrong (the real one), a byte 
 with an error is left out. Other warnings change nothing.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from ..errors import BadSample, severity
 from ..grounding import clip
 from ..job import Job, complete
 from ..json_lines import parse
+from ..media import is_absolute, locate
 from ..parquet import Writer
 from ..sample import Sample
 from ..shards import Shard, plan
@@ -85,6 +87,7 @@ class Mender:
                 try:
                     sample, changes = self._mended(data, shard.split, index, faults)
                     writer.write(embedded(sample))
+                    _lay_videos(sample, folder)
                 except BadInput as error:
                     left_out += 1
                     lines.append(f"{place}: left out: {_sentence(error, place)}")
@@ -144,13 +147,23 @@ class Mender:
         return new
 
 
+def _lay_videos(sample: Sample, folder: Path) -> None:
+    """Copy video files, which are not embedded, to their place below the new folder."""
+    for media in sample.media:
+        if media.kind == "video" and media.path is not None and not is_absolute(media.path):
+            target = folder / media.path
+            if not target.exists():
+                with complete(target) as part:
+                    shutil.copyfile(locate(media.path, sample.opener.root, sample.opener.allow_root), part)
+
+
 def _without_mark(data: Dataset, index: int) -> Sample:
     place = data.rows.place(index)
     raw = row_of(data.rows, index)
     if raw is None or not raw.startswith(_BOM):
         data[index]  # tells again what is wrong
     row = parse((raw or b"").removeprefix(_BOM), place)
-    return data.format.read(row, place).read_from(data.opener, place)
+    return data.read(row, place)
 
 
 def _clipped(sample: Sample, changes: list[str]) -> Sample:
