@@ -436,6 +436,47 @@ def test_calls_of_sharegpt_and_of_openai_become_the_same():
     assert left.messages[0].text == "Be brief.\n\n" + tools_text(tools)
 
 
+GROUNDED = {
+    "messages": [
+        {"role": "user", "content": "<image><image>Find <ref-object>, then <ref-object>."},
+        {"role": "assistant", "content": "<bbox> and <bbox>"},
+    ],
+    "images": ["a.png", "b.png"],
+    "objects": {"ref": ["the dog", "猫"], "bbox": [[1, 2, 30.5, 40], [5, 6]], "image_id": [0, 1]},
+}
+
+
+def test_objects_become_regions():
+    sample = check_round_trip("sharegpt", GROUNDED)
+    assert [message.text for message in sample.messages] == ["Find the dog, then 猫.", " and "]
+    assert [(region.media, region.kind, region.xy) for region in sample.regions] == [
+        (0, "box", (1, 2, 30.5, 40)),
+        (1, "point", (5, 6)),
+    ]
+    with pytest.raises(BadSample, match="openai cannot say regions"):
+        get_format("openai").write(sample)
+    moved = [region.model_copy(update={"xy": (0.0, 0.0, 1.0, 1.0)}) for region in sample.regions[:1]]
+    with pytest.raises(BadSample, match="sharegpt cannot say regions"):
+        get_format("sharegpt").write(sample.model_copy(update={"regions": (*moved, sample.regions[1])}))
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ({"ref": ["x"], "bbox": [[1, 2, 3, 4], [1, 2]]}, '2 <ref-object> tags but 1 entries under "ref"'),
+        ({"ref": ["x", "y"], "bbox": [[1, 2, 3, 4]]}, '2 <bbox> tags but 1 entries under "bbox"'),
+        ({"ref": ["x", "y"], "bbox": [[3, 2, 1, 4], [1, 2]]}, "is empty or inverted"),
+        ({"ref": ["x", "y"], "bbox": [[1, 2, 3], [1, 2]]}, r"bbox\[0\] is \[1, 2, 3\]; expected x1, y1, x2, y2"),
+        ({"ref": ["x", "y"], "bbox": [[1, 2], [1, 2]], "image_id": [0, 2]}, "lies in picture 2, but there are 2"),
+        ({"ref": ["x", "y"], "bbox": [[0, 0], [1, 1]], "bbox_type": "norm1"}, "bbox_type is 'norm1'; write .* pixels"),
+        ([1], "is no object with `ref`"),
+    ],
+)
+def test_objects_that_do_not_fit_are_refused(objects, words):
+    with pytest.raises(BadSample, match=words):
+        get_format("sharegpt").read({**GROUNDED, "objects": objects}, "d.jsonl:1")
+
+
 def test_hints_of_an_edited_sample_are_not_used():
     row = {"messages": [{"role": "user", "content": "?"}, CALLED[1]], "tools": TOOLS, "images": ["a.png"]}
     sample = get_format("hf").read(row, "")
@@ -539,7 +580,7 @@ def test_no_known_format():
         BadSample, match=r"d\.jsonl:1: no known format \(keys question, answer\); map its columns \(--map"
     ):
         recognise({"question": 1, "answer": 2}, "d.jsonl:1")
-    with pytest.raises(BadSample, match=r"no known format \(list\); .* or name one of edit"):
+    with pytest.raises(BadSample, match=r"no known format \(list\); .* or name one of coco"):
         recognise([], "d.jsonl:1")
     with pytest.raises(BadSample, match=r'\(keys id, conversation\); rename "conversation" to "conversations"'):
         recognise({"id": 1, "conversation": []}, "d.jsonl:1")
@@ -549,7 +590,21 @@ def test_no_known_format():
 
 KEYS = ["messages", "conversations", "role", "from", "content", "value", "image", "images", "video", "videos", "type"]
 KEYS += ["text", "texts", "system", "tools", "tool_calls", "function", "name", "arguments", "url", "image_url", "bytes"]
-KEYS += ["path", "fps", "video_start", "weight", "loss", "id", "data_path", "user", "assistant", "reasoning_content"]
+KEYS += [
+    "objects",
+    "ref",
+    "bbox",
+    "path",
+    "fps",
+    "video_start",
+    "weight",
+    "loss",
+    "id",
+    "data_path",
+    "user",
+    "assistant",
+    "reasoning_content",
+]
 WORDS = [
     "user",
     "gpt",
@@ -589,8 +644,25 @@ wild_rows = wild | st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
-@given(wild_rows)
+@st.composite
+def mutated(draw):
+    """A sound row in which one value, anywhere, is something else."""
+    row = draw(st.one_of(conversations(), hub_rows(), kodoc_rows(), pair_rows(), st.just(GROUNDED)))
+    return mutate(draw, row)
+
+
+def mutate(draw, value):
+    if isinstance(value, dict) and value and draw(st.integers(0, 5)):
+        key = draw(st.sampled_from(list(value)))
+        return {**value, key: mutate(draw, value[key])}
+    if isinstance(value, list) and value and draw(st.integers(0, 5)):
+        at = draw(st.integers(0, len(value) - 1))
+        return [*value[:at], mutate(draw, value[at]), *value[at + 1 :]]
+    return draw(wild)
+
+
+@settings(max_examples=500, deadline=None)
+@given(wild_rows | mutated())
 def test_hostile_rows_raise_nothing_but_bad_sample(row):
     for name in CHATS:
         form = get_format(name)
@@ -612,7 +684,8 @@ def equal(left, right):
     return left == right or (left != left and right != right)
 
 
-LAYOUT = [
+LAYOUT = ["objects", "grounded", "ref", "bbox"]
+LAYOUT += [
     "messages",
     "tools",
     "system",

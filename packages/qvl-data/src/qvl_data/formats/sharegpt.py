@@ -8,7 +8,7 @@ r"""ShareGPT as LLaMA-Factory and ms-swift read it: texts with tags, media in th
 `system` becomes the system turn, `tools` (a list, or its JSON text) what Qwen's template writes of them at its end,
 `function_call` an answer with `<tool_call>`, `observation` a turn of the tool. With `messages`, pictures that no tag
 shows come first in the first user turn, as in ms-swift; with `conversations` they are an error. `\<image>` is the
-literal text.
+literal text. `objects` of ms-swift, which `<ref-object>` and `<bbox>` stand for, become regions.
 """
 
 from dataclasses import replace
@@ -23,7 +23,9 @@ _KEYS = ("images", "videos", "audios", "system", "tools")
 _CONVERSATIONS = replace(
     qwenvl.DIALECT, name="sharegpt", columns={"image": "images", "video": "videos"}, data_path=False, loss="loss"
 )
-_MESSAGES = Dialect(name="sharegpt", columns={"image": "images", "video": "videos"}, place_first=True, loss="loss")
+_MESSAGES = Dialect(
+    name="sharegpt", columns={"image": "images", "video": "videos"}, place_first=True, loss="loss", objects=True
+)
 
 
 @register("sharegpt")

@@ -6,7 +6,8 @@
 What the sample has no field for (other keys, how a thing was spelt, where it stood) is kept in `extra.layout` and
 `extra.fields`. A hint is used only if it still fits the sample: `read(write(sample))` says what the sample says.
 
-    layout: {"messages": [hint of each turn], "image": hint of the column, "system": ..., "tools": ..., "placed": [...]}
+    layout: {"messages": [hint of each turn], "image": hint of the column, "system": ..., "tools": ..., "placed": [...],
+             "objects": as they stood, "grounded": where texts with their tags stood}
     turn:   {"role": as it was spelt, "fields": other keys, "said": call as it stood, "content": string | parts | null,
              "parts": [hint of each part], "reasoning_content": ..., "tool_calls": ..., "function_call": ...}
     part:   {"at": keys of the value, "part": the rest of it, "n": parts of the sample that a text became}
@@ -21,9 +22,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ..errors import BadSample
-from ..sample import Media, Message, Part, Role, Sample, Video, sentence
+from ..sample import Media, Message, Part, Region, Role, Sample, Video, sentence
 from .common import build, not_expressible, unpack_extra, write_id
 from .gallery import Embedded, Gallery, below, clip_of, cut_keys, without_cut, written
+from .objects import ground, unground
 from .tags import KINDS, Kind, join, split
 from .tools import calls_text, said_call, think_text, tools_text
 
@@ -80,6 +82,8 @@ class Dialect:
     """Key that says which turns are learned from."""
     embedded: Literal["cell", "url"] | None = None
     """How embedded media are written: `{bytes, path}`, a data URL, or not at all."""
+    objects: bool = False
+    """Whether `objects` hold the names and boxes that tags in the texts stand for."""
     data_path: bool = False
     """Whether the paths of a row start from its `data_path`."""
 
@@ -153,10 +157,17 @@ class _Reader:
             raise self.bad('"system" is given, and a system turn too; keep one')
         if placed := self.place_first(messages):
             layout["placed"] = placed
+        regions: list[Region] = []
+        if dialect.objects and row.get("objects"):
+            pictures = self.gallery.waiting["image"]
+            messages, regions, stood = ground(messages, row["objects"], pictures, self.place)
+            layout |= {"objects": row["objects"], "grounded": stood}
+            taken.add("objects")
         if any(hints):
             layout["messages"] = hints
         fields = {key: value for key, value in row.items() if key not in taken}
-        return build(dialect.name, self.place, row, fields, layout, self.gallery.media, messages)
+        media = self.gallery.media
+        return build(dialect.name, self.place, row, fields, layout, media, messages, regions=tuple(regions))
 
     def turn(self, turn: Any, where: str) -> tuple[Message, dict[str, Any]]:
         dialect = self.dialect
@@ -337,6 +348,8 @@ class _Reader:
             return say(value)
         except ValueError as error:
             raise self.bad(f"{where} {error}") from None
+        except TypeError as error:  # a table holds what JSON has no words for
+            raise self.bad(f"{where} is no JSON: {error}") from None
 
     def bad(self, problem: str) -> BadSample:
         return BadSample(self.dialect.name, problem, self.place)
@@ -357,7 +370,7 @@ class _Writer:
             raise self.cannot("an edit")
         self.check_fields()
         row = {**write_id(sample, self.layout), **self.fields}
-        messages, hints = list(sample.messages), list(self.layout.get("messages") or ())
+        messages, hints = self.with_tags(row), list(self.layout.get("messages") or ())
         inserted = self.unlist_tools(messages, row) + self.system_key(messages, row)
         hints = [{}] * (len(messages) - len(hints) if inserted else 0) + hints
         self.unplace(messages)
@@ -365,6 +378,19 @@ class _Writer:
         row |= self.columns(row)
         self.cut(row)
         return {**row, dialect.messages: turns}, self.layout
+
+    def with_tags(self, row: dict[str, Any]) -> list[Message]:
+        """The messages, with tags in place of regions and the objects beside them if they still are what was read."""
+        messages = list(self.sample.messages)
+        if not (objects := self.layout.get("objects")):
+            return messages
+        tagged = unground(messages, self.layout["grounded"])
+        pictures = [part.media for m in tagged for part in m.parts if part.type == "image" and part.media is not None]
+        grounded, regions, _ = ground(tagged, objects, pictures, self.sample.place)
+        if grounded != messages or tuple(regions) != self.sample.regions:
+            return messages
+        row["objects"] = objects
+        return tagged
 
     def unlist_tools(self, messages: list[Message], row: dict[str, Any]) -> bool:
         """Take the list of tools out of the system turn; returns whether a turn was there for it alone and still is."""
@@ -532,7 +558,7 @@ class _Writer:
             cells = cells if len(cells) == len(used) else [None] * len(used)
             values = [self.written(index, cell, self.dialect.embedded) for index, cell in zip(used, cells, strict=True)]
             short = below(values, base, cells) if isinstance(base, str) and base else None
-            alone = len(values) == 1 and form == "one"
+            alone = len(values) == 1 and form == "one" and not isinstance(values[0], list)  # frames
             columns[key] = values[0] if alone else values
             shortened[key] = short[0] if short is not None and alone else short
         if None not in shortened.values():
