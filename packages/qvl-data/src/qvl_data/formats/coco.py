@@ -34,6 +34,7 @@ from ..sample import Media, Message, Part, Region, Sample
 from . import register
 from .columns import Columns
 from .common import build, media_at, not_expressible, source_of, unpack_extra
+from .fitted import fitted
 from .kept import keep
 
 TEMPLATES = (
@@ -138,6 +139,7 @@ class Coco:
         }
         return sample.model_copy(update=changes)
 
+    @fitted
     def write(self, sample: Sample) -> Any:
         fields, layout = unpack_extra(sample, "coco")
         if len(sample.media) != 1 or sample.media[0].kind != "image":

@@ -21,6 +21,7 @@ from . import register
 from .cells import cell_of, looks_like_media, media_in
 from .columns import Columns
 from .common import build, drawing, drawn, not_expressible, unpack_extra, write_id
+from .fitted import fitted
 
 _INSTRUCTION = {"en": "instruction", "zh": "instruction_cn"}
 _INVERSE = {"en": "inverse_instruction", "zh": "inverse_instruction_cn"}
@@ -72,6 +73,7 @@ class EditLines:
         messages = drawn((texts[spoken] if spoken else None) or "", [last])
         return build("edit", place, {**others, **values}, others, layout, media, messages, task="t2i")
 
+    @fitted
     def write(self, sample: Sample) -> Any:
         fields, layout = unpack_extra(sample, "edit")
         if sample.regions:

@@ -21,6 +21,7 @@ from . import edit, register, tags
 from .cells import cell_of, media_in
 from .columns import Columns
 from .common import build, not_expressible, unpack_extra, write_id
+from .fitted import fitted
 
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 FIELDS = ("id", "image", "images", "video", "videos", *_ROLES)
@@ -62,6 +63,7 @@ class Flat:
             messages.append(Message(role=role, parts=tuple(parts)))
         return build("flat", place, {**others, **values}, others, layout, media, messages)
 
+    @fitted
     def write(self, sample: Sample) -> Any:
         if self.edits is not None:
             return self.edits.write(sample)

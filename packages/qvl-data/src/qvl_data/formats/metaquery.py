@@ -16,6 +16,7 @@ from . import register
 from .cells import cell_of, media_in
 from .columns import Columns
 from .common import build, not_expressible, unpack_extra, write_id
+from .fitted import fitted
 
 _CAPTIONS = ("source_captions", "target_caption")
 FIELDS = ("id", "source_images", "prompt", "target_image", *_CAPTIONS)
@@ -62,6 +63,7 @@ class MetaQuery:
         edit = Edit(sources=tuple(range(last)), target=last, instruction={"en": prompt})
         return build("metaquery", place, {**others, **values}, others, layout, media, [], task="edit", edit=edit)
 
+    @fitted
     def write(self, sample: Sample) -> Any:
         fields, layout = unpack_extra(sample, "metaquery")
         if sample.edit is None:

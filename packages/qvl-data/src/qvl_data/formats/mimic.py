@@ -28,6 +28,7 @@ from . import register
 from .cells import cell_of, media_in
 from .columns import Columns
 from .common import build, not_expressible, unpack_extra
+from .fitted import fitted
 
 QUESTIONS = {
     ("findings",): "Describe the findings of this chest X-ray study.",
@@ -103,6 +104,7 @@ class Mimic:
         meta = {"license": LICENSE, "split": SPLITS.get(split, split) if isinstance(split, str) else None}
         return build("mimic", place, {"id": identity}, others, layout, [m for m, _ in read], messages, meta=meta)
 
+    @fitted
     def write(self, sample: Sample) -> Any:
         fields, layout = unpack_extra(sample, "mimic")
         if "shown" not in layout:

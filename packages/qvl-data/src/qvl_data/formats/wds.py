@@ -18,6 +18,7 @@ from ..json_lines import parse
 from ..sample import Media, Message, Part, Sample
 from . import register
 from .common import build, drawing, drawn, not_expressible, unpack_extra
+from .fitted import fitted
 
 _KINDS: dict[str, Literal["image", "video"]] = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"), "image"),
@@ -53,6 +54,7 @@ class WebDataset:
         answer = Message(role="assistant", parts=(Part(type="text", text=caption),))
         return build("wds", place, {"id": key}, known, layout, media, [asked, answer])
 
+    @fitted
     def write(self, sample: Sample) -> Any:
         fields, layout = unpack_extra(sample, "wds")
         caption, shown = _described(sample) if sample.task == "chat" else drawing("wds", sample)
