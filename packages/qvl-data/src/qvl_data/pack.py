@@ -149,7 +149,7 @@ def pack(
     too_long   a sample over the capacity is an error, is left out (`drop`), or takes a bin of its own, into which it
                has to be cut when it is encoded (`cut`)
     media      (N,) pictures of each sample, or tokens of its pictures
-    max_media  most of them in one bin; a sample over it is too long
+    max_media  most of them in one bin; a sample over it by itself is too long (under `cut`: shares no bin with media)
 
     Raises BadInput.
     """
@@ -166,18 +166,16 @@ def pack(
     else:
         most = max_media
 
-    over = (tokens > capacity) | (weighed > most)
-    if too_long == "error" and (over & (tokens > 0)).any():
-        first = int(np.flatnonzero(over & (tokens > 0))[0])
+    over = ((tokens > capacity) | (weighed > most)) & (tokens > 0)
+    if too_long == "error" and over.any():
+        first = int(np.flatnonzero(over)[0])
         what = f"{tokens[first]} tokens" if tokens[first] > capacity else f"{weighed[first]} of at most {most} media"
         raise BadInput(
             f"sample {first}: {what} do not fit into a bin of {capacity} tokens ({int(over.sum())} samples do not); "
             "raise the capacity, or choose drop or cut for what is too long."
         )
     if too_long == "cut":
-        tokens = np.where(over, capacity, tokens)
-        weighed = np.where(over, most, weighed)
-        over = np.zeros_like(over)
+        tokens, weighed, over = np.minimum(tokens, capacity), np.minimum(weighed, most), np.zeros_like(over)
     used = np.flatnonzero((tokens > 0) & ~over)
     unit = max(1, math.ceil(most / STEPS))
     steps = np.minimum(-(-weighed[used] // unit), most // unit)  # a sample that fills a bin's media does so exactly
@@ -264,7 +262,8 @@ def pack_source(
 ) -> dict[str, Any]:
     """Measure every chosen sample with the processor of a model folder, pack, and write the plan; returns its figures.
 
-    `before` among them: the plan was there, and nothing was done. Raises BadInput, also if more than `max_bad` samples cannot be used.
+    `before` among them: the plan was there, and nothing was done. Raises BadInput, also if more than `max_bad` samples
+    cannot be used.
     """
     from .processor import open_processor
 

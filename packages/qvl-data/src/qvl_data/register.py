@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 
 from qvl_core.errors import BadInput
-from qvl_core.recipe.load import load
 
 from .job import complete
-from .registry import Entry, File
+from .registry import Entry, read
 
 MAX_BYTES = 1 << 20
 """Largest Python file that is looked at."""
@@ -20,7 +19,7 @@ MAX_BYTES = 1 << 20
 
 def add(file: Path, entries: Mapping[str, Entry]) -> None:
     """Add entries at the end of a registry file, which is made if it is not there; comments stay. Raises BadInput."""
-    before = load(File, file).datasets if file.is_file() else {}
+    before = read(file) if file.is_file() else {}
     for name in entries:
         if name in before:
             raise BadInput(f'{file}: "{name}" is already there; choose another name, or change it by hand.')
@@ -29,7 +28,7 @@ def add(file: Path, entries: Mapping[str, Entry]) -> None:
     new = _inserted(text, plain)
     with complete(file) as part:
         part.write_text(new or "", encoding="utf-8", newline="\n")
-        if new is None or load(File, part).datasets != {**before, **entries}:
+        if new is None or read(part) != {**before, **entries}:
             raise BadInput(f"{file}: cannot be added to; add these lines by hand:\n{_yaml(plain, 2)}")
 
 

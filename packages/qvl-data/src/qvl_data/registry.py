@@ -19,7 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Augment, Block
@@ -68,7 +68,7 @@ class Entry(Block):
 class File(Block):
     """A registry file."""
 
-    datasets: dict[str, Entry] = Field(default_factory=dict)
+    datasets: dict[str, Entry] | None = None
     """Data sets by name."""
 
 
@@ -110,7 +110,7 @@ class Registry(Mapping[str, Registered]):
         self.file = find(file)
         self._own: dict[str, Registered] = {}
         if self.file is not None:
-            for name, entry in _read(self.file, self.file.stat().st_mtime_ns).datasets.items():
+            for name, entry in read(self.file).items():
                 self._own[name] = Registered(name, entry, self.file.parent, str(self.file))
         self._packages = {point.name: point for point in _entry_points() if point.name not in self._own}
 
@@ -142,10 +142,18 @@ def find(file: str | Path | None = None) -> Path | None:
     return given
 
 
+def read(file: Path) -> dict[str, Entry]:
+    """The entries of a registry file. Raises BadInput with the line of every mistake."""
+    return _read(file, file.stat().st_mtime_ns)
+
+
 @lru_cache
-def _read(file: Path, changed: int) -> File:
-    """The content of a registry file; `changed` (mtime in ns) only tells whether a remembered one still holds."""
-    return load(File, file)
+def _read(file: Path, changed: int) -> dict[str, Entry]:
+    """`changed` (mtime in ns) only tells whether what is remembered still holds."""
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    if all(not line.strip() or line.lstrip().startswith("#") for line in text.splitlines()):
+        return {}
+    return load(File, file).datasets or {}
 
 
 @lru_cache
