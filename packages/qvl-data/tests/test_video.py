@@ -55,6 +55,44 @@ def test_headers_and_frames(kind, tmp_path):
         np.testing.assert_array_equal(taken, all_frames(content)[numbers])
 
 
+GROUPED = [
+    (("mp4", "libx264"), {"g": "10", "bf": "2", "x264-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0"}),
+    (("mp4", "libx264"), {"g": "12"}),
+    (("matroska", "libx265"), {"x265-params": "keyint=10:min-keyint=10:open-gop=1:bframes=3:log-level=none"}),
+    (("webm", "libvpx-vp9"), {"g": "8", "auto-alt-ref": "1", "lag-in-frames": "6"}),
+    (("avi", "mpeg4"), {"g": "10", "bf": "2"}),
+    (("mpegts", "libx264"), {"g": "10"}),
+    (("mp4", "libx264"), {"x264-params": "intra-refresh=1:keyint=16"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), GROUPED, ids=lambda value: value[1] if isinstance(value, tuple) else "")
+def test_frames_far_inside_equal_those_counted_from_the_start(kind, options, tmp_path):
+    content = write_clip(tmp_path / "clip", kind, count=64, options=options, pattern=moving)
+    header, frames = look(content), all_frames(content)
+    assert header.frames == len(frames) == 64
+    for numbers in ([0], [9, 10, 11], [39], [40], [41, 41], [63], [5, 55], [20, 21, 60, 62], list(range(64))):
+        np.testing.assert_array_equal(take(content, header, numbers), frames[numbers])
+
+
+def test_groups_of_pictures_that_are_not_needed_are_not_decoded(tmp_path):
+    content = write_clip(tmp_path / "clip", count=200, options={"g": "10"}, pattern=moving)
+    damaged = bytearray(content)
+    damaged[content.index(b"mdat") + 1500 : content.index(b"mdat") + 1700] = b"\x5a" * 200  # in one of the first groups
+    header = look(bytes(damaged))
+    np.testing.assert_array_equal(take(bytes(damaged), header, [180, 190]), all_frames(content)[[180, 190]])
+    with pytest.raises(BadSample, match="truncated or damaged video"):
+        take(bytes(damaged), header, list(range(100)))
+
+
+def moving(count, width, height):
+    """Noise that moves, so that frames need each other."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    noise = noise.repeat(4, 0).repeat(4, 1)
+    for number in range(count):
+        yield np.ascontiguousarray(np.roll(noise, (number, 2 * number), (0, 1)))
+
+
 def test_odd_rates_and_uneven_times(tmp_path):
     content = write_clip(tmp_path / "clip", rate=Fraction(30000, 1001), count=12)
     assert look(content).fps == 30000 / 1001
