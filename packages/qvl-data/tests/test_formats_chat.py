@@ -3,12 +3,15 @@
 import base64
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from qvl_core.errors import BadInput
 from qvl_data.chat import encode
 from qvl_data.errors import REASONS, BadSample
 from qvl_data.formats import get_format, recognise
@@ -534,6 +537,37 @@ def test_from_format_to_format(named, target):
     assert get_format(target).write(again) == written
 
 
+# keys under other names
+
+NAMES = {"messages": "dialog", "images": "pages", "system": "id"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(hub_rows())
+def test_keys_may_have_other_names(row):
+    row.pop("id", None)
+    if readable("hf", row):
+        renamed = {NAMES.get(key, key): value for key, value in row.items()}
+        form = get_format("hf", NAMES)
+        assert form.write(form.read(renamed, "")) == renamed
+        assert form.read(renamed, "").messages == get_format("hf").read(row, "").messages
+
+
+def test_names_that_clash():
+    form = get_format("hf", NAMES)
+    row = {"dialog": [{"role": "user", "content": "?"}], "id": "Be brief."}
+    with pytest.raises(BadSample, match='columns "images" and "pages" are both "images" by --map'):
+        form.read({**row, "images": [], "pages": []}, "")
+    data = {"messages": [{"role": "user", "content": "?"}], "image": "a.png", "images": None, "pages": 3}
+    sample = get_format("hf").read(data, "")
+    with pytest.raises(BadSample, match='its own field "pages" stands where --map puts another'):
+        form.write(sample)
+    with pytest.raises(BadInput, match='column "a" stands for two fields'):
+        get_format("openai", {"messages": "a", "tools": "a"})
+    with pytest.raises(BadInput, match='"qvl" cannot be renamed'):
+        get_format("qvl", {"messages": "a"})
+
+
 # the registry
 
 ROWS = {
@@ -573,6 +607,21 @@ MORE = [
 @pytest.mark.parametrize(("name", "row"), [*ROWS.items(), *MORE])
 def test_each_file_is_recognised_for_what_it_is(name, row):
     assert type(recognise(row, "")) is type(get_format(name))
+
+
+PAGE = Path(__file__).parents[3] / "docs/data/formats.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the documentation lies in the repository, not in the package")
+def test_the_rows_of_the_page_are_what_it_says():
+    text = PAGE.read_text("utf-8")
+    for name in ("qwenvl", "sharegpt", "openai", "hf", "kodoc"):
+        section = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        rows = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL)]
+        assert rows
+        for row in rows:
+            assert type(recognise(row, "")) is type(get_format(name))
+            check_round_trip(name, row)
 
 
 def test_no_known_format():

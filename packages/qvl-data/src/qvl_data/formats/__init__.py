@@ -15,6 +15,7 @@ from qvl_core.errors import BadInput
 
 from ..errors import BadSample
 from ..sample import Sample
+from .renamed import Renamed
 
 
 class Format(Protocol):
@@ -83,9 +84,13 @@ def get_format(name: str, columns: Mapping[str, str] | None = None) -> Format:
         raise BadInput(f'unknown format "{name}"; {hint}')
     if not columns:
         return known[name]()
-    if "columns" not in signature(known[name]).parameters:
-        raise BadInput(f'the columns of format "{name}" cannot be renamed; remove --map, or use --from-format flat.')
-    return known[name](columns=columns)  # type: ignore[call-arg]
+    if name == "qvl":
+        raise BadInput('the fields of format "qvl" cannot be renamed; remove --map, or use --from-format flat.')
+    if "columns" in signature(known[name]).parameters:
+        return known[name](columns=columns)  # type: ignore[call-arg]
+    if double := next((column for column in columns.values() if list(columns.values()).count(column) > 1), None):
+        raise BadInput(f'--map: column "{double}" stands for two fields; name one column for each.')
+    return Renamed(known[name](), columns)
 
 
 def recognise(row: Any, place: str) -> Format:
