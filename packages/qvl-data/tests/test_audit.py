@@ -1,7 +1,9 @@
 import json
+import os
 import shutil
 import time
 from html.parser import HTMLParser
+from importlib.util import find_spec
 
 import pytest
 
@@ -14,6 +16,7 @@ from qvl_data.example import samples
 from qvl_data.sample import Sample
 from qvl_data.shown import frames, small, spread
 
+from .broken import KINDS
 from .browser import HOSTILE, browser, needs_browser, page_of
 from .chats import build, file_of, picture, write_png
 from .killing import check_every_kill
@@ -233,3 +236,21 @@ def test_a_browser_shows_it_whole(source, tmp_path, width):
         }).map(one => one.outerHTML.slice(0, 80))"""
         assert page.evaluate(outside) == []
     assert complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_broken_data_breaks_no_report(kind, tmp_path):
+    """148 kinds: a report, or one sentence where nothing can be read at all."""
+    if missing := [name for name in kind.needs if not (hasattr(os, name) or find_spec(name))]:
+        pytest.skip(f"needs {', '.join(missing)}")
+    out = tmp_path / "report.html"
+    (tmp_path / "data").mkdir()
+    source = kind.make(tmp_path / "data")
+    reading = {key: value for key, value in kind.options.items() if key in ("format", "split", "media_root")}
+    said = ""
+    try:
+        audit(source, out, **reading)
+    except BadInput as error:
+        said = str(error)
+    assert out.is_file() != said.startswith(str(source))

@@ -118,7 +118,7 @@ def _turn(message: Message, numbers: dict[int, int], sample: Sample) -> Turn:
 def _said(sample: Sample, number: int) -> str:
     region = sample.regions[number]
     numbers = ", ".join(f"{value:g}" for value in region.xy)
-    return f"{shortened(region.label or region.kind, 60)} ({numbers})"
+    return f"\u2068{shortened(region.label or region.kind, 60)}\u2069 ({numbers})"  # its direction ends with it
 
 
 def shortened(text: str, most: int = _CHARACTERS) -> str:

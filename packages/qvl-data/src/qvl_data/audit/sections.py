@@ -98,7 +98,7 @@ def values(stats: Stats) -> Section:
 
 def duplicates(data: Mapping[str, Dataset], kept: Ints, distance: Floats) -> Section:
     """The largest groups of samples that look the same, with their pictures."""
-    where = [(split, index) for split, rows in data.items() for index in range(len(rows))]
+    where = _Where(data)
     gone = np.flatnonzero(kept != np.arange(len(kept)))
     if not len(gone):
         return Section("Duplicates", [Text("No two samples say the same about pictures that look alike.", tone="good")])
@@ -106,7 +106,7 @@ def duplicates(data: Mapping[str, Dataset], kept: Ints, distance: Floats) -> Sec
     for row in gone.tolist():
         groups[int(kept[row])].append(row)
     largest = sorted(groups, key=lambda row: (-len(groups[row]), row))[:_GROUPS]
-    across = sum(where[row][0] != where[int(kept[row])][0] for row in gone.tolist())
+    across = int((where.split(gone) != where.split(kept[gone])).sum())
     cards = [_group(data, where, one, groups[one], distance) for one in largest]
     blocks: list[Block] = [Cards([found for found in cards if found is not None])]
     if across:
@@ -120,8 +120,23 @@ def duplicates(data: Mapping[str, Dataset], kept: Ints, distance: Floats) -> Sec
     return Section("Duplicates", blocks, lead=lead)
 
 
+class _Where:
+    """Which split and sample a row of all splits is."""
+
+    def __init__(self, data: Mapping[str, Dataset]) -> None:
+        self._names = list(data)
+        self._starts = np.concatenate([[0], np.cumsum([len(rows) for rows in data.values()])])
+
+    def split(self, rows: Ints) -> Ints:
+        return np.searchsorted(self._starts, rows, "right").astype(np.int64) - 1
+
+    def __getitem__(self, row: int) -> tuple[str, int]:
+        split = int(self.split(np.array(row)))
+        return self._names[split], row - int(self._starts[split])
+
+
 def _group(
-    data: Mapping[str, Dataset], where: Sequence[tuple[str, int]], one: int, others: Sequence[int], distance: Floats
+    data: Mapping[str, Dataset], where: "_Where", one: int, others: Sequence[int], distance: Floats
 ) -> Card | None:
     rows = [one, *others[:_OF_GROUP]]
     try:

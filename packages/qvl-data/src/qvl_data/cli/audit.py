@@ -5,7 +5,7 @@ from typing import Annotated
 
 from qvl_core.cli import Argument, Option
 
-from .app import AllowRoot, Fresh, FromFormat, MediaRoot, Split, app
+from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Split, app, columns_of
 
 
 @app.command()
@@ -14,6 +14,7 @@ def audit(
     out: Annotated[Path, Option(help="The report: one HTML file.")] = Path("report.html"),
     split: Split = None,
     from_format: FromFormat = None,
+    columns: Columns = None,
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
     model: Annotated[Path | None, Option(help="Folder of a model, to count tokens, too.")] = None,
@@ -29,6 +30,7 @@ def audit(
         out,
         split=split,
         format=from_format,
+        columns=columns_of(columns),
         media_root=media_root,
         allow_root=tuple(allow_root or ()),
         model=model,

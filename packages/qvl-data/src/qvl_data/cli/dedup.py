@@ -7,7 +7,7 @@ from typing import Annotated
 from qvl_core.cli import Argument, Option
 from qvl_core.errors import BadInput
 
-from .app import AllowRoot, Fresh, FromFormat, MediaRoot, Split, app
+from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Split, app, columns_of
 
 
 class Compare(StrEnum):
@@ -44,6 +44,7 @@ def dedup(
     dry_run: Annotated[bool, Option("--dry-run", help="Only count; write nothing.")] = False,
     split: Split = None,
     from_format: FromFormat = None,
+    columns: Columns = None,
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
     fresh: Fresh = False,
@@ -65,6 +66,7 @@ def dedup(
         keep=keep.value,
         split=split,
         format=from_format,
+        columns=columns_of(columns),
         media_root=media_root,
         allow_root=tuple(allow_root or ()),
         workers=workers,

@@ -6,7 +6,7 @@ from typing import Annotated
 from qvl_core.cli import Argument, Option
 from qvl_core.errors import BadInput
 
-from .app import AllowRoot, Fresh, FromFormat, MediaRoot, Split, app
+from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Split, app, columns_of
 
 
 @app.command()
@@ -26,6 +26,7 @@ def view(
     only_accepted: Annotated[bool, Option("--only-accepted", help="With --write-clean: only accepted ones.")] = False,
     split: Split = None,
     from_format: FromFormat = None,
+    columns: Columns = None,
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
     fresh: Fresh = False,
@@ -38,7 +39,8 @@ def view(
 
     if only_accepted and write_clean is None:
         raise BadInput("--only-accepted belongs to --write-clean OUT.")
-    data = Dataset(source, split, from_format, media_root, tuple(allow_root or ()))
+    roots = tuple(allow_root or ())
+    data = Dataset(source, split, from_format, media_root, roots, columns=columns_of(columns))
     file = marks or marks_file(data, split or "")
     if write_clean is not None:
         count = write(data, Marks(file), write_clean, only_accepted, fresh)

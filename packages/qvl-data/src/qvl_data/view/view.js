@@ -75,7 +75,7 @@ function spoken(turn, sample) {
 }
 
 function region({ kind, xy, label }) {
-  return `${label ?? kind} (${xy.map((value) => Math.round(value * 100) / 100).join(", ")})`;
+  return `\u2068${label ?? kind}\u2069 (${xy.map((value) => Math.round(value * 100) / 100).join(", ")})`;
 }
 
 function instructions(sample) {
@@ -128,6 +128,7 @@ function fit(img, media, count) {
   const used = scale > 1 ? Math.min(scale, Math.max(1, 640 / Math.max(...own))) : scale;
   img.style.width = `${Math.round(own[0] * used)}px`;
   img.style.aspectRatio = `${own[0]} / ${own[1]}`;
+  img.closest("figure").style.width = `${Math.max(140, Math.round(own[0] * used))}px`;
   img.parentElement.classList.toggle("tiny", used >= 3);
 }
 
