@@ -364,6 +364,15 @@ def test_importing_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_importing_the_package_is_cheap():
+    code = (
+        "import sys, time; import qvl_data; "
+        "assert not {'numpy', 'pyarrow', 'pydantic', 'PIL', 'torch', 'av'} & set(sys.modules); "
+        "assert time.process_time() < 0.5, time.process_time()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_one_digit_takes_about_a_millisecond(processor):
     sample = CONVERSATIONS["picture"]
     encode(sample, processor)

@@ -1,5 +1,6 @@
 """Video files: the frames that are meant, the tokens and pixels of transformers, and a reason for every broken file."""
 
+import copy
 import io
 import struct
 import sys
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from qvl_core.errors import BadInput
 from qvl_data.augment import Augmentation
 from qvl_data.chat import encode, length, prompt
+from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
 from qvl_data.limits import Limits
 from qvl_data.media import Opener
+from qvl_data.parquet import write_parquet
 from qvl_data.sample import Media, Sample
 from qvl_data.video import Header, cut, decode, probe
 
@@ -283,6 +286,22 @@ def test_videos_lie_below_the_root(processor, tmp_path):
             read(sample, processor)
     with pytest.raises(BadSample, match="is a picture, not a video"):
         Opener().video(Media(kind="image", bytes=file_of(picture())))
+
+
+def test_a_container_keeps_what_lengths_need(processor, tmp_path):
+    content = write_clip(tmp_path / "clip", count=20, size=(160, 120))
+    embedded = clip(content).model_copy(update={"width": 160, "height": 120})
+    write_parquet([chat(embedded)], tmp_path / "train.parquet")
+    data = Dataset(tmp_path, split="train")
+    assert length(data.outline(0), processor) == len(encode(data[0], processor))
+
+
+def test_a_processor_that_miscounts_is_noticed(processor, tmp_path):
+    wrong = copy.deepcopy(processor)
+    wrong.video_processor.get_num_of_video_patches = lambda frames, height, width: 4 * frames
+    with pytest.raises(BadSample, match="tokens stand for media that fill") as caught:
+        encode(chat(clip(write_clip(tmp_path / "clip", size=(160, 120)))), wrong)
+    assert caught.value.reason == "media_size"
 
 
 # broken and hostile files

@@ -194,18 +194,30 @@ def _encoded(sample: Sample, layout: _Layout, processor: Any, pictures: Pictures
     if layout.videos:
         clips = [pictures.pixels(index) for index in layout.videos]
         metadata = [pictures.clip(index).metadata for index in layout.videos]
-        done = processor.video_processor(clips, video_metadata=metadata, do_sample_frames=False)
+        options = {"do_sample_frames": False, "input_data_format": "channels_last"}
+        done = processor.video_processor(clips, video_metadata=metadata, **options)
         videos, video_grid = _arrays(done["pixel_values_videos"], done["video_grid_thw"])
+    types = np.array(layout.types, np.int64)
+    _check_agree(types, 1, image_grid, processor.image_processor.merge_size)
+    _check_agree(types, 2, video_grid, processor.video_processor.merge_size)
     return Encoded(
         id=sample.id,
         ids=ids,
         labels=np.where(np.array(layout.learn, bool), ids, IGNORE),
-        types=np.array(layout.types, np.int64),
+        types=types,
         images=images,
         image_grid=image_grid,
         videos=videos,
         video_grid=video_grid,
     )
+
+
+def _check_agree(types: NDArray[np.int64], kind: int, grid: NDArray[np.int64] | None, merge: int) -> None:
+    """Raise BadSample unless as many tokens stand for the media of a kind as their pixels fill."""
+    tokens, filled = int((types == kind).sum()), 0 if grid is None else int(grid.prod(axis=1).sum()) // merge**2
+    if tokens != filled:
+        problem = f"{tokens} tokens stand for media that fill {filled}; the processor counts otherwise than it resizes"
+        raise BadSample("media_size", problem)
 
 
 def _arrays(pixels: Any, grid: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

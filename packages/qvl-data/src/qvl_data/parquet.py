@@ -125,7 +125,8 @@ class Rows:
         """The row with empty bytes instead of its pictures, if it says the size of each; else the whole row."""
         row = self._groups.row(index)
         for media in row["media"] or ():
-            if media is None or (_is_embedded(media) and not (media.get("width") and media.get("height"))):
+            known = media is not None and media["kind"] == "image" and media.get("width") and media.get("height")
+            if media is None or (_is_embedded(media) and not known):
                 return self[index]
             media["bytes"] = b"" if _is_embedded(media) else None
         return _from_row(row)
