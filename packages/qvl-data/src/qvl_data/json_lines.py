@@ -25,7 +25,7 @@ _MARKS = {
     b"\xff\xfe": "is UTF-16",
     b"\xfe\xff": "is UTF-16",
 }
-_PIECE = 1 << 20  # bytes of an array that are scanned at a time
+_PIECE = 1 << 18  # bytes of an array that are scanned at a time
 # Strings (also one that the end of the data cuts off, else its every quote would start a new scan), and brackets.
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 # Over whole strings and everything else up to the next bracket; in the array itself also up to the next comma.
@@ -186,7 +186,7 @@ def layout(path: Path) -> Literal["lines", "array", "object"]:
     A .jsonl file that begins with a line "[" is an array; a .json file of several lines, each an object, has lines.
     """
     with path.open("rb") as file:
-        first = _line(file)
+        first = _line(file, 1024)
         if path.suffix == ".jsonl":
             return "array" if first in (b"[", b"[{") else "lines"
         for mark, what in _MARKS.items():
@@ -194,12 +194,13 @@ def layout(path: Path) -> Literal["lines", "array", "object"]:
                 raise BadInput(f"{path}: {what}; save the file as UTF-8 without BOM.")
         if not first.startswith(b"{"):
             return "array"
-        return "lines" if first.endswith(b"}") and _line(file).startswith(b"{") else "object"
+        file.seek(0)
+        return "lines" if _line(file, MAX_BYTES).endswith(b"}") and _line(file, 1024).startswith(b"{") else "object"
 
 
-def _line(file: BinaryIO) -> bytes:
-    """The next line that holds anything, stripped; empty at the end."""
-    while line := file.readline(MAX_BYTES):
+def _line(file: BinaryIO, most: int) -> bytes:
+    """The next line that holds anything, or its first `most` bytes, stripped; empty at the end."""
+    while line := file.readline(most):
         if not line.isspace():
             return line.strip()
     return b""
