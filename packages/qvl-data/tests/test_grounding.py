@@ -241,7 +241,7 @@ def test_no_text_crashes(text, lenient):
     states_coordinates(text)
 
 
-@pytest.mark.parametrize("start", ["[", "{", '{"a":', '{"a":[', '{\\"', '"', "```json"])
+@pytest.mark.parametrize("start", ["[", "{", '{"', '{"a":', '{"a":[', '{\\"', '"', "```json"])
 def test_hostile_texts_are_read_in_bounded_time(start):
     text = (start * 100_000)[:100_000]
     before = time.process_time()

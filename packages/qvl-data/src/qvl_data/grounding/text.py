@@ -178,6 +178,7 @@ _STATED = re.compile(
     """
 )
 _KEY = re.compile(r"""["'](?:bbox|point|polygon)_2d["']""")
+_OBJECT = re.compile(r'\{\s*"')
 _DECODER = json.JSONDecoder()
 
 
@@ -219,15 +220,14 @@ def _turns(pair: tuple[int, int]) -> Iterator[int]:
 def _entries(text: str) -> Iterator[tuple[Literal["box", "point", "polygon"], list[float], str | None]]:
     """Kind, numbers and label of each sound JSON object that states a region."""
     at = 0
-    while (at := text.find("{", at)) >= 0:
+    while start := _OBJECT.search(text, at):
         try:
-            value, end = _DECODER.raw_decode(text, at)
+            value, at = _DECODER.raw_decode(text, start.start())
         except ValueError:
-            at += 1
+            at = start.end()
             continue
         except RecursionError:  # nested too deep to be regions
             return
-        at = end
         for entry in _objects(value):
             for kind, key in KEYS.items():
                 xy = entry.get(key)
