@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .sample import Sample
 
 REASONS = {
+    "alpaca": "a row that is not sound in the format alpaca",
     "coco": "a row that is not sound in the format coco",
     "column": "a column that is not there",
     "coordinates": "coordinates in a text that cannot be read in their space",

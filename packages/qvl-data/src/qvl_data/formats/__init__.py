@@ -45,6 +45,7 @@ _SHIPPED = (
     "llava",
     "metaquery",
     "edit",
+    "alpaca",
     "coco",
     "mimic",
     "mmc4",

@@ -80,4 +80,4 @@ def _is_usual(part: dict[str, Any]) -> bool:
 
 
 def _text(parts: list[Any]) -> str:
-    return json.dumps(parts, ensure_ascii=False)
+    return json.dumps(parts, ensure_ascii=False) if parts else ""  # `[]` would be read as the text it is

@@ -82,6 +82,8 @@ class Dialect:
     """Key that says which turns are learned from."""
     embedded: Literal["cell", "url"] | None = None
     """How embedded media are written: `{bytes, path}`, a data URL, or not at all."""
+    system: bool = False
+    """Whether the system turn is written as a key of the row, wherever it stood."""
     objects: bool = False
     """Whether `objects` hold the names and boxes that tags in the texts stand for."""
     data_path: bool = False
@@ -411,7 +413,7 @@ class _Writer:
 
     def system_key(self, messages: list[Message], row: dict[str, Any]) -> bool:
         """Take the system turn out of the messages; returns whether it came from the key and still is there."""
-        if self.layout.get("system") != "key":
+        if self.layout.get("system") != "key" and not self.dialect.system:
             return False
         parts = messages[0].parts if messages and messages[0].role == "system" else ()
         text = self.joined(parts) if self.dialect.columns is not None or _is_only_text(parts) else ""
