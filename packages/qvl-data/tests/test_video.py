@@ -150,6 +150,7 @@ def test_a_part_between_two_seconds():
     assert cut(header, None, None, "x") == range(100)
     assert cut(header, 2.5, 4.0, "x") == range(25, 41)
     assert cut(header, 2.51, None, "x") == range(26, 100)
+    assert cut(header, 0.7, 0.7, "x") == range(7, 8)  # 0.7 * 10 is 7.000000000000001
     assert cut(header, None, 500.0, "x") == range(100)
     for start, end in ((4.0, 3.0), (10.0, None), (0.01, 0.02)):
         with pytest.raises(BadSample, match="nothing lies between its seconds") as caught:
