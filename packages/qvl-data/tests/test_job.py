@@ -87,3 +87,15 @@ def test_a_file_is_there_when_it_is_complete(tmp_path: Path) -> None:
         assert not file.exists()
     assert file.read_text() == "whole"
     assert beside(file) == tmp_path / "deep" / ".a.txt.job"
+
+
+def test_a_finished_job_whose_output_is_gone_starts_over(tmp_path: Path) -> None:
+    output = tmp_path / "a.txt"
+    output.write_text("a")
+    job = Job(tmp_path / "job", "count")
+    job.step("a", Counted())
+    job.finish(1, [output])
+    assert Job(tmp_path / "job", "count").result == 1
+    output.unlink()
+    again = Job(tmp_path / "job", "count")
+    assert (again.result, again.is_done("a")) == (None, False)

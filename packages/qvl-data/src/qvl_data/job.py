@@ -67,9 +67,9 @@ class Job:
         return name in self._steps
 
     def finish(self, result: Any, outputs: Iterable[Path] = ()) -> None:
-        """Everything is written: a re-run shows `result` (JSON), as long as its `outputs` are there unchanged."""
-        sizes = {os.path.relpath(path, self.home): path.stat().st_size for path in outputs}
-        self._append({"finished": result, "outputs": sizes})
+        """Everything is written: a re-run shows `result` (JSON), as long as its `outputs` are there."""
+        names = [os.path.relpath(path, self.home) for path in outputs]
+        self._append({"finished": result, "outputs": names})
         self.result = result
 
     def _read(self) -> None:
@@ -83,7 +83,7 @@ class Job:
         self._same(request)
         for record in records:
             if "finished" in record:
-                if self._gone(record["outputs"]):
+                if not all((self.home / name).exists() for name in record["outputs"]):
                     self._start_over()
                     return
                 self.result = record["finished"]
@@ -101,11 +101,6 @@ class Job:
             for left in self.home.glob(f".{NAME}.*.tmp"):  # by a writer killed at the very beginning
                 left.unlink()
         write_atomic(self.file, _line(self._request))
-
-    def _gone(self, outputs: Mapping[str, int]) -> bool:
-        """Whether an output was removed or changed since it was finished."""
-        files = {self.home / name: size for name, size in outputs.items()}
-        return any(not file.is_file() or file.stat().st_size != size for file, size in files.items())
 
     def _same(self, request: dict[str, Any]) -> None:
         for key, what in (("verb", "verb"), ("inputs", "input"), ("options", "options")):

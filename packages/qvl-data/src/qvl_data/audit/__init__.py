@@ -56,7 +56,7 @@ def audit(
     options = {"split": split, **{key: str(value) for key, value in reading.items()}, "samples": samples}
     job = Job(beside(out), "audit", [source, *([model] if model else [])], options, fresh)
     if job.result is None:
-        job.finish(_audit(job, source, out, split, reading, model, samples, workers, fresh))
+        job.finish(_audit(job, source, out, split, reading, model, samples, workers, fresh), [out])
     result: dict[str, Any] = job.result
     return result
 

@@ -81,7 +81,7 @@ def fetch(
         failed = [entry for part in shards for entry in done[part.name]["failed"]]
         figures = {part.name: done[part.name]["figures"] for part in shards}
         _write_notes(out, split, figures, failed, samples)
-        job.finish(figures)
+        job.finish(figures, [out / part.name for part in shards])
     if retry:
         _retry(samples, {part.name: part for part in shards}, out, crowd, split, job.result)
     figures = _figures(out, job.result)
