@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qvl_core.errors import BadInput
-from qvl_core.files import sha256, write_atomic
+from qvl_core.files import sha256
 from qvl_core.recipe.sources import spell
 
 from . import card
 from .carry import embedded
-from .job import NAME, Job, beside
+from .job import NAME, Job, beside, complete
 from .progress import track
 from .sample import Sample
 from .shards import SAMPLES, Figures, Shard, plan
@@ -119,7 +119,9 @@ def write(
         if not one_file:
             figures = {split: {name: Figures(**given) for name, given in done.items()}}
             made = f"Written by qvl-data mix from {', '.join(f'`{name}`' for name in names)} (seed {seed})."
-            write_atomic(folder / card.NAME, card.card(target.resolve().name, figures, made))
+            with complete(folder / card.NAME) as part_of_card:
+                text = card.card(target.resolve().name, figures, made)
+                part_of_card.write_text(text, encoding="utf-8", newline="\n")
         job.finish(done, [folder / part.name for part in parts])
     return Written({folder / name: Figures(**figures) for name, figures in job.result.items()}, before)
 
