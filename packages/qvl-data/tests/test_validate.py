@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qvl_core.errors import BadInput
 from qvl_data.cli import app
 from qvl_data.dataset import Dataset
 from qvl_data.errors import REASONS, SEVERITY, severity
+from qvl_data.shards import plan
 from qvl_data.validate import Validation, read_findings, validate
 from qvl_data.validate.checks import SPECIAL
 
@@ -408,7 +410,23 @@ def test_a_finished_run_does_nothing_and_others_are_refused(photos, tmp_path, mo
         file.write(json.dumps({**chat("New."), "id": "new"}).encode() + b"\n")
     with pytest.raises(BadInput, match=r"has changed since .* --fresh"):
         validate(photos, **places)
-    assert validate(photos, **places, fresh=True).samples == 8
+    again = validate(photos, **places, fresh=True)
+    assert again.samples == 8
+    (tmp_path / "clean/train.parquet").unlink()
+    assert validate(photos, **places) == again
+    assert (tmp_path / "clean/train.parquet").is_file()
+
+
+def test_starting_over_leaves_no_shards_of_an_earlier_run(photos, tmp_path, monkeypatch):
+    places = {"quarantine": tmp_path / "bad", "fix_to": tmp_path / "clean"}
+    monkeypatch.setattr("qvl_data.validate.mend.plan", partial(plan, size=2))
+    validate(photos, **places)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "clean").glob("train-*.parquet"))) == 3
+    lines(photos, FIRST, name="train.jsonl")
+    validate(photos, **places, fresh=True)
+    assert sorted(file.name for file in (tmp_path / "clean").glob("*.parquet")) == ["test.parquet", "train.parquet"]
+    assert sorted(file.name for file in (tmp_path / "bad").rglob("*.jsonl") if ".validate" not in file.parts) == []
 
 
 def test_an_interrupted_run_goes_on_where_it_was(photos, tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ STEP = 500
 """Samples that are checked between two records of the journal."""
 SHOWN = 3
 """Findings of each reason that the result names."""
-WORK = ".validate"
+WORK, PARTS = ".validate", "steps"
 
 
 @dataclass
@@ -104,7 +104,7 @@ def validate(
 ) -> Validation:
     """Check every sample of a file, or of all splits of a folder.
 
-    pixels      decode every picture, and first and last frame of every video; else read headers only
+    pixels      decode every picture, and every video up to its last frame; else read headers only
     model       folder of a model: tokens are counted, and what its chat template refuses is found
     max_length  longest sample in tokens; needs `model`
     out         folder for `findings.jsonl` and `validation.json`
@@ -128,16 +128,15 @@ def validate(
     options |= {"out": out, "quarantine": quarantine, "fix_to": fix_to}
     asked = {key: _plain(value) for key, value in options.items()}
     inputs = [source] if model is None else [source, model]
-    first, *others = [Job(folder / WORK, "validate", inputs, asked, fresh) for folder in folders]
+    jobs = [Job(folder / WORK, "validate", inputs, asked, fresh) for folder in folders]
+    first = jobs[0]
+    if first.result is not None and any(job.result is None for job in jobs):  # files of another folder are gone
+        first = jobs[0] = Job(first.home, "validate", inputs, asked, fresh=True)
     if first.result is None:
-        findings = (out or first.home) / "findings.jsonl"
-        result = run(first, findings, out, quarantine, fix_to)
-        if findings.parent == first.home:
-            findings.unlink(missing_ok=True)
-        for job in others:
-            if job.result is None:
-                job.finish(result.to_dict())
-        first.finish(result.to_dict())
+        _remove(first.dropped, quarantine, fix_to)
+        result = run(first, (out or first.home / PARTS) / "findings.jsonl", out, quarantine, fix_to)
+        for job in reversed(jobs):
+            job.finish(result.to_dict(), [file for file in job.home.parent.iterdir() if file.is_file()])
     return Validation.from_dict(first.result)
 
 
@@ -153,7 +152,7 @@ def _run(
 
         processor = open_processor(model)
     work = Work(sets, Checks(pixels, processor, max_length))
-    parts = job.home / "steps"
+    parts = job.home / PARTS
     files = _check(work, job, parts, f"validate {source}", workers)
     across = Across(sets, [(step.split, file.with_suffix(".npy")) for step, file in files])
 
@@ -170,16 +169,29 @@ def _run(
                 lines.write(to_line(finding))
         return result.to_dict()
 
+    def write() -> tuple[int, int] | None:
+        if quarantine is not None:
+            write_quarantine(sets, findings, quarantine, job)
+        return None if fix_to is None else write_clean(work, across, findings, fix_to, job)
+
     result = Validation.from_dict(job.step("findings", join))
-    if quarantine is not None:
-        write_quarantine(sets, findings, quarantine, job)
-    if fix_to is not None:
-        result.mended, result.left_out = write_clean(work, across, findings, fix_to, job)
+    result.mended, result.left_out = job.step("outputs", write) or (None, None)
     if out is not None:
         with complete(out / "validation.json") as part:
             part.write_text(_json(result), encoding="utf-8", newline="\n")
     shutil.rmtree(parts, ignore_errors=True)
     return result
+
+
+def _remove(steps: list[str], quarantine: Path | None, fix_to: Path | None) -> None:
+    """Remove what an earlier run wrote that is started over: its splits and shards may have had other names."""
+    for step in steps:
+        verb, _, name = step.partition(" ")
+        if verb == "clean" and name and fix_to is not None:
+            (fix_to / name).unlink(missing_ok=True)
+        if verb == "quarantine" and quarantine is not None:
+            for folder in (quarantine, quarantine / "reasons"):
+                (folder / f"{name}.jsonl").unlink(missing_ok=True)
 
 
 def _check(work: Work, job: Job, folder: Path, what: str, workers: int) -> list[tuple[Step, Path]]:
