@@ -14,10 +14,15 @@ from PIL import Image
 
 from .errors import BadSample
 from .media import Opener, read_bytes
+from .order import mix
 from .sample import Media, Sample
 
 BITS = 64
+SIGNATURE = 64
+"""Entries of the signature of a text."""
 _SIDE, _KEPT = 32, 8  # pixels of the reduced picture; lowest frequencies that are kept, each way
+_SHINGLE = 5  # characters
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 _FLAT = 2.0  # grey levels of contrast below which there is no shape to speak of, only noise
 
 
@@ -45,6 +50,40 @@ def _cosines() -> NDArray[np.float64]:
     frequency = np.arange(1, _KEPT + 1)[:, None]
     place = np.arange(_SIDE)[None, :] + 0.5
     return np.cos(np.pi / _SIDE * frequency * place) * 2 / _SIDE
+
+
+def minhash(text: str) -> NDArray[np.uint32]:
+    """Signature (64,) of a text: the share of entries in which two agree is about that of the shingles, runs of 5
+    characters, which the texts have in common (Jaccard similarity; Broder 1997, "On the resemblance and containment of documents").
+
+    Case and white space do not count. Standard error of the share: at most 0.0625.
+    """
+    plain = " ".join(text.casefold().split()).ljust(_SHINGLE, "\0")
+    codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    shingles = np.zeros(len(codes) - _SHINGLE + 1, np.uint64)
+    for place in range(_SHINGLE):
+        shingles = (shingles ^ codes[place : len(codes) - _SHINGLE + 1 + place]) * _ODD
+        shingles ^= shingles >> np.uint64(29)
+    least = np.full(SIGNATURE, np.iinfo(np.uint32).max, np.uint32)
+    factors = _factors()
+    for start in range(0, len(shingles), 4096):
+        hashed = (shingles[None, start : start + 4096] * factors[:, None] >> np.uint64(32)).astype(np.uint32)
+        least = np.minimum(least, hashed.min(axis=1))
+    return least
+
+
+@cache
+def _factors() -> NDArray[np.uint64]:
+    """One odd number for each entry of a signature: (64,)."""
+    return np.array([mix(entry) | 1 for entry in range(SIGNATURE)], np.uint64)
+
+
+def said(sample: Sample) -> str:
+    """All texts of a sample, for `minhash`."""
+    edit = sample.edit
+    texts = [f"{message.role}: {message.text}" for message in sample.messages]
+    texts += [*edit.instruction.values(), *(edit.inverse or {}).values()] if edit is not None else []
+    return "\n".join([*texts, *(region.label or "" for region in sample.regions)])
 
 
 def text_key(sample: Sample) -> bytes:

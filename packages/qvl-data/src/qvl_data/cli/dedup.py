@@ -32,6 +32,10 @@ def dedup(
         int | None,
         Option(min=0, max=16, help="Pictures look alike up to so many bits of 64 (try 4); default: equal files."),
     ] = None,
+    similar: Annotated[
+        float | None,
+        Option(min=0.5, max=1, help="With --compare text: share of their runs of 5 characters in common (try 0.8)."),
+    ] = None,
     embeddings: Annotated[
         Path | None, Option(help=".npy file with a vector for each sample, compared instead of all else.")
     ] = None,
@@ -60,6 +64,7 @@ def dedup(
         out or Path(),
         compare=compare.value,
         perceptual=perceptual,
+        similar=similar,
         embeddings=embeddings,
         cosine=cosine,
         against=tuple(against or ()),

@@ -47,6 +47,7 @@ def dedup(
     *,
     compare: Compare = "sample",
     perceptual: int | None = None,
+    similar: float | None = None,
     embeddings: Path | None = None,
     cosine: float = 0.95,
     against: Sequence[Path] = (),
@@ -64,6 +65,7 @@ def dedup(
 
     compare     what makes two samples the same: `sample` (text and pictures), `pictures`, or `text`
     perceptual  bits of 64 in which the hashes of two pictures may differ; None: pictures must be equal as files
+    similar     with `text`: share of their runs of 5 characters that two texts must have in common, from 0.5 to 1
     embeddings  .npy file of vectors (N, D), one for each sample in order, compared by cosine instead of everything else
     against     files that are only compared with: what stands there is removed from `source`
     keep        which of the same samples stays: the `first`, or that with the `largest` pictures
@@ -75,20 +77,24 @@ def dedup(
     """
     parts = _parts(source, split, against, format, columns, media_root, allow_root)
     options = {
-        "compare": compare, "perceptual": perceptual, "cosine": cosine, "keep": keep, "split": split,
-        "format": format, "columns": dict(columns or {}), "media_root": str(media_root or ""),
-        "allow_root": [str(folder) for folder in allow_root], "against": [str(path) for path in against],
-        "embeddings": str(embeddings or ""),
+        "compare": compare, "perceptual": perceptual, "similar": similar, "embeddings": str(embeddings or ""),
+        "cosine": cosine, "against": [str(path) for path in against], "keep": keep, "split": split, "format": format,
+        "columns": dict(columns or {}), "media_root": str(media_root or ""),
+        "allow_root": [str(folder) for folder in allow_root],
     }  # fmt: skip
     if embeddings is not None and len(parts) > 1:
         raise BadInput("--embeddings belong to one file; name one --split, and leave --against away.")
+
+    if similar is not None and (compare != "text" or perceptual is not None):
+        raise BadInput("--similar compares texts alone; add --compare text, and leave --perceptual away.")
 
     def decide(home: Path, job: Job) -> tuple[Ints, Floats]:
         if embeddings is not None:
             return _by_cosine(parts[0].data, embeddings, cosine)
         sets = {str(number): part.data for number, part in enumerate(parts)}
-        found = all_prints(Fingerprint(sets, compare, perceptual is not None, keep == "largest"), home, job, workers)
-        return same(found, _order(parts, found.pixels), perceptual)
+        fingerprint = Fingerprint(sets, compare, perceptual is not None, keep == "largest", similar is not None)
+        found = all_prints(fingerprint, home, job, workers)
+        return same(found, _order(parts, found.pixels), perceptual, similar)
 
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
