@@ -297,6 +297,14 @@ def test_a_container_keeps_what_lengths_need(processor, tmp_path):
     assert length(data.outline(0), processor) == len(encode(data[0], processor))
 
 
+def test_a_stated_size_is_checked(good):
+    right = clip(good).model_copy(update={"width": 160, "height": 120})
+    assert Opener().video(right).width == 160
+    with pytest.raises(BadSample, match=r"clip\.mp4: is 160 x 120 pixels upright, not 120 x 160 as stated") as caught:
+        Opener().video(right.model_copy(update={"width": 120, "height": 160}))
+    assert caught.value.reason == "media_stated_size"
+
+
 def test_a_processor_that_miscounts_is_noticed(processor, tmp_path):
     wrong = copy.deepcopy(processor)
     wrong.video_processor.get_num_of_video_patches = lambda frames, height, width: 4 * frames

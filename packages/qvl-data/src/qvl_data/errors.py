@@ -44,7 +44,7 @@ REASONS = {
     "media_remote": "an address; data is never fetched while it is read",
     "media_root": "a relative path without a media root",
     "media_size": "a picture or video that the processor refuses for its shape",
-    "media_stated_size": "a picture that has not the size that the sample states",
+    "media_stated_size": "a picture or video that has not the size that the sample states",
     "media_tag_in_answer": "an <image> or <video> tag in an answer",
     "media_tag_in_text": "an <image> or <video> tag that is plain text",
     "media_value": "something else where a picture or video should be",

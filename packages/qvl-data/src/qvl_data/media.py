@@ -68,9 +68,7 @@ class Opener:
     def open(self, media: Media) -> Image.Image:
         """The picture in RGB, upright, on the background where it was transparent. Raises BadSample."""
         picture = open_image(media, self.root, self.allow_root, self.limits, self.background)
-        if (stated := _stated(media)) and stated != picture.size:
-            found = f"is {picture.width} x {picture.height} pixels upright, not {stated[0]} x {stated[1]} as stated"
-            raise BadSample("media_stated_size", f"{found}; correct its width and height", media_name(media))
+        _check_stated(media, picture.size)
         return self.augmentation.picture(picture) if self.augmentation else picture
 
     def size(self, media: Media) -> tuple[int, int]:
@@ -78,7 +76,8 @@ class Opener:
 
         Raises BadSample.
         """
-        return self.changed_size(_stated(media) or image_size(media, self.root, self.allow_root, self.limits))
+        stated = _stated(media) if media.kind == "image" else None
+        return self.changed_size(stated or image_size(media, self.root, self.allow_root, self.limits))
 
     def changed_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height of a picture or frame of this size after augmentation."""
@@ -90,7 +89,9 @@ class Opener:
 
         file, name = _video_file(media, self.root, self.allow_root)
         with file:
-            return probe(file, name, self.limits)
+            header = probe(file, name, self.limits)
+        _check_stated(media, (header.width, header.height))
+        return header
 
     def frames(self, media: Media, header: "Header", numbers: Sequence[int]) -> NDArray[np.uint8]:
         """The frames of a video file with these numbers, upright, in RGB: (T, H, W, 3). Raises BadSample."""
@@ -180,9 +181,13 @@ def media_name(media: Media) -> str:
 
 
 def _stated(media: Media) -> tuple[int, int] | None:
-    if media.kind != "image" or media.width is None or media.height is None:
-        return None
-    return media.width, media.height
+    return None if media.width is None or media.height is None else (media.width, media.height)
+
+
+def _check_stated(media: Media, size: tuple[int, int]) -> None:
+    if (stated := _stated(media)) and stated != size:
+        found = f"is {size[0]} x {size[1]} pixels upright, not {stated[0]} x {stated[1]} as stated"
+        raise BadSample("media_stated_size", f"{found}; correct its width and height", media_name(media))
 
 
 def is_absolute(path: str) -> bool:
