@@ -53,8 +53,9 @@ def _cosines() -> NDArray[np.float64]:
 
 
 def minhash(text: str) -> NDArray[np.uint32]:
-    """Signature (64,) of a text: the share of entries in which two agree is about that of the shingles, runs of 5
-    characters, which the texts have in common (Jaccard similarity; Broder 1997, "On the resemblance and containment of documents").
+    """Signature (64,) of a text. The share of entries in which two texts agree is about that of the shingles, the runs
+    of 5 characters, which they have in common (Jaccard similarity; Broder 1997, "On the resemblance and containment of
+    documents").
 
     Case and white space do not count. Standard error of the share: at most 0.0625.
     """
