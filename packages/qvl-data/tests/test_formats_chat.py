@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -775,6 +776,25 @@ def equal(left, right):
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(equal, left, right))
     return left == right or (left != left and right != right)
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_long_rows_are_read_in_no_time(name):
+    long = ["\\" * 10**5, r"\<image>" * 10**4, "<" * 10**5, "[" * 10**5, "(1, " * 10**4, "<image" * 10**4]
+    start = time.process_time()
+    for value in long:
+        turns = [{"role": "user", "content": value, "from": "human", "value": value}]
+        row = {"messages": turns, "conversations": turns, "instruction": value, "output": value}
+        keep = {"kodoc": ["conversations"], "alpaca": ["instruction", "output"]}.get(
+            name, ["messages", "conversations"]
+        )
+        row = {key: row[key] for key in keep}
+        sample, error = attempt(get_format(name).read, row, "d.jsonl:1")
+        assert error is None
+        assert get_format(name).write(sample) == row
+        _, error = attempt(get_format(name).read, {value: 1, **dict.fromkeys(map(str, range(10**4)))}, "d.jsonl:1")
+        assert len(str(error)) < 500
+    assert time.process_time() - start < 5
 
 
 LAYOUT = ["objects", "grounded", "ref", "bbox"]

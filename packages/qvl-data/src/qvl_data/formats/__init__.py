@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from inspect import signature
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from qvl_core.errors import BadInput
@@ -102,8 +103,8 @@ def recognise(row: Any, place: str) -> Format:
     if not isinstance(row, dict):
         found, meant = type(row).__name__, None
     else:
-        found = f"keys {', '.join(map(str, row))[:80]}"
-        near = ((key, difflib.get_close_matches(str(key), _KEYS, 1, 0.8)) for key in row)
+        found = f"keys {', '.join(map(str, islice(row, 100)))[:80]}"
+        near = ((key, difflib.get_close_matches(str(key), _KEYS, 1, 0.8)) for key in islice(row, 100))
         meant = next((f'; rename "{key}" to "{close[0]}"' for key, close in near if close and key != close[0]), None)
     fix = meant or "; map its columns (--map user=question,assistant=answer,image=photo)"
     raise BadSample("format", f"no known format ({found}){fix}, or name one of {', '.join(sorted(_formats))}", place)

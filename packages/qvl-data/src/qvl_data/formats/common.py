@@ -49,7 +49,7 @@ def build(
     if not isinstance(identity, str) or not identity:
         layout = {**layout, "id": {"id": identity} if "id" in row else {}}
     extra: dict[str, Any] = {key: value for key, value in (("fields", fields), ("layout", layout)) if value}
-    if any(part.text and states_coordinates(part.text) for message in messages for part in message.parts):
+    if any(_states_coordinates(part.text or "") for message in messages for part in message.parts):
         told = row.get("coord_space")
         extra["coord_space"] = told if isinstance(told, str) else "unknown"
     try:
@@ -68,6 +68,11 @@ def build(
         )
     except ValidationError as error:
         raise BadSample("schema", sentence(error), place) from None
+
+
+def _states_coordinates(text: str) -> bool:
+    """`states_coordinates`, at once for a text without any bracket."""
+    return any(mark in text for mark in "[(<") and states_coordinates(text)
 
 
 def unpack_extra(sample: Sample, name: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -109,10 +109,10 @@ def clip_of(fields: dict[str, Any], place: str, where: str) -> Video | None:
             value = fields.get(key)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 if value is not None and key == keys[0]:
-                    raise BadSample("video_cut", f"{where}: {key} {value!r} is no number", place)
+                    raise BadSample("video_cut", f"{where}: {key} {value!r:.60} is no number", place)
                 continue
             if not 0 <= value < float("inf") or (value == 0 and name != "start"):
-                raise BadSample("video_cut", f"{where}: {key} {value!r} is no number above 0", place)
+                raise BadSample("video_cut", f"{where}: {key} {value!r:.60} is no number above 0", place)
             cut.setdefault(name, float(value))
     if cut.get("end", float("inf")) <= cut.get("start", 0):
         raise BadSample("video_cut", f"{where}: the video ends before it starts", place)

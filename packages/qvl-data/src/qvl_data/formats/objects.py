@@ -79,7 +79,7 @@ def _read(objects: Any, pictures: Sequence[int]) -> tuple[list[str], list[Region
     if not isinstance(objects, dict):
         raise ValueError("is no object with `ref` and `bbox`")
     if (kind := objects.get("bbox_type")) not in (None, "real"):
-        raise ValueError(f"bbox_type is {kind!r}; write coordinates in pixels of the picture")
+        raise ValueError(f"bbox_type is {kind!r:.60}; write coordinates in pixels of the picture")
     names, boxes, images = (objects.get(key) or [] for key in ("ref", "bbox", "image_id"))
     if not all(isinstance(value, list) for value in (names, boxes, images)):
         raise ValueError("`ref`, `bbox` and `image_id` are lists")
@@ -93,7 +93,7 @@ def _read(objects: Any, pictures: Sequence[int]) -> tuple[list[str], list[Region
         if not 0 <= image < len(pictures):
             raise ValueError(f"bbox[{number}] lies in picture {image}, but there are {len(pictures)}")
         if not isinstance(box, list) or len(box) not in (2, 4) or not all(type(value) in (int, float) for value in box):
-            raise ValueError(f"bbox[{number}] is {box!r}; expected x1, y1, x2, y2 or x, y in pixels")
+            raise ValueError(f"bbox[{number}] is {box!r:.60}; expected x1, y1, x2, y2 or x, y in pixels")
         kind = "box" if len(box) == 4 else "point"
         regions.append(Region.model_validate({"media": pictures[image], "kind": kind, "xy": [float(v) for v in box]}))
     return names, regions

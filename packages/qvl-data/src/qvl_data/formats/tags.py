@@ -12,7 +12,8 @@ from typing import Literal, cast
 Kind = Literal["image", "video"]
 KINDS: tuple[Kind, ...] = ("image", "video")
 
-_TAG = re.compile(r"(\\*)<(image|video)>")
+# From the start of a run of backslashes on, so that a long run is read once.
+_TAG = re.compile(r"(?<!\\)(\\*)<(image|video)>")
 
 
 def split(text: str) -> Iterator[tuple[Kind, None] | tuple[Literal["text"], str]]:

@@ -17,6 +17,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -179,7 +180,7 @@ class _Reader:
         if not isinstance(name, str) or name not in ROLES:
             known = ", ".join(dict.fromkeys(dialect.roles.values()))
             similar = _similar(dialect.role, turn) if name is None else ""
-            raise self.bad(f'{where}: "{dialect.role}" is {name!r}; use one of {known}{similar}')
+            raise self.bad(f'{where}: "{dialect.role}" is {name!r:.60}; use one of {known}{similar}')
         role = ROLES[name]
         fields = {key: value for key, value in turn.items() if key not in (dialect.role, dialect.content)}
         self.refuse_unread(fields, where)
@@ -207,7 +208,7 @@ class _Reader:
         if weight is None:
             return train, None
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-            raise self.bad(f"{where}: weight {weight!r} is no number from 0 up")
+            raise self.bad(f"{where}: weight {weight!r:.60} is no number from 0 up")
         return train, float(weight) if role == "assistant" else None
 
     def moved(
@@ -267,7 +268,7 @@ class _Reader:
         if name is None:
             name = next((key for key in ("text", "image", "video") if part.get(key) is not None), None)
         if not isinstance(name, str) or name not in _PARTS:
-            raise self.bad(f"{where}: part type {name!r} is unknown; known are {', '.join(_PARTS)}")
+            raise self.bad(f"{where}: part type {name!r:.60} is unknown; known are {', '.join(_PARTS)}")
         kind, places = _PARTS[name]
         keys, value = next(((keys, value) for keys in places if (value := _value(part, keys)) is not None), ((), None))
         rest = _without(part, keys)
@@ -651,7 +652,6 @@ def _with(rest: dict[str, Any], keys: tuple[str, ...], value: Any) -> dict[str, 
 
 def _similar(key: str, row: Any) -> str:
     """A hint at a key of the row that may be meant."""
-    close = difflib.get_close_matches(
-        key, [other for other in row if isinstance(other, str)] if isinstance(row, dict) else [], 1, 0.75
-    )
+    others = [other for other in islice(row, 100) if isinstance(other, str)] if isinstance(row, dict) else []
+    close = difflib.get_close_matches(key, others, 1, 0.75)
     return f'; rename "{close[0]}" to it' if close else ""
