@@ -3,7 +3,9 @@
     python benchmarks/reading.py [--quick]
 
 datasets          datasets.load_from_disk(...)[i], an Image() feature: Arrow mapped into memory, decoded by Pillow
+datasets, RGB     the same, and converted to RGB, which the other arms give in any case
 decode            Pillow alone on bytes at hand, as `datasets` calls it
+decode, ours      the same as our opener calls it: what no container can go below
 tar, parquet      the row (strictly parsed, pictures as bytes), its picture decoded as our opener does (jpeg_pixels)
 ..., Pillow       the row, its picture decoded as `datasets` does
 ..., sample       Dataset[i], a validated sample, its picture opened by its opener (limits, upright, RGB, stated size)
@@ -105,7 +107,9 @@ def arms(folder: Path) -> dict[str, Callable[[int], object]]:
 
     return {
         "datasets": theirs.__getitem__,
+        "datasets, RGB": lambda index: theirs[index]["image"].convert("RGB"),
         "decode": lambda index: decode(contents[index]),
+        "decode, ours": lambda index: quick(contents[index]),
         "tar": lambda index: quick(tar.rows[index]["media"][0]["bytes"]),
         "parquet": lambda index: quick(parquet.rows[index]["media"][0]["bytes"]),
         "tar, Pillow": lambda index: decode(tar.rows[index]["media"][0]["bytes"]),

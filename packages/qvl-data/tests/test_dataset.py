@@ -1,7 +1,10 @@
 import json
 import pickle
+import random
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -234,7 +237,7 @@ def test_pictures_are_read_one_by_one(tmp_path):
     data = Dataset(file)
     chosen = (249, 0, 100, 99, 249)
     assert [data[i].to_dict() for i in chosen] == [chats(250)[i].to_dict() for i in chosen]
-    assert not len(data.rows._groups._pictures)
+    assert not [key for key in row_groups.PICTURES._things if key[0] is data.rows._groups]
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(BadInput, match=r"a\.parquet: became shorter while it was read"):
         data[248]
@@ -249,8 +252,8 @@ def test_pictures_are_read_one_by_one(tmp_path):
     ],
 )
 def test_pictures_of_other_layouts_are_read_by_row_group_with_a_small_cache(tmp_path, monkeypatch, options):
-    monkeypatch.setattr(row_groups, "PICTURE_CACHE_BYTES", 1)
-    monkeypatch.setattr(row_groups, "TEXT_CACHE_BYTES", 1)
+    monkeypatch.setattr(row_groups.PICTURES, "size", 1)
+    monkeypatch.setattr(row_groups.TEXTS, "size", 1)
     parquet.write_parquet(chats(25), tmp_path / "a.parquet")
     pq.write_table(pq.read_table(tmp_path / "a.parquet"), tmp_path / "b.parquet", row_group_size=10, **options)
     data = Dataset(tmp_path / "b.parquet")
@@ -258,7 +261,7 @@ def test_pictures_of_other_layouts_are_read_by_row_group_with_a_small_cache(tmp_
     assert [data[i].to_dict() for i in chosen] == [chats(25)[i].to_dict() for i in chosen]
     groups = data.rows._groups
     assert set(groups._values.values()) == {None}
-    assert len(groups._pictures) == len(groups._texts) == 1
+    assert len(row_groups.PICTURES) == len(row_groups.TEXTS) == 1
 
 
 def test_outlines_leave_out_pictures_whose_size_is_stated(tmp_path):
@@ -466,3 +469,32 @@ def test_other_encodings_and_compressed_files(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(BadInput, match=r"a\.jsonl\.gz: is compressed, so its rows cannot be read in any order; unpack"):
         Dataset(tmp_path / "a.jsonl.gz")
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    pytest.importorskip("resource", reason="limits of open files are set on POSIX systems")
+    write_shards(tmp_path, "first.parquet")
+    for number in range(120):
+        shutil.copyfile(tmp_path / "first.parquet", tmp_path / f"train-{number:05d}.parquet")
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (180,) * 2);"
+        "from qvl_data.dataset import Dataset;"
+        "data = Dataset(sys.argv[1], 'train'); print({data[i].media[0].bytes[:4] for i in [*range(120)] * 2})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True)
+    assert done.stdout.strip() == rb"{b'\x89PNG'}"
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.tar", "a.jsonl"])
+def test_threads_read_side_by_side(tmp_path, name):
+    with open_writer(tmp_path / name) as out:
+        for chat in chats(40):
+            out.write(chat)
+    data = Dataset(tmp_path / name)
+    expected = [sample.to_dict() for sample in data]
+    order = random.Random(0).choices(range(40), k=1500)
+    with ThreadPoolExecutor(8) as threads:
+        assert all(
+            found == expected[index]
+            for index, found in zip(order, threads.map(lambda index: data[index].to_dict(), order), strict=True)
+        )

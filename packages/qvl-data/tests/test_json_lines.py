@@ -137,3 +137,44 @@ def test_millions_of_quotes_are_scanned_in_linear_time(tmp_path):
     file.write_text('["' + '\\"' * 500_000)
     with pytest.raises(BadInput):
         Rows(file)
+
+
+tokens = st.sampled_from(
+    [
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b",",
+        b'"',
+        b"\\",
+        b" ",
+        b"\n",
+        b"a",
+        b'"a"',
+        b'"\\"',
+        b"\v",
+        b"1",
+        b":",
+        b'"],["',
+        b"\r\n",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(tokens, max_size=20), st.booleans(), st.integers(1, 5))
+def test_an_array_is_the_same_however_it_is_cut_into_pieces(tmp_path_factory, pieces, closed, size):
+    file = tmp_path_factory.mktemp("pieces") / "a.json"
+    file.write_bytes(b"[" * closed + b"".join(pieces) + b"]" * closed)
+
+    def found(piece):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(json_lines, "_PIECE", piece)
+            try:
+                spans = json_lines._elements(file)
+            except BadInput as error:
+                return str(error)
+            return [spans[i] for i in range(len(spans))]
+
+    assert found(size) == found(1 << 18)

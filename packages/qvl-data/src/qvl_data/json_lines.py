@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 from qvl_core.errors import BadInput
 
 from .errors import BadSample
+from .reader import Reader
 from .spans import MAX_BYTES, Spans
 
 MAX_DEPTH = 100
@@ -108,7 +109,7 @@ class Rows:
 
     array   whether the file is one array; default: what its suffix says (.jsonl has lines, all else an array)
 
-    Opened lazily and reopened after pickling, so that it can be handed to worker processes.
+    Picklable, so that it can be handed to worker processes.
     """
 
     format: str | None = None
@@ -117,7 +118,7 @@ class Rows:
         self.path = path
         self._array = path.suffix != ".jsonl" if array is None else array
         self._spans = _elements(path) if self._array else _lines(path)
-        self._file: BinaryIO | None = None
+        self._reader = Reader(path)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -127,10 +128,7 @@ class Rows:
         if length > MAX_BYTES:
             problem = f"longer than {MAX_BYTES >> 20} MiB; keep pictures in files, and one sample on each line"
             raise BadSample("json", problem, self.place(index))
-        if self._file is None:
-            self._file = self.path.open("rb")
-        self._file.seek(start)
-        return parse(self._file.read(length), self.place(index))
+        return parse(self._reader.read(start, length), self.place(index))
 
     def raw(self, index: int) -> bytes:
         """The row as it stands in the file; of one that is too long, its beginning."""
@@ -147,9 +145,6 @@ class Rows:
         """`data.jsonl:12`; in an array, many samples may stand on one line: `data.json:1 (sample 12)`."""
         line = f"{self.path}:{self._spans[index][2]}"
         return f"{line} (sample {index + 1})" if self._array else line
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
 
 
 def _lines(path: Path) -> Spans:

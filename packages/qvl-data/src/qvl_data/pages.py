@@ -5,11 +5,13 @@ are: page headers (Thrift, compact protocol), levels (RLE), and then length and 
 Apache Parquet format, README.md ("Data Pages") and Encodings.md (PLAIN, RLE).
 """
 
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+Read = Callable[[int, int], bytes]
 _HEADER_BYTES = 16 * 1024  # more than any page header: statistics hold no large values
 _DATA_PAGE, _PLAIN = 0, 0  # parquet.thrift: PageType, Encoding
 
@@ -21,7 +23,7 @@ class NotPlain(Exception):
 class Values:
     """The values of one column chunk, by row and, if it lies below a list, position in the row's list.
 
-    file     the Parquet file, opened for reading bytes
+    read     bytes of the Parquet file: `read(start, size)`, fewer where it ends
     rows     rows of the chunk's row group
     chunk    pyarrow's ColumnChunkMetaData
     column   pyarrow's ColumnSchema
@@ -29,7 +31,7 @@ class Values:
     Only positions are kept: 16 bytes for a value, 8 for a row. Raises NotPlain.
     """
 
-    def __init__(self, file: BinaryIO, rows: int, chunk: Any, column: Any) -> None:
+    def __init__(self, read: Read, rows: int, chunk: Any, column: Any) -> None:
         plain = chunk.compression == "UNCOMPRESSED" and not chunk.has_dictionary_page
         if not plain or chunk.physical_type != "BYTE_ARRAY" or column.max_repetition_level > 1:
             raise NotPlain
@@ -38,7 +40,7 @@ class Values:
         spans, repeated = [], []
         try:
             while at < end:
-                at, page_spans, page_repeated = _page(file, at, end, *levels)
+                at, page_spans, page_repeated = _page(read, at, end, *levels)
                 spans.append(page_spans)
                 repeated.append(page_repeated)
             self._spans = np.concatenate(spans)  # (N, 2) start, length; length -1: null
@@ -48,29 +50,26 @@ class Values:
         if len(self._spans) != chunk.num_values or len(self._first) != rows:
             raise NotPlain
 
-    def read(self, file: BinaryIO, row: int, position: int) -> bytes | None:
+    def read(self, read: Read, row: int, position: int) -> bytes | None:
         """One value; None if it is null. Raises EOFError if the file has become shorter."""
         start, length = (int(number) for number in self._spans[self._first[row] + position])
         if length < 0:
             return None
-        return _read(file, start, length)
+        return _whole(read, start, length)
 
 
-def _page(
-    file: BinaryIO, at: int, end: int, lists: int, deepest: int
-) -> tuple[int, NDArray[np.int64], NDArray[np.uint8]]:
+def _page(read: Read, at: int, end: int, lists: int, deepest: int) -> tuple[int, NDArray[np.int64], NDArray[np.uint8]]:
     """Where the next page starts; spans (n, 2) and repetition levels (n,) of the page at `at`."""
-    file.seek(at)
-    header, size = _struct(file.read(min(_HEADER_BYTES, end - at)), 0)
+    header, size = _struct(read(at, min(_HEADER_BYTES, end - at)), 0)
     if header[1] != _DATA_PAGE or header[5][2] != _PLAIN:
         raise ValueError("not a plain data page")
     count, at = header[5][1], at + size
     stop = at + header[3]
-    repeated, at = _levels(file, at, count, lists)
-    defined, at = _levels(file, at, count, deepest)
+    repeated, at = _levels(read, at, count, lists)
+    defined, at = _levels(read, at, count, deepest)
     spans = np.full((count, 2), -1, np.int64)
     for entry in np.flatnonzero(defined == deepest):
-        length = int.from_bytes(_read(file, at, 4), "little")
+        length = int.from_bytes(_whole(read, at, 4), "little")
         spans[entry] = at + 4, length
         at += 4 + length
     if at != stop or stop > end:
@@ -78,14 +77,14 @@ def _page(
     return stop, spans, repeated
 
 
-def _levels(file: BinaryIO, at: int, count: int, highest: int) -> tuple[NDArray[np.uint8], int]:
+def _levels(read: Read, at: int, count: int, highest: int) -> tuple[NDArray[np.uint8], int]:
     """`count` levels of 0..highest (runs and bit-packed groups, behind their size), and where they end."""
     if highest == 0:  # not written
         return np.zeros(count, np.uint8), at
-    size = int.from_bytes(_read(file, at, 4), "little")
+    size = int.from_bytes(_whole(read, at, 4), "little")
     if size > 8 * count + 8:
         raise ValueError("levels are larger than they can be")
-    data, width = _read(file, at + 4, size), highest.bit_length()
+    data, width = _whole(read, at + 4, size), highest.bit_length()
     levels = np.empty(count, np.uint8)
     done = position = 0
     while done < count:
@@ -145,9 +144,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _read(file: BinaryIO, at: int, size: int) -> bytes:
-    file.seek(at)
-    data = file.read(size)
+def _whole(read: Read, at: int, size: int) -> bytes:
+    data = read(at, size)
     if len(data) < size:
         raise EOFError
     return data

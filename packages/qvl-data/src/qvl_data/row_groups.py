@@ -7,12 +7,15 @@ is then put together from a few list look-ups. pyarrow's own way, slicing a tabl
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from qvl_core.errors import BadInput
 
 from .pages import NotPlain, Values
+from .reader import OPEN, Reader
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,10 +24,6 @@ T = TypeVar("T")
 At = Callable[[int], Any]
 """The value at a position."""
 
-TEXT_CACHE_BYTES = 128 * 1024 * 1024
-"""Values other than bytes that a reader keeps."""
-PICTURE_CACHE_BYTES = 128 * 1024 * 1024
-"""Bytes that a reader keeps, of columns in which they cannot be read one by one."""
 _VALUE_BYTES = 60  # what a Python value takes beside its text
 
 
@@ -45,6 +44,41 @@ class Leaf(NamedTuple):
     listed: bool
 
 
+class _Cache(Generic[T]):
+    """Things up to a total size; the one used longest ago goes first."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._things: OrderedDict[Any, tuple[T, int]] = OrderedDict()
+        self._held = 0
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    def get(self, key: Any) -> T | None:
+        with self._lock:
+            if (found := self._things.get(key)) is None:
+                return None
+            self._things.move_to_end(key)
+            return found[0]
+
+    def put(self, key: Any, thing: T, size: int) -> T:
+        with self._lock:
+            self._held += size - self._things.pop(key, (thing, 0))[1]
+            self._things[key] = thing, size
+            while len(self._things) > 1 and self._held > self.size:
+                self._held -= self._things.popitem(last=False)[1][1]
+        return thing
+
+
+# What is kept of all files that a process reads: it may be a thousand shards.
+TEXTS = _Cache[dict[str, At]](128 << 20)
+"""Values other than bytes."""
+PICTURES = _Cache[At](128 << 20)
+"""Bytes of columns in which they cannot be read one by one."""
+
+
 class RowGroups:
     """A Parquet file as rows. Picklable; the file is opened again. Raises BadInput for what is wrong with it.
 
@@ -53,7 +87,8 @@ class RowGroups:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._forget()
+        self._reader = Reader(path)
+        self._values: dict[tuple[int, str], Values | None] = {}  # None: not plain
         file = self._parquet()
         self.schema = (file.metadata.metadata or {}).get(b"qvl.schema", b"").decode(errors="replace")
         self.leaves = [file.schema.column(i).path for i in range(len(file.schema))]
@@ -72,10 +107,10 @@ class RowGroups:
     def row(self, index: int) -> dict[str, Any]:
         """A row without its bytes: the field is left out of a struct, and the column out of the row."""
         group, row = self._find(index)
-        if (columns := self._texts.get(group)) is None:
+        if (columns := TEXTS.get((self, group))) is None:
             paths = [path for path in self.leaves if path not in self.bytes_leaves]
             table = self._read(group, paths)
-            columns = self._texts.put(group, self._values_at(table, group), _size(table))
+            columns = TEXTS.put((self, group), self._values_at(table, group), _size(table))
         return {name: at(row) for name, at in columns.items()}
 
     def value(self, index: int, leaf: Leaf, position: int = 0) -> bytes | None:
@@ -83,12 +118,12 @@ class RowGroups:
         group, row = self._find(index)
         if (values := self._plain(group, leaf)) is not None:
             try:
-                return values.read(self._raw(), row, position)
+                return values.read(self._reader.read, row, position)
             except EOFError:
                 raise BadInput(f"{self.path}: became shorter while it was read; start again.") from None
-        if (at := self._pictures.get((group, leaf.path))) is None:
+        if (at := PICTURES.get((self, group, leaf.path))) is None:
             column = self._read(group, [leaf.path])[leaf.column]
-            at = self._pictures.put((group, leaf.path), _at(column), column.nbytes)
+            at = PICTURES.put((self, group, leaf.path), _at(column), column.nbytes)
         value = at(row)
         if leaf.listed:
             value = value[position]
@@ -106,19 +141,7 @@ class RowGroups:
                 entry[leaf.field] = self.value(index, leaf, position)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("path", "schema", "leaves", "columns", "bytes_leaves", "_starts")
-        return {name: self.__dict__[name] for name in kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._file: Any = None
-        self._bytes: BinaryIO | None = None
-        self._texts = _Cache[dict[str, At]](TEXT_CACHE_BYTES)
-        self._pictures = _Cache[At](PICTURE_CACHE_BYTES)
-        self._values: dict[tuple[int, str], Values | None] = {}  # None: not plain
+        return {**self.__dict__, "_values": {}}
 
     def _find(self, index: int) -> tuple[int, int]:
         """Row group, and row in it."""
@@ -131,26 +154,18 @@ class RowGroups:
             found = self._parquet().metadata.row_group(group)
             column = self._parquet().schema.column(leaf.number)
             try:
-                self._values[key] = Values(self._raw(), found.num_rows, found.column(leaf.number), column)
+                self._values[key] = Values(self._reader.read, found.num_rows, found.column(leaf.number), column)
             except NotPlain:
                 self._values[key] = None
         return self._values[key]
 
-    def _raw(self) -> BinaryIO:
-        if self._bytes is None:
-            self._bytes = self.path.open("rb", buffering=0)
-        return self._bytes
-
     def _parquet(self) -> Any:
-        if self._file is None:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
+        import pyarrow as pa
 
-            try:
-                self._file = pq.ParquetFile(self.path)
-            except (pa.ArrowException, OSError) as error:
-                raise BadInput(f"{self.path}: not a readable Parquet file ({first_line(error)}).") from None
-        return self._file
+        try:
+            return _opened(self)
+        except (pa.ArrowException, OSError) as error:
+            raise BadInput(f"{self.path}: not a readable Parquet file ({first_line(error)}).") from None
 
     def _values_at(self, table: "pa.Table", group: int) -> dict[str, At]:
         try:
@@ -167,29 +182,12 @@ class RowGroups:
             raise BadInput(f"{self.path}: damaged row group {group} ({first_line(error)}).") from None
 
 
-class _Cache(Generic[T]):
-    """Things up to a total size; the one used longest ago goes first."""
+@lru_cache(maxsize=OPEN)
+def _opened(groups: RowGroups) -> Any:
+    """pyarrow's reader of a file, which holds it open, and its footer."""
+    import pyarrow.parquet as pq
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._things: OrderedDict[Any, tuple[T, int]] = OrderedDict()
-        self._held = 0
-
-    def __len__(self) -> int:
-        return len(self._things)
-
-    def get(self, key: Any) -> T | None:
-        if (found := self._things.get(key)) is None:
-            return None
-        self._things.move_to_end(key)
-        return found[0]
-
-    def put(self, key: Any, thing: T, size: int) -> T:
-        self._things[key] = thing, size
-        self._held += size
-        while len(self._things) > 1 and self._held > self._size:
-            self._held -= self._things.popitem(last=False)[1][1]
-        return thing
+    return pq.ParquetFile(groups.path)
 
 
 def _bytes_leaves(file: Any) -> list[Leaf]:

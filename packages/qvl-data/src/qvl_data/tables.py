@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from qvl_core.errors import BadInput
 
 from .errors import BadSample
+from .reader import Reader
 from .row_groups import RowGroups, first_line
 from .spans import MAX_BYTES, Spans
 
@@ -24,7 +25,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class TextRows:
-    """The rows of a CSV (RFC 4180) or TSV file in UTF-8, whose first line names the columns. Reopened after pickling.
+    """The rows of a CSV (RFC 4180) or TSV file in UTF-8, whose first line names the columns. Picklable.
 
     A row may go over several lines in quotes; its place is its first line. Raises BadInput if the columns are not
     named, or one twice; a row with too few or too many cells, an unclosed quote or bytes that are no UTF-8 is a
@@ -41,7 +42,7 @@ class TextRows:
             self._spans = Spans()
             for span in _records(file, self._delimiter):
                 self._spans.append(*span)
-        self._file: BinaryIO | None = None
+        self._reader = Reader(path)
         if not len(self._spans):
             raise BadInput(f"{path}: the file is empty; its first line should name the columns.")
         try:
@@ -68,9 +69,6 @@ class TextRows:
     def place(self, index: int) -> str:
         return self._line(index + 1)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
-
     def _line(self, record: int) -> str:
         return f"{self.path}:{self._spans[record][2]}"
 
@@ -79,11 +77,8 @@ class TextRows:
         if length > MAX_BYTES:
             problem = f"a row longer than {MAX_BYTES >> 20} MiB; close its quotes, and keep pictures in files"
             raise BadSample("table", problem, self._line(record))
-        if self._file is None:
-            self._file = self.path.open("rb")
-        self._file.seek(start)
         try:
-            lines = self._file.read(length).decode().split("\n")
+            lines = self._reader.read(start, length).decode().split("\n")
             return next(_reader((f"{line}\n" for line in lines), self._delimiter))
         except UnicodeDecodeError as error:
             problem = f"invalid UTF-8 at byte {error.start + 1} of the row; save the file as UTF-8"

@@ -12,12 +12,13 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from qvl_core.errors import BadInput
 
 from .errors import BadSample
 from .json_lines import parse
+from .reader import Reader
 from .sample import Sample
 from .spans import MAX_BYTES
 from .tar_index import load
@@ -43,7 +44,7 @@ class Rows:
         self.path = path
         self._index = load(path)
         self.format: str | None = self._index.format
-        self._file: BinaryIO | None = None
+        self._reader = Reader(path)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -61,7 +62,7 @@ class Rows:
         return f"{self.path}:{self._index.key(index)}{number}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_index": self._index if self._index.in_memory else None, "_file": None}
+        return {**self.__dict__, "_index": self._index if self._index.in_memory else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -91,12 +92,7 @@ class Rows:
         return row
 
     def _read(self, start: int, size: int) -> bytes:
-        if self._file is None:
-            self._file = self.path.open("rb", buffering=0)
-        self._file.seek(start)
-        content = self._file.read(size)
-        while len(content) < size and (more := self._file.read(size - len(content))):
-            content += more
+        content = self._reader.read(start, size)
         if len(content) < size:
             raise BadInput(f"{self.path}: became shorter while it was read; start again.")
         return content

@@ -1,4 +1,4 @@
-"""Writing samples into one file, whose suffix says what it becomes: Parquet, tar, or JSONL.
+"""Writing samples into one file, whose suffix says what it becomes: Parquet, tar, JSONL, or one COCO file (.json).
 
     with open_writer(Path("train.parquet")) as out:
         for sample in dataset:
@@ -48,6 +48,12 @@ def open_writer(file: Path, format: str = "qvl", columns: Mapping[str, str] | No
                 yield lines
                 lines.end_group()
             return
+        if file.suffix == ".json":
+            from .coco_writer import Writer as Coco
+
+            with Coco(part, file) as coco:
+                yield _Beside(coco, file.parent)
+            return
         from . import parquet, tar
 
         with (parquet.Writer if file.suffix == ".parquet" else tar.Writer)(part) as writer:
@@ -66,6 +72,8 @@ def write(samples: Iterable[Sample], file: Path, format: str = "qvl") -> int:
 
 def check_target(file: Path, format: str = "qvl") -> None:
     """Raise BadInput unless samples of `format` can be written to a file of this name."""
+    if file.suffix == ".json" and format == "coco":
+        return
     if file.suffix not in SUFFIXES:
         raise BadInput(f"{file}: unknown kind of file; write {', '.join(SUFFIXES)}.")
     if file.suffix != ".jsonl" and format != "qvl":
@@ -110,6 +118,16 @@ def _line(row: Any) -> bytes:
         return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise BadSample("not_expressible", f"a line of JSON cannot hold this row ({error}); keep it as qvl") from None
+
+
+class _Beside:
+    """Pictures are laid into `folder`."""
+
+    def __init__(self, writer: Writer, folder: Path) -> None:
+        self._writer, self._folder = writer, folder
+
+    def write(self, sample: Sample) -> None:
+        self._writer.write(beside(sample, self._folder))
 
 
 class _Embedding:
