@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qvl_core.errors import BadInput
-from qvl_data.coco_rows import Rows, is_coco, write_coco
+from qvl_data.coco_rows import Rows, is_coco
+from qvl_data.coco_writer import write_coco
+from qvl_data.convert import convert
 from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
 from qvl_data.formats import coco, get_format, recognise
@@ -320,6 +322,34 @@ def test_other_samples_are_written_with_numbers(tmp_path):
     with pytest.raises(BadSample, match="coco cannot say points and regions without a label"):
         COCO.write(read_sample({**data, "regions": [{"media": 0, "kind": "point", "xy": [1, 2]}]}))
     assert not (tmp_path / ".out.json.part").exists()
+
+
+def test_convert_goes_there_and_back(tmp_path):
+    file, data = coco_file(tmp_path)
+    del data["images"][2]
+    file.write_text(json.dumps(data), "utf-8")
+    convert(file, tmp_path / "kept.parquet", media_root=tmp_path / "photos")
+    convert(tmp_path / "kept.parquet", tmp_path / "back" / "instances.json", "coco")
+    assert by_id(json.loads((tmp_path / "back" / "instances.json").read_text("utf-8"))) == by_id(data)
+    again = Dataset(tmp_path / "back" / "instances.json")  # its pictures lie beside it
+    assert again[1].opener.open(again[1].media[0]).size == (30, 40)
+    with pytest.raises(BadInput, match=r"unknown kind of file"):
+        convert(tmp_path / "kept.parquet", tmp_path / "back" / "openai.json", "openai")
+
+
+def test_an_empty_file_and_doubled_ids(tmp_path):
+    assert write_coco([], tmp_path / "none.json") == 0
+    empty = {"images": [], "annotations": [], "categories": []}
+    assert json.loads((tmp_path / "none.json").read_text("utf-8")) == empty
+    sample = asked(row_of([1, 1, 2, 2]))
+    with pytest.raises(BadInput, match=r"twice\.json: two pictures with the id 7"):
+        write_coco([sample, sample], tmp_path / "twice.json")
+    other = row_of([1, 1, 2, 2], id=8) | {"categories": [{"id": 17, "name": "dog"}]}
+    with pytest.raises(BadInput, match="two categories with the id 17"):
+        write_coco([sample, asked(other)], tmp_path / "twice.json")
+    with pytest.raises(BadInput, match="two annotations with the id 0"):
+        write_coco([sample, asked(row_of([1, 1, 2, 2], id=8))], tmp_path / "twice.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["none.json"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1 << 20])

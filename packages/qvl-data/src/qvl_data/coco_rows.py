@@ -6,26 +6,18 @@ are asked for. A row is one picture with its annotations (in their order) and th
     {"image": {...}, "annotations": [...], "categories": [...], "license": {...}, "dataset": {...}}
 
 `license` is there if the picture names one of the file's `licenses`. `dataset` is in the first row only and holds the
-file's other parts, all categories among them, so that `write_coco` can write all that was read.
+file's other parts, all categories among them, so that `coco_writer` can write all that was read.
 """
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator
-from itertools import count
+from collections.abc import Iterator
 from pathlib import Path
-from shutil import copyfileobj
-from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from qvl_core.errors import BadInput
 
-from .errors import placed
-from .formats import get_format
-from .formats.coco import is_numbered
-from .job import complete
 from .json_lines import parse
-from .sample import Sample
 from .spans import MAX_BYTES
 
 _PIECE = 1 << 20
@@ -116,105 +108,6 @@ class Rows:
         if part == "categories" and len(found) < len(entries):
             raise BadInput(f'{self.path}: each of the "categories" needs an id of its own.')
         return found
-
-
-def write_coco(samples: Iterable[Sample], file: Path) -> int:
-    """Write samples with boxes to one COCO file; returns the number of pictures.
-
-    What was read from COCO files comes back: the same parts, pictures, categories and annotations by their ids, the
-    annotations of a picture together. Other samples get numbers from 1. Raises BadInput, and BadSample for what COCO
-    cannot say.
-    """
-    form = get_format("coco")
-    known = _Known()
-    with complete(file) as part, part.open("wb") as out, TemporaryFile() as annotations:
-        out.write(b'{"images": [')
-        for number, sample in enumerate(samples, 1):
-            with placed(sample):
-                row = form.write(sample)
-            if not is_numbered(sample):
-                row = _unnumbered(row)
-            image = known.image(row, file)
-            out.write(b"," * (number > 1) + _line(image))
-            for annotation in row["annotations"]:
-                written = known.annotation(annotation, image, file)
-                annotations.write(b"," * (known.annotations > 1) + _line(written))
-        out.write(b'\n],\n"annotations": [')
-        annotations.seek(0)
-        copyfileobj(annotations, out)
-        out.write(b"\n]")
-        for name, value in (known.head | {"categories": list(known.categories.values())}).items():
-            out.write(b",\n" + _dumps(name) + b": " + _dumps(value))
-        out.write(b"}\n")
-    return len(known.images)
-
-
-class _Known:
-    """What a COCO file holds so far."""
-
-    def __init__(self) -> None:
-        self.head: dict[str, Any] = {}
-        self.images: set[Any] = set()
-        self.annotations = 0
-        self.ids: set[Any] = set()  # of the annotations
-        self.categories: dict[Any, Any] = {}  # by id
-        self.names: dict[str, Any] = {}  # their ids by name
-
-    def image(self, row: dict[str, Any], file: Path) -> dict[str, Any]:
-        """The image of a row, with its id."""
-        head = dict(row.get("dataset", {}))
-        for category in (*head.pop("categories", ()), *row["categories"]):
-            self.category(category, file)
-        self.head |= head
-        image: dict[str, Any] = {"id": len(self.images) + 1, **row["image"]}
-        if image["id"] in self.images:
-            raise BadInput(
-                f"{file}: two pictures with the id {image['id']!r}; write data sets into files of their own."
-            )
-        self.images.add(image["id"])
-        return image
-
-    def category(self, category: dict[str, Any], file: Path) -> Any:
-        """Note a category; its id, which is the one of that name if it brings none."""
-        name, identity = str(category.get("name")), category.get("id")
-        if identity is None:
-            identity = self.names.get(name) or next(n for n in count(1) if n not in self.categories)
-            category = self.categories.get(identity) or {"id": identity, **category}
-        if self.categories.setdefault(identity, category) != category:
-            raise BadInput(f"{file}: two categories with the id {identity!r}; write data sets into files of their own.")
-        self.names.setdefault(name, identity)
-        return identity
-
-    def annotation(self, annotation: dict[str, Any], image: dict[str, Any], file: Path) -> dict[str, Any]:
-        """An annotation with its ids; one without a category's id names the category."""
-        self.annotations += 1
-        written = {"id": self.annotations, "image_id": image["id"], **annotation}
-        if "category_id" not in written:
-            written["category_id"] = self.names[written.pop("category")]
-        if written["id"] in self.ids:
-            raise BadInput(f"{file}: two annotations with the id {written['id']!r}; give each its own.")
-        self.ids.add(written["id"])
-        return written
-
-
-def _unnumbered(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose ids count only in the row: without them, its annotations naming their categories."""
-    names = {category["id"]: category["name"] for category in row["categories"]}
-    image = {key: value for key, value in row["image"].items() if key != "id"}
-    annotations = [
-        {key: value for key, value in annotation.items() if key not in ("id", "image_id", "category_id")}
-        | {"category": names[annotation["category_id"]]}
-        for annotation in row["annotations"]
-    ]
-    return {"image": image, "annotations": annotations, "categories": [{"name": name} for name in names.values()]}
-
-
-def _dumps(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-
-
-def _line(value: Any) -> bytes:
-    return b"\n" + _dumps(value)
 
 
 class _Spans:

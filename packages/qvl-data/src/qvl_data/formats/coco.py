@@ -4,7 +4,7 @@
      "annotations": [{"id": 1, "image_id": 7, "category_id": 17, "bbox": [10, 20, 100, 50], "iscrowd": 0, ...}],
      "categories": [{"id": 17, "name": "cat"}]}
 
-`coco_rows` makes such rows from a COCO file and `write_coco` one file of them. Each picture becomes one question that
+`coco_rows` makes such rows from a COCO file and `coco_writer` one file of them. Each picture becomes one question that
 names the categories to find (one of TEMPLATES, chosen by the picture's id and `seed`) and an answer with their boxes.
 
 - Boxes are `regions` of kind `box` (x1, y1, x2, y2), polygons of kind `polygon`, cut at the border; run lengths (RLE)
@@ -30,7 +30,7 @@ from .. import grounding
 from ..errors import BadSample
 from ..media import media_name, stored_size
 from ..order import mix
-from ..sample import Media, Message, Part, Region, Sample
+from ..sample import Message, Part, Region, Sample
 from . import register
 from .columns import Columns
 from .common import build, media_at, not_expressible, source_of, unpack_extra
@@ -146,7 +146,7 @@ class Coco:
             raise not_expressible("coco", "anything but the regions of one picture", sample)
         if not is_numbered(sample):
             return _from_regions(sample)
-        image = {**layout["image"], "file_name": _file_name(sample.media[0])}
+        image = {**layout["image"], "file_name": _file_name(sample)}
         frame = (layout.get("turn", 1), image["width"], image["height"])
         names = {category["id"]: category["name"] for category in layout["categories"]}
         annotations = [self._annotation(sample, hint, frame, names) for hint in layout["annotations"]]
@@ -269,7 +269,7 @@ def _from_regions(sample: Sample) -> dict[str, Any]:
         annotation |= {"segmentation": [list(region.xy)]} if region.kind == "polygon" else {}
         annotations.append(annotation | ({"score": region.score} if region.score is not None else {}))
     return {
-        "image": {"id": sample.id, "file_name": _file_name(media), "width": width, "height": height},
+        "image": {"id": sample.id, "file_name": _file_name(sample), "width": width, "height": height},
         "annotations": annotations,
         "categories": [{"id": number, "name": label} for number, label in enumerate(labels, 1)],
     }
@@ -300,8 +300,13 @@ def _moved(xy: tuple[float, ...], read: tuple[float, ...]) -> bool:
     return len(xy) != len(read) or any(abs(a - b) > _SAME for a, b in zip(xy, read, strict=True))
 
 
-def _file_name(media: Media) -> str:
-    return (media.origin or "") if media.bytes is not None else source_of(media)
+def _file_name(sample: Sample) -> str:
+    """What the picture's file is, or was, called."""
+    media = sample.media[0]
+    name = media.origin if media.bytes is not None else source_of(media)
+    if not name:
+        raise not_expressible("coco", "a picture without a file name", sample)
+    return name
 
 
 def _objects(value: Any) -> bool:
