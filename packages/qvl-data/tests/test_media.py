@@ -150,6 +150,19 @@ def test_other_colours():
             open_image(embedded(file_of(Image.new(mode, (4, 4)), "TIFF")))
 
 
+def test_colours_that_cannot_be_told_are_refused():
+    with pytest.raises(BadSample, match=r"holds colours \(mode LAB\) that are not read; convert it to RGB") as error:
+        open_image(embedded(file_of(Image.new("LAB", (8, 8)), "TIFF")))
+    assert error.value.reason == "image_format"
+
+
+def test_a_damaged_exif_block_says_nothing():
+    row = b"\0" + bytes(6)
+    for block in (b"", b"MM", b"garbage " * 4, b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 9):
+        media = embedded(png(2, 1, 8, 2, row, chunk(b"eXIf", block)))
+        assert open_image(media).size == image_size(media) == (2, 1)
+
+
 def test_colour_profiles_are_not_applied():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     content = file_of(Image.new("RGB", (8, 8), (10, 200, 30)), icc_profile=profile)

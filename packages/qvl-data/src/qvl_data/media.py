@@ -29,27 +29,18 @@ from .errors import BadSample
 from .jpeg import quick_size
 from .jpeg_pixels import quick_picture
 from .limits import DEFAULTS, Limits
+from .pixels import orientation, rgb, upright
 from .sample import Media
+from .sniff import FORMATS, sniff
 
 if TYPE_CHECKING:
     from .augment import Augmentation
     from .video import Header
 
 MAX_PIXELS = DEFAULTS.pixels
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 WHITE = (255, 255, 255)
 
 _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*;base64,", re.ASCII)
-_ORIENTATION = 0x0112  # EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -121,14 +112,13 @@ def open_image(
         if (plain := quick_picture(file, limits)) is not None:
             return plain
         picture = _header(file, name, limits)
-        turn = _orientation(picture, file)
+        turn = orientation(picture, file)
         try:
             picture.load()
         except Exception as error:  # decoders raise whatever the damage leads them to
             problem = f"truncated or damaged picture ({_first_line(error)}); replace the file"
             raise BadSample("image_truncated", problem, name) from None
-        rgb = _rgb(picture, name, background)
-    return rgb.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else rgb
+        return upright(rgb(picture, name, background), turn)
 
 
 def image_size(
@@ -150,7 +140,7 @@ def stored_size(
             _check_size(width, height, limits, name)
         else:
             picture = _header(file, name, limits)
-            (width, height), turn = picture.size, _orientation(picture, file)
+            (width, height), turn = picture.size, orientation(picture, file)
     return width, height, turn
 
 
@@ -302,7 +292,7 @@ def _header(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
         problem = f"is far over the limit of {limits.pixels / 1e6:g} megapixels; resize it"
         raise BadSample("image_too_large", problem, name) from None
     except UnidentifiedImageError:
-        raise BadSample("image_format", _sniff(file), name) from None
+        raise BadSample("image_format", sniff(file), name) from None
     except Exception as error:  # a damaged header
         problem = f"truncated or damaged picture ({_first_line(error)}); replace the file"
         raise BadSample("image_truncated", problem, name) from None
@@ -328,92 +318,6 @@ def _count(picture: Image.Image) -> int:
         return 1 if picture.format in ("JPEG", "MPO") else int(getattr(picture, "n_frames", 1))
     except Exception:  # damage behind the first frame, which alone is shown
         return 1
-
-
-_FOREIGN = {
-    b"avif": "an AVIF picture",
-    b"avis": "an AVIF animation",
-    b"heic": "a HEIC picture",
-    b"heix": "a HEIC picture",
-    b"hevc": "a HEIC animation",
-    b"mif1": "a HEIF picture",
-    b"msf1": "a HEIF animation",
-}
-_STARTS = {
-    b"\0\0\0\x0cjxl ": "a JPEG XL picture",
-    b"\xff\x0a": "a JPEG XL picture",
-    b"\0\0\0\x0cjp  ": "a JPEG 2000 picture",
-    b"%pdf": "a PDF document",
-    b"8bps": "a Photoshop file",
-    b"pk\3\4": "a ZIP archive",
-}
-
-
-def _sniff(file: BinaryIO) -> str:
-    """What a file that is no known picture may be, and what to do about it."""
-    file.seek(0)
-    head = file.read(256)
-    if not head:
-        return "the file is empty; replace it"
-    if head[4:8] == b"ftyp":
-        brands = [head[8:12], *(head[i : i + 4] for i in range(16, min(int.from_bytes(head[:4], "big"), 64), 4))]
-        kind = next((_FOREIGN[brand] for brand in brands if brand in _FOREIGN), "a video")
-        return f"is {kind}, which is not read as a picture; convert it to JPEG, PNG or WebP"
-    lower = head.lower()
-    for start, what in _STARTS.items():
-        if lower.startswith(start):
-            return f"is {what}, which is not read; convert it to JPEG, PNG or WebP"
-    lower = lower.lstrip()
-    for start, what in ((b"<svg", "an SVG drawing"), (b"<!doctype html", "a web page"), (b"<html", "a web page")):
-        if lower.startswith(start) or (start == b"<svg" and b"<svg" in lower):
-            return f"is {what}, not a picture; replace it"
-    return f"is no picture in a known format ({', '.join(FORMATS)}); convert it"
-
-
-def _orientation(picture: Image.Image, file: BinaryIO) -> int:
-    """EXIF orientation, 1..8, without decoding pixels."""
-    if picture.format == "TIFF":
-        return 1  # Pillow turns TIFF pictures itself
-    if picture.format == "PNG" and "exif" not in picture.info:
-        exif = Image.Exif()
-        if chunk := _png_chunk(file, b"eXIf"):
-            exif.load(chunk)
-    else:
-        exif = picture.getexif()
-    turn = exif.get(_ORIENTATION, 1)
-    return turn if turn in _UPRIGHT else 1
-
-
-def _png_chunk(file: BinaryIO, name: bytes) -> bytes | None:
-    """A chunk that may stand after the pixels, found by walking over chunk headers."""
-    back = file.tell()
-    file.seek(8)
-    try:
-        while len(head := file.read(8)) == 8:
-            size = int.from_bytes(head[:4], "big")
-            if head[4:] == name:
-                return file.read(size)
-            file.seek(size + 4, io.SEEK_CUR)
-        return None
-    finally:
-        file.seek(back)
-
-
-def _rgb(picture: Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.uint32)
-        grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        if (clear := picture.info.get("transparency")) is None:
-            return grey.convert("RGB")
-        mask = Image.fromarray((values != clear).astype(np.uint8) * 255)
-        return Image.composite(grey.convert("RGB"), Image.new("RGB", picture.size, background), mask)
-    if picture.mode in ("I", "F"):
-        problem = f"holds 32-bit values (mode {picture.mode}) whose range is unknown; convert it to 8 or 16 bits"
-        raise BadSample("image_format", problem, name)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB")
-    return picture.convert("RGB")
 
 
 def _first_line(error: Exception) -> str:

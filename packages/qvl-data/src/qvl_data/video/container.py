@@ -52,7 +52,7 @@ def opened(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
         raise
     except MemoryError:
         raise BadSample("video_too_large", "asks for more memory than there is; replace the file", name) from None
-    except (av.FFmpegError, OSError, ValueError, OverflowError, RuntimeError) as error:
+    except Exception as error:  # on damage PyAV raises errors of many kinds, an IndexError among them
         problem = f"truncated or damaged video ({_first_line(error)}); replace the file"
         raise BadSample("video_truncated", problem, name) from None
     finally:
