@@ -97,7 +97,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure[0], Path(arguments.measure[1]))))
         return
 
-    count, repeats = (500, 1) if arguments.quick else (10_000, 3)
+    count, repeats = (500, 1) if arguments.quick else (4000, 3)
     pairs = [(container, verb) for container in FILES for verb in VERBS]
     runs: dict[tuple[str, str], list[dict[str, float]]] = {pair: [] for pair in pairs}
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ SPECIAL = re.compile(
 )
 """The special tokens of Qwen3-VL's tokenizer."""
 _TAG = re.compile(r"<(?:image|video)>")
-_TAGGED = ("qwenvl", "llava", "sharegpt")  # formats in which a tag that stays text was escaped on purpose
+_TAGGED = ("alpaca", "flat", "llava", "qwenvl", "sharegpt")  # formats in which a tag that stays text was escaped on purpose
 _LOST = "\ufffd"
 
 
