@@ -151,7 +151,9 @@ def test_the_command(source, tmp_path, capsys):
     out = tmp_path / "clean.parquet"
     assert app.run(["view", str(source), "5"]) == 0
     assert "user: [image embedded image 96 x 64]猫 Katze" in capsys.readouterr().out
-    Marks(source.parent / ".marks/train.jsonl").set(Mark(4, "broken", "reject"))
+    marks = Marks(source.parent / ".marks/train.jsonl")
+    marks.set(Mark(4, "broken", "reject"))
+    marks.set(Mark(5, "五", "accept"))
     args = ["view", str(source), "--write-clean", str(out)]
     assert app.run(args) == 0
     assert "5 of 6 samples" in capsys.readouterr().out
@@ -159,7 +161,7 @@ def test_the_command(source, tmp_path, capsys):
     assert app.run([*args, "--only-accepted"]) == 2
     assert app.run(["view", str(source), "--only-accepted"]) == 2
     assert app.run(["view", str(source), "9", "--browser"]) == 2
-    Marks(source.parent / ".marks/train.jsonl").set(Mark(0, "zero", "reject"))
+    marks.set(Mark(0, "zero", "reject"))
     assert app.run(args) == 2
     shown = capsys.readouterr().err
     for words in (

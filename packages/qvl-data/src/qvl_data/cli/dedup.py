@@ -79,7 +79,10 @@ def dedup(
         fresh=fresh,
     )
     removed = sum(done["removed"].values())
-    print(f"{source}: {done['samples']:,} samples, {removed:,} of them the same as one of {done['groups']:,} that stay")
+    same = (
+        f"{removed:,} of them the same as one of {done['groups']:,} that stay" if removed else "no two of them the same"
+    )
+    print(f"{source}: {done['samples']:,} samples, {same}")
     for name, count in done["removed"].items():
         print(f"  {name}: {count:,} {'would be ' if dry_run else ''}removed")
     if not dry_run:
