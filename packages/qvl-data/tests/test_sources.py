@@ -191,6 +191,17 @@ def test_locate_is_pure_and_survives_pickling(folder):
     assert drawn(mix, 3, [37]) == drawn(mixture(folder, ("a", {"weight": 0.3}), ("b", {})), 3, [37])
 
 
+def test_blocks_and_single_positions_are_the_same_order(folder):
+    mix = mixture(folder, ("a", {"weight": 0.3}), ("b", {"percent": 40}), ("c", {"percent": 150}))
+    alone = [mix._located(9, position) for position in range(3000)]
+    assert drawn(mix, 9, range(3000)) == alone  # the first of each block by itself, the others from it
+    assert mix.located(9, range(3000)) == alone
+    scattered = [position * 7919 % 3000 for position in range(3000)]
+    assert drawn(
+        mixture(folder, ("a", {"weight": 0.3}), ("b", {"percent": 40}), ("c", {"percent": 150})), 9, scattered
+    ) == [alone[position] for position in scattered]
+
+
 def test_items_are_every_sample_once_in_order(folder):
     mix = mixture(folder, ("b", {"weight": 3}), ("c", {"augment": {"shift": 2}}))
     items = list(mix.items())
