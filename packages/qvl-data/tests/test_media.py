@@ -150,10 +150,11 @@ def test_other_colours():
             open_image(embedded(file_of(Image.new(mode, (4, 4)), "TIFF")))
 
 
-def test_colours_that_cannot_be_told_are_refused():
-    with pytest.raises(BadSample, match=r"holds colours \(mode LAB\) that are not read; convert it to RGB") as error:
-        open_image(embedded(file_of(Image.new("LAB", (8, 8)), "TIFF")))
-    assert error.value.reason == "image_format"
+def test_lab_is_converted():
+    lab = Image.new("LAB", (8, 8), (136, 209, 196))  # sRGB red: L 53, a 81, b 68
+    red, green, blue = open_image(embedded(file_of(lab, "TIFF"))).getpixel((4, 4))
+    assert red > 245
+    assert max(green, blue) < 20
 
 
 def test_a_damaged_exif_block_says_nothing():

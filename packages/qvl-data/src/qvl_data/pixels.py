@@ -1,6 +1,7 @@
 """From a picture as it is stored to upright RGB with 8 bits."""
 
 import io
+import warnings
 from typing import BinaryIO
 
 import numpy as np
@@ -31,13 +32,15 @@ def orientation(picture: Image.Image, file: BinaryIO) -> int:
     if picture.format == "TIFF":
         return 1  # Pillow turns TIFF pictures itself
     try:
-        if picture.format == "PNG" and "exif" not in picture.info:
-            exif = Image.Exif()
-            if chunk := _png_chunk(file, b"eXIf"):
-                exif.load(chunk)
-        else:
-            exif = picture.getexif()
-        turn = exif.get(_ORIENTATION, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if picture.format == "PNG" and "exif" not in picture.info:
+                exif = Image.Exif()
+                if chunk := _png_chunk(file, b"eXIf"):
+                    exif.load(chunk)
+            else:
+                exif = picture.getexif()
+            turn = exif.get(_ORIENTATION, 1)
     except Exception:  # whatever the damage leads Pillow to; such a block says nothing
         return 1
     return turn if turn in _UPRIGHT else 1
