@@ -354,6 +354,27 @@ def test_a_broken_picture_is_named(tmp_path):
         dedup(tmp_path / "a.jsonl", tmp_path / "out")
 
 
+def test_data_is_never_written_over(source, tmp_path):
+    before = (source / "train.parquet").read_bytes()
+    for out, said in ((source, "holds something else"), (source / "clean", "lies inside the data")):
+        with pytest.raises(BadInput, match=said):
+            dedup(source, out)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInput, match="holds something else"):
+        dedup(source, tmp_path / "file")
+    assert (source / "train.parquet").read_bytes() == before
+    assert sorted(path.name for path in source.iterdir()) == ["test.parquet", "train.parquet"]
+
+
+def test_fresh_leaves_no_shard_of_an_earlier_run(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("qvl_data.shards.plan.__defaults__", (3,))
+    dedup(source, tmp_path / "out", split="train")
+    assert len(list((tmp_path / "out").glob("train-*-of-00002.parquet"))) == 2
+    dedup(source, tmp_path / "out", split="train", compare="pictures", perceptual=4, fresh=True)
+    assert [path.name for path in (tmp_path / "out").glob("train*")] == ["train.parquet"]
+    assert Dataset(tmp_path / "out", "train")[2].id == "in test"
+
+
 def test_several_processes_give_the_same(source, tmp_path, monkeypatch):
     dedup(source, tmp_path / "one", perceptual=4)
     dedup(source, tmp_path / "two", perceptual=4, workers=2)

@@ -136,6 +136,13 @@ def test_rejected_samples_are_left_out(source, tmp_path):
     assert [sample.id for sample in Dataset(tmp_path / "accepted.jsonl")] == ["clip"]
 
 
+def test_data_is_never_written_over(source, tmp_path):
+    before = source.read_bytes()
+    with pytest.raises(BadInput, match=r"train\.parquet: is already there; choose another name"):
+        write_clean(Dataset(source), Marks(tmp_path / "m.jsonl"), source, fresh=True)
+    assert source.read_bytes() == before
+
+
 def test_marks_of_other_data_are_refused(source, tmp_path):
     data, marks = Dataset(source), Marks(tmp_path / "m.jsonl")
     marks.set(Mark(1, "another", "reject"))

@@ -5,6 +5,7 @@
 The page is one HTML file that asks for nothing from outside. The same data always gives the same page.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from qvl_core.errors import BadInput
 from qvl_core.report import render
 
-from ..dedup.prints import Fingerprint, all_prints, same
+from ..dedup.prints import PRINTS, Fingerprint, all_prints, same
 from ..job import Job, beside, complete
 from ..stats import stats
 from ..validate import read_findings, validate
@@ -57,6 +58,7 @@ def audit(
     job = Job(beside(out), "audit", [source, *([model] if model else [])], options, fresh)
     if job.result is None:
         job.finish(_audit(job, source, out, split, reading, model, samples, workers, fresh), [out])
+    shutil.rmtree(job.home / PRINTS, ignore_errors=True)
     result: dict[str, Any] = job.result
     return result
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import numpy as np
 from qvl_core.errors import BadInput
 
 from ..dataset import Dataset, splits
+from ..job import NAME as JOURNAL
 from ..job import Job, complete
 from ..progress import track
 from ..shards import Shard, plan
@@ -84,7 +86,6 @@ def dedup(
     }  # fmt: skip
     if embeddings is not None and len(parts) > 1:
         raise BadInput("--embeddings belong to one file; name one --split, and leave --against away.")
-
     if similar is not None and (compare != "text" or perceptual is not None):
         raise BadInput("--similar compares texts alone; add --compare text, and leave --perceptual away.")
 
@@ -100,21 +101,23 @@ def dedup(
         with tempfile.TemporaryDirectory() as folder:
             home = Path(folder)
             return _summary(parts, decide(home, Job(home, "dedup"))[0])
+    _check_place(out, source)
     job = Job(out, "dedup", [source, *against, *([embeddings] if embeddings else [])], options, fresh)
     if job.result is None:
         summary = job.step("decide", lambda: _decided(parts, out, *decide(out, job)))
-        removed = _removed(out)
-        for part in parts:
-            if part.written:
-                gone = removed.get(part.name, set())
-                left = [index for index in range(len(part.data)) if index not in gone]
-                shards = plan(part.name, len(left), ".parquet")
-                for shard in track(shards, f"write {part.name}", len(shards)):
-                    job.step(f"write {shard.name}", partial(_write, part, shard, out, left))
+        files = [file for part in parts if part.written for file in _write(part, out, job)]
         shutil.rmtree(out / PRINTS, ignore_errors=True)
-        job.finish(summary)
+        job.finish(summary, [out / DUPLICATES, *files])
     result: dict[str, Any] = job.result
     return result
+
+
+def _check_place(out: Path, source: Path) -> None:
+    """Never write over data. Raises BadInput."""
+    if out.exists() and not (out / JOURNAL).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out}: holds something else already; choose a new folder.")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise BadInput(f"{out}: lies inside the data that is compared; choose a folder outside of {source}.")
 
 
 def _parts(
@@ -195,18 +198,28 @@ def _decided(parts: Sequence[Part], out: Path, kept: Ints, distance: Floats) -> 
     return _summary(parts, kept)
 
 
-def _removed(out: Path) -> dict[str, set[int]]:
-    """Indices by split, as duplicates.jsonl says."""
-    removed: dict[str, set[int]] = {}
+def _write(part: Part, out: Path, job: Job) -> list[Path]:
+    """Write what is left of a split, shard by shard; returns its files."""
+    gone = _removed(part, out)
+    left = [index for index in range(len(part.data)) if index not in gone]
+    shards = plan(part.name, len(left), ".parquet")
+    names = {shard.name for shard in shards}
+    for file in (out / f"{part.name}.parquet", *out.glob(f"{escape(part.name)}-*-of-*.parquet")):
+        if file.name not in names:  # of an earlier run that is done anew
+            file.unlink(missing_ok=True)
+    for shard in track(shards, f"write {part.name}", len(shards)):
+        job.step(f"write {shard.name}", partial(_write_shard, part.data, left, shard, out))
+    return [out / shard.name for shard in shards]
+
+
+def _removed(part: Part, out: Path) -> set[int]:
+    """Indices of what is removed from a split, as duplicates.jsonl says."""
     with (out / DUPLICATES).open(encoding="utf-8") as lines:
-        for line in lines:
-            for entry in json.loads(line)["removed"]:
-                removed.setdefault(entry["split"], set()).add(entry["index"])
-    return removed
+        removed = (entry for line in lines for entry in json.loads(line)["removed"])
+        return {entry["index"] for entry in removed if entry["split"] == part.name}
 
 
-def _write(part: Part, shard: Shard, out: Path, left: Sequence[int]) -> None:
-    """The samples `left`, of which the shard holds its share."""
+def _write_shard(data: Dataset, left: Sequence[int], shard: Shard, out: Path) -> None:
     with open_writer(out / shard.name) as writer:
         for place in shard.indices:
-            writer.write(part.data[left[place]])
+            writer.write(data[left[place]])

@@ -6,6 +6,7 @@ from pathlib import Path
 from qvl_core.errors import BadInput
 
 from ..dataset import Dataset
+from ..job import NAME as JOURNAL
 from ..job import Job, beside
 from ..progress import track
 from ..writers import check_target, open_writer
@@ -18,13 +19,15 @@ def write_clean(data: Dataset, marks: Marks, out: Path, only_accepted: bool = Fa
     Goes on after a kill; a finished one is left. Raises BadInput if the data is not what was marked.
     """
     check_target(out)
+    if out.exists() and not (beside(out) / JOURNAL).is_file():
+        raise BadInput(f"{out}: is already there; choose another name.")
     _check(data, marks)
     kept = _kept(data, marks, only_accepted)
     options = {"only_accepted": only_accepted}
     inputs = [*data.files, *([marks.file] if marks.file.is_file() else [])]
     job = Job(beside(out), "view --write-clean", inputs, options, fresh)
     if job.result is None:
-        job.finish(job.step("write", partial(_write, data, kept, out)))
+        job.finish(job.step("write", partial(_write, data, kept, out)), [out])
     count: int = job.result
     return count
 
