@@ -59,7 +59,14 @@ cell = st.one_of(
     st.just(PNG),
 )
 empty = st.sampled_from(
-    [{}, {"images": None}, {"images": []}, {"image": None, "images": None}, {"image": "", "videos": []}]
+    [
+        {},
+        {"images": None},
+        {"images": []},
+        {"image": None, "images": None},
+        {"image": "", "videos": []},
+        {"image": {"bytes": None, "path": None}},
+    ]
 )
 lost = st.sampled_from(
     [{}, {"loss": False}, {"loss": True}, {"weight": 0}, {"weight": 0.5, "name": "x"}, {"weight": None}]
@@ -676,6 +683,8 @@ def test_no_known_format():
         recognise({"question": 1, "answer": 2}, "d.jsonl:1")
     with pytest.raises(BadSample, match=r"no known format \(list\); .* or name one of alpaca"):
         recognise([], "d.jsonl:1")
+    with pytest.raises(BadSample, match=r'\(list\); put the list under "messages", or name'):
+        recognise([{"role": "user", "content": "x"}], "d.jsonl:1")
     with pytest.raises(BadSample, match=r'\(keys id, conversation\); rename "conversation" to "conversations"'):
         recognise({"id": 1, "conversation": []}, "d.jsonl:1")
 

@@ -101,7 +101,8 @@ def recognise(row: Any, place: str) -> Format:
         if (form := kind()).matches(row):
             return form
     if not isinstance(row, dict):
-        found, meant = type(row).__name__, None
+        turns = isinstance(row, list) and any(isinstance(turn, dict) and "role" in turn for turn in row[:1])
+        found, meant = type(row).__name__, '; put the list under "messages"' if turns else None
     else:
         found = f"keys {', '.join(map(str, islice(row, 100)))[:80]}"
         near = ((key, difflib.get_close_matches(str(key), _KEYS, 1, 0.8)) for key in islice(row, 100))

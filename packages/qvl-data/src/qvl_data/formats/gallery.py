@@ -37,12 +37,12 @@ class Gallery:
     def columns(self, row: dict[str, Any], key_of: dict[Kind, str]) -> tuple[set[str], dict[str, Any]]:
         """Read the columns of a row: the keys that are read, and what is needed for writing them back.
 
-        An empty column (null, an empty text or list) is none. Raises BadSample.
+        An empty column (null, an empty text or list, a picture without bytes and path) is none. Raises BadSample.
         """
         keys: set[str] = set()
         layout: dict[str, Any] = {}
         for kind in KINDS:
-            filled = [key for key in (kind, f"{kind}s") if not _is_empty(row.get(key))]
+            filled = [key for key in (kind, f"{kind}s") if not is_empty(row.get(key))]
             if not filled:
                 continue
             if len(filled) == 2:
@@ -166,8 +166,9 @@ def written(sample: Sample, index: int, hint: Any, embedded: str | None) -> Any:
     raise Embedded
 
 
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (str, list)) and not value)
+def is_empty(value: Any) -> bool:
+    """Whether a column holds nothing: null, an empty text or list, or a picture without bytes and path."""
+    return value is None or (isinstance(value, (str, list)) and not value) or value == {"bytes": None, "path": None}
 
 
 def _encoded(picture: Any, place: str, where: str) -> bytes:

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from ..errors import BadSample
 from ..sample import Media, Message, Part, Region, Role, Sample, Video, sentence
 from .common import build, not_expressible, unpack_extra, write_id
-from .gallery import Embedded, Gallery, below, clip_of, cut_keys, without_cut, written
+from .gallery import Embedded, Gallery, below, clip_of, cut_keys, is_empty, without_cut, written
 from .objects import ground, unground
 from .tags import KINDS, Kind, join, split
 from .tools import calls_text, said_call, think_text, tools_text
@@ -39,13 +39,9 @@ ROLES: dict[str, Role] = {
 }
 _CALLS = ("function_call", "tool_call")
 _COLUMNS = ("image", "images", "video", "videos")
-_UNREAD = {
-    "functions": 'rename it to "tools"',
-    "reasoning": 'rename it to "reasoning_content"',
-    "thinking": 'rename it to "reasoning_content"',
-    "audio": "sound is not supported",
-    "audios": "sound is not supported",
-}
+_SOUND = dict.fromkeys(("audio", "audios"), "sound is not supported")
+_UNREAD_IN_ROWS = {"functions": 'rename it to "tools"', **_SOUND}
+_UNREAD_IN_TURNS = dict.fromkeys(("reasoning", "thinking"), 'rename it to "reasoning_content"') | _SOUND
 # type of a part -> what it becomes, and the keys under which its value may stand
 _PARTS: dict[str, tuple[Literal["text", "image", "video"], tuple[tuple[str, ...], ...]]] = {
     "text": ("text", (("text",),)),
@@ -335,13 +331,13 @@ class _Reader:
 
     def refuse_unread(self, fields: dict[str, Any], where: str) -> None:
         """Refuse keys that say something the sample would lose in silence."""
-        where = f"{where}: " if where else ""
-        for key, fix in _UNREAD.items():
+        unread, where = (_UNREAD_IN_TURNS, f"{where}: ") if where else (_UNREAD_IN_ROWS, "")
+        for key, fix in unread.items():
             if fields.get(key):
                 raise self.bad(f'{where}"{key}" is not read; {fix}')
         if where or self.dialect.columns is None:
             for key in _COLUMNS:
-                if fields.get(key):
+                if not is_empty(fields.get(key)):
                     fix = 'put each into the content as a part, such as {"type": "image", "image": "photos/1.jpg"}'
                     column = "" if where else ", or name the format that has columns (--from-format sharegpt, or hf)"
                     raise self.bad(f'{where}"{key}" is not read; {fix}{column}')
@@ -585,8 +581,8 @@ class _Writer:
     def check_fields(self) -> None:
         """Refuse fields of another format that this one would read as something else."""
         columns = _COLUMNS if self.dialect.columns is not None else ()
-        for key in (self.dialect.messages, "system", *columns, *_UNREAD):
-            if self.fields.get(key):
+        for key in (self.dialect.messages, "system", *columns, *_UNREAD_IN_ROWS):
+            if self.fields.get(key) and not (key in columns and is_empty(self.fields[key])):
                 raise self.cannot(f'the field "{key}" of its original')
         if self.fields.get("tools") and tools_text(self.fields["tools"]):
             raise self.cannot('the field "tools" of its original')
