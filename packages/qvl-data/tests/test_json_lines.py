@@ -5,11 +5,12 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from qvl_core.errors import BadInput
 from qvl_data import json_lines
 from qvl_data.errors import BadSample
-from qvl_data.json_lines import Rows, parse
+from qvl_data.json_lines import Rows, parse, parse_written
 
 GOOD = b'{"a": 1}'
 
@@ -178,3 +179,28 @@ def test_an_array_is_the_same_however_it_is_cut_into_pieces(tmp_path_factory, pi
             return [spans[i] for i in range(len(spans))]
 
     assert found(size) == found(1 << 18)
+
+
+@settings(max_examples=150, deadline=None)
+@given(values, st.booleans(), st.integers(0, 99), st.binary(min_size=1, max_size=3))
+def test_the_fast_way_gives_what_the_strict_one_gives(value, spoiled, at, junk):
+    data = bytearray(to_json(value))
+    if spoiled:
+        at %= len(data)
+        data[at : at + 1] = junk
+
+    def read(how):
+        try:
+            return how(bytes(data), "x")
+        except BadSample as error:
+            return str(error)
+
+    assert repr(read(parse_written)) == repr(read(parse))
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":1,"a":1}', "NaN", "[Infinity]", "1e999", '"\\ud800"', "[" * 101 + "]" * 101, "\ufeff1"]
+)
+def test_the_fast_way_is_as_strict(text):
+    with pytest.raises(BadSample):
+        parse_written(text.encode(), "x")

@@ -8,8 +8,11 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+from pydantic_core import from_json, to_json
 
 from qvl_core.errors import BadInput
 
@@ -60,6 +63,19 @@ def parse(data: bytes, place: str) -> Any:
     except ValueError as error:
         problem = str(error)
     raise BadSample("json", problem, place)
+
+
+def parse_written(data: bytes, place: str) -> Any:
+    """As `parse`, and faster for what our own writers wrote with `to_json`.
+
+    A text that comes out of its value again as it went in has no key twice, no NaN, and all else that is strict.
+    """
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        with suppress(ValueError):
+            value = from_json(data, allow_inf_nan=False)
+            if to_json(value) == data:
+                return value
+    return parse(data, place)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ shared, neither by threads nor by worker processes that were forked.
 import os
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 OPEN = 64
 """Files that stay open in a process."""
+_seeking = Lock()
 
 
 class Reader:
@@ -22,8 +24,8 @@ class Reader:
     def read(self, start: int, size: int) -> bytes:
         """`size` bytes from `start`, fewer where the file ends."""
         file = _opened(self)
-        data = _read(file, start, size)
-        while len(data) < size and (more := _read(file, start + len(data), size - len(data))):
+        data = _read(file, size, start)
+        while len(data) < size and (more := _read(file, size - len(data), start + len(data))):
             data += more
         return data
 
@@ -34,8 +36,14 @@ def _opened(reader: Reader) -> BinaryIO:
     return reader.path.open("rb", buffering=0)
 
 
-def _read(file: BinaryIO, start: int, size: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(file.fileno(), size, start)
-    file.seek(start)  # Windows, which forks no processes
-    return file.read(size)
+def _seek_and_read(file: BinaryIO, size: int, start: int) -> bytes:
+    with _seeking:
+        file.seek(start)
+        return file.read(size)
+
+
+def _pread(file: BinaryIO, size: int, start: int) -> bytes:
+    return os.pread(file.fileno(), size, start)
+
+
+_read = _pread if hasattr(os, "pread") else _seek_and_read  # Windows forks no processes

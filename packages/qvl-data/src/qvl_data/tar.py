@@ -9,15 +9,16 @@ the time of the archive and counts while both are equal. Where it cannot be writ
 """
 
 import io
-import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from qvl_core.errors import BadInput
 
 from .errors import BadSample
-from .json_lines import parse
+from .json_lines import parse_written
 from .reader import Reader
 from .sample import Sample
 from .spans import MAX_BYTES
@@ -81,7 +82,7 @@ class Rows:
         start, size = members.pop("json")
         if size > MAX_BYTES:
             raise BadSample("json", f"a sample longer than {MAX_BYTES >> 20} MiB", place)
-        row = parse(self._read(start, size), place)
+        row = parse_written(self._read(start, size), place)
         listed = row.get("media") if isinstance(row, dict) else None
         for kind, span in members.items():
             media = _entry(listed, kind.split(".")[0])
@@ -118,8 +119,7 @@ class Writer:
     def write(self, sample: Sample) -> None:
         key = f"{self._count:08d}"
         bare = tuple(media.model_copy(update={"bytes": None}) for media in sample.media)
-        text = json.dumps(sample.model_copy(update={"media": bare}).to_dict(), ensure_ascii=False, allow_nan=False)
-        self._add(f"{key}.json", text.encode())
+        self._add(f"{key}.json", to_json(sample.model_copy(update={"media": bare}).to_dict()))
         for number, media in enumerate(sample.media):
             if media.bytes is not None:
                 self._add(f"{key}.{number}.{_ending(media.mime, media.bytes)}", media.bytes)
