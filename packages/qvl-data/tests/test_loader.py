@@ -183,12 +183,20 @@ def batches(folder):
     return found, {pid for line in lines for pid in line["pids"]}
 
 
+def runs(pid):
+    """Whether a process is there and no zombie."""
+    psutil = pytest.importorskip("psutil", reason="looks for processes that were left behind")
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [(0, 2), (2, 0), pytest.param(1, 4, marks=pytest.mark.slow), pytest.param(4, 1, marks=pytest.mark.slow)],
 )
 def test_a_killed_run_goes_on_where_it_was(data, broken, tmp_path, before, after):
-    psutil = pytest.importorskip("psutil", reason="looks for processes that were left behind")
     killed = consume(data["broken"], tmp_path, before, 20, kill=7)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     state = json.loads((tmp_path / "state.json").read_text())
@@ -196,7 +204,7 @@ def test_a_killed_run_goes_on_where_it_was(data, broken, tmp_path, before, after
     _, pids = batches(tmp_path)
     assert len(pids) == before
     deadline = time.monotonic() + 30
-    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
+    while any(map(runs, pids)):
         assert time.monotonic() < deadline, "workers of a killed run go on"
         time.sleep(0.1)
     done = consume(data["broken"], tmp_path, after, 13)

@@ -32,7 +32,7 @@ def chat(
 @app.command()
 def evaluate(
     model: Trained,
-    data: Annotated[list[str], Argument(help="Data files or dataset folders.")],
+    data: Annotated[list[str], Argument(help="Sources: names, files or folders, such as digits%50.")],
     out: Annotated[Path, Option(help="Folder for result.json, predictions.jsonl and report.html.")] = Path(
         "runs/evaluation"
     ),

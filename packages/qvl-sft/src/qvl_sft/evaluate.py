@@ -19,14 +19,13 @@ from qvl_core.files import new_folder, write_atomic
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import exact_match, generate
 from qvl_core.qwen3vl.loss import token_losses
-from qvl_core.recipe.blocks import Source
 from qvl_core.run import RunFolder, read_records, result
 from qvl_core.training.world import World
 from qvl_data.chat import encode, prompt
 from qvl_data.errors import BadSample
 from qvl_data.order import order
 from qvl_data.sample import Sample
-from qvl_data.sources import Item, Mixture
+from qvl_data.sources import Item, Mixture, read_sources
 from qvl_sft.batch import Collate, collation
 
 Metric = Callable[[Sequence[str], Sequence[str]], float]  # answers, references -> a figure, accuracies in 0..1
@@ -183,7 +182,7 @@ def evaluate(
     from qvl_sft.report import evaluation_report
     from qvl_sft.trained import load_trained
 
-    mixture = Mixture([Source(source=source) for source in data], split, media_root, allow_root)
+    mixture = Mixture(read_sources(*data), split, media_root, allow_root)
     with new_folder(out) as aside:
         loaded, processor = load_trained(model, base)
         evaluation = Evaluation({split: mixture}, processor, collation(processor), max_new_tokens=max_new_tokens)
