@@ -22,8 +22,8 @@ class Limits:
     """Most frames of a video file."""
     video_seconds: float = 6 * 3600
     """Longest video file."""
-    clip_pixels: int = 1_000_000_000
-    """Most pixels of the frames that are taken from one video (3 bytes each in memory)."""
+    clip_pixels: int = 1_600_000_000
+    """Most pixels of the frames that are taken from one video, 3 bytes each in memory: 768 frames of 1920 x 1080."""
 
 
 DEFAULTS = Limits()

@@ -1,5 +1,6 @@
 """Single frames of a video file, exactly."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
@@ -33,24 +34,22 @@ def decode(
 
 def _in_order(file: BinaryIO, name: str, header: Header, numbers: Sequence[int]) -> NDArray[np.uint8]:
     """Frames by counting from the first to the last that is wanted."""
-    wanted, taken = iter(numbers), []
-    next_one = next(wanted, None)
-    number = -1
+    pixels = np.empty((len(numbers), header.height, header.width, 3), np.uint8)
+    filled, number = 0, -1
     with opened(file, name) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if number == header.frames:
                 raise BadSample("video_count", f"holds more than the {header.frames} frames it states; {MEND}", name)
-            if number == next_one:
-                pixels = _upright(frame, header, name)
-            while number == next_one:
-                taken.append(pixels)
-                next_one = next(wanted, None)
             if number > numbers[-1]:
                 break
-    if next_one is not None:
+            if number == numbers[filled]:
+                after = bisect_right(numbers, number)
+                pixels[filled:after] = _upright(frame, header, name)
+                filled = min(after, len(numbers) - 1)
+    if number < numbers[-1]:
         problem = f"holds {number + 1} frames, not {header.frames} as it states; {MEND}"
         raise BadSample("video_count", problem, name)
-    return np.stack(taken)
+    return pixels
 
 
 def _by_groups(file: BinaryIO, name: str, header: Header, numbers: Sequence[int]) -> NDArray[np.uint8] | None:
@@ -63,8 +62,8 @@ def _by_groups(file: BinaryIO, name: str, header: Header, numbers: Sequence[int]
     if plan is None:
         return None
     times, needed = plan
-    wanted = set(times)
-    found: dict[int, NDArray[np.uint8]] = {}
+    waiting = set(times)
+    pixels = np.empty((len(times), header.height, header.width, 3), np.uint8)
     with opened(file, name) as (container, stream):
         decoder, group, entry, entered = stream.codec_context, -1, 0, True
         for packet in container.demux(stream):
@@ -80,12 +79,14 @@ def _by_groups(file: BinaryIO, name: str, header: Header, numbers: Sequence[int]
                 frames += packet.decode()
             for frame in frames:
                 entered = entered or (frame.pts == entry and frame.pict_type == _INTRA)
-                if frame.pts in wanted:
+                if frame.pts in waiting:
                     if not entered and frame.pts >= entry:
                         return None  # a key frame in name only: the picture is refreshed bit by bit
-                    found[frame.pts] = _upright(frame, header, name)
-            if len(found) == len(wanted):
-                return np.stack([found[time] for time in times])
+                    same = slice(bisect_left(times, frame.pts), bisect_right(times, frame.pts))
+                    pixels[same] = _upright(frame, header, name)
+                    waiting.remove(frame.pts)
+            if not waiting:
+                return pixels
     return None
 
 
