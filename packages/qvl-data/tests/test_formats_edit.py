@@ -105,11 +105,11 @@ def test_a_changed_text_is_written():
     ("row", "reason", "sentence"),
     [
         ([], "edit", "expected an object with columns by name, found list."),
-        ({"source_image": "a.png"}, "column", 'no column "target_image"; there are no others; name it with --map'),
+        ({"source_image": "a.png"}, "column", 'no column "target_image" (there are no others); name it with --map'),
         (
             {"source_image": "a.png", "targt_image": "b.png", "instruction": "x"},
             "column",
-            'no column "target_image"; did you mean "targt_image"?; name it with --map target_image=COLUMN.',
+            'no column "target_image" (did you mean "targt_image"?); name it with --map target_image=COLUMN.',
         ),
         ({"source_image": "a.png", "target_image": "", "instruction": "x"}, "edit", '"target_image" is empty'),
         ({"source_image": "a.png", "target_image": None, "instruction": "x"}, "edit", '"target_image" is empty'),
@@ -121,12 +121,12 @@ def test_a_changed_text_is_written():
         (
             {"source_images": ["a.png"], "target_image": "b.png", "instruction": "x"},
             "column",
-            'no column "source_image"; did you mean "source_images"?',
+            'no column "source_image" (did you mean "source_images"?)',
         ),
         (
             {"source_image": "a.png", "target_image": "b.png", "prompt": "Make it red."},
             "column",
-            'no column "instruction"; there are prompt; name it with --map instruction=COLUMN.',
+            'no column "instruction" (there are prompt); name it with --map instruction=COLUMN.',
         ),
         ({"source_image": "a", "target_image": "b", "instruction": 3}, "edit", '"instruction" is int; write a text'),
         ({"source_image": 3, "target_image": "b", "instruction": "x"}, "media_value", "source_image[0] is int"),
@@ -149,7 +149,7 @@ def test_a_wrong_map_is_told():
     with pytest.raises(BadInput, match='column "a" stands for two fields'):
         get_format("edit", {"source_image": "a", "target_image": "a"})
     form = get_format("edit", {"source_image": "src", "instruction": "captoin"})
-    with pytest.raises(BadSample, match=r'no column "captoin"; did you mean "caption"\?'):
+    with pytest.raises(BadSample, match=r'no column "captoin" \(did you mean "caption"\?\)'):
         form.read({"src": "a.png", "target_image": "b.png", "caption": "x", "instruction_cn": "y"}, PLACE)
     with pytest.raises(BadSample, match='no column "src"'):
         form.read({"before": "a.png", "target_image": "b.png", "captoin": "x"}, PLACE)

@@ -118,8 +118,8 @@ QUESTION = {"user": "What?", "assistant": "x"}
     ("row", "reason", "sentence"),
     [
         ("x", "flat", "expected an object with columns by name, found str"),
-        ({"assistant": "x"}, "column", 'no column "user"; there are no others; name it with --map user=COLUMN'),
-        ({"user": "x", "answer": "y"}, "column", 'no column "assistant"; there are answer; name it with --map assis'),
+        ({"assistant": "x"}, "column", 'no column "user" (there are no others); name it with --map user=COLUMN'),
+        ({"user": "x", "answer": "y"}, "column", 'no column "assistant" (there are answer); name it with --map assi'),
         (QUESTION | {"assistant": None}, "no_answer", '"assistant" is empty'),
         (QUESTION | {"assistant": ""}, "no_answer", '"assistant" is empty'),
         (QUESTION | {"assistant": True}, "flat", '"assistant" is bool, no text; write it out'),
@@ -144,10 +144,10 @@ def test_refusals(row, reason, sentence):
 
 
 def test_a_wrong_column_is_told():
-    with pytest.raises(BadSample, match=r'vqa\.jsonl:3: no column "question"; did you mean "questions"\?') as caught:
+    with pytest.raises(BadSample, match=r'vqa\.jsonl:3: no column "question" \(did you mean "questions"\?\)') as caught:
         MAPPED.read({"uid": 1, "image_path": "a.png", "questions": "x", "answer": "y"}, PLACE)
     assert caught.value.reason == "column"
-    with pytest.raises(BadSample, match='no column "image_path"; there are pic; name it with --map image=COLUMN'):
+    with pytest.raises(BadSample, match=r'no column "image_path" \(there are pic\); name it with --map image=COLUMN'):
         MAPPED.read({"uid": 1, "pic": "a.png", "question": "x", "answer": "y"}, PLACE)
     with pytest.raises(BadInput, match=r'format "flat" has no field "picture"; it has id, image, images'):
         get_format("flat", {"picture": "a"})

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvl_core.errors import BadInput
+from qvl_core.recipe.blocks import Source
 from qvl_data.convert import convert
 from qvl_data.dataset import Dataset, splits
 from qvl_data.errors import BadSample
@@ -17,6 +18,7 @@ from qvl_data.formats import get_format, mimic, recognise
 from qvl_data.formats.mimic import sections
 from qvl_data.mimic_rows import Rows, is_mimic
 from qvl_data.sample import read_sample
+from qvl_data.sources import Mixture, shared
 
 from .chats import build, file_of, picture
 from .rows import anything, cells, check_anything, missing, texts, unknown
@@ -269,6 +271,13 @@ def test_options_of_the_folder(tmp_path):
         data[0]
     assert len(data[1].media) == 2
     assert data[1].messages[1].text.startswith("There is no focal")
+
+
+def test_splits_of_one_folder_have_nothing_in_common(tmp_path):
+    folder = str(mimic_folder(tmp_path))
+    train, test = (Mixture([Source(source=folder, split=split)]) for split in ("train", "test"))
+    assert shared({"train": train, "test": test}) == []
+    assert len(shared({"train": train, "test": train})) == 1
 
 
 def test_without_a_split_all_is_training(tmp_path):

@@ -1,14 +1,20 @@
-"""Sets as people have them on disk: tables with Image columns, folders saved by `datasets`."""
+"""Sets as people have them on disk: tables with Image columns, folders saved by `datasets`, archives, CSV."""
 
 import csv
+import json
+import tarfile
+from datetime import date
+from io import BytesIO
 
 import pytest
 
 from qvl_data.convert import convert
 from qvl_data.dataset import Dataset
+from qvl_data.errors import BadSample
 from qvl_data.formats import get_format
+from qvl_data.writers import write
 
-from .chats import file_of, picture
+from .chats import file_of, picture, write_png
 
 METAQUERY = get_format("metaquery")
 
@@ -89,3 +95,123 @@ def test_a_csv_file_by_map(tmp_path):
     assert first.messages[0].parts[1].text == 'Two\nlines, "quoted"?'
     assert first.opener.open(first.media[0]).size == (8, 8)
     assert (second.media, second.messages[1].text) == ((), "7")
+
+
+def studies():
+    """Rows of studies as a table holds them, with a column of dates that nothing reads."""
+    image = [{"bytes": file_of(picture(24, 32, seed), "JPEG"), "path": f"{seed}.jpg"} for seed in range(3)]
+    return [
+        {
+            "study_id": 50414267,
+            "images": image[:2],
+            "ViewPosition": ["LATERAL", "PA"],
+            "findings": "Clear lungs.",
+            "impression": "Normal.",
+            "taken": date(2180, 5, 6),
+        },
+        {
+            "study_id": 53189527,
+            "images": image[2:],
+            "ViewPosition": ["AP"],
+            "findings": None,
+            "impression": "Effusion.",
+            "taken": None,
+        },
+    ]
+
+
+def check_studies(data, tmp_path):
+    mimic = get_format("mimic")
+    first, second = data
+    assert [media.origin for media in first.media] == ["1.jpg", "0.jpg"]
+    assert (first.id, second.messages[1].text) == ("s50414267", "Effusion.")
+    assert [mimic.write(sample) for sample in data] == studies()
+    write(data, tmp_path / "kept.parquet")
+    assert [mimic.write(sample) for sample in Dataset(tmp_path / "kept.parquet")] == studies()
+    write(Dataset(tmp_path / "kept.parquet"), tmp_path / "lines" / "train.jsonl", "qwenvl")
+    again = Dataset(tmp_path / "lines" / "train.jsonl")
+    assert [sample.messages[1].text for sample in again] == [sample.messages[1].text for sample in data]
+    assert again[0].opener.open(again[0].media[0]).size == (24, 32)
+
+
+def test_studies_in_a_parquet_file(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(studies()), tmp_path / "mimic.parquet")
+    check_studies(Dataset(tmp_path / "mimic.parquet"), tmp_path)
+
+
+def test_studies_saved_by_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the extra hub")
+    features = datasets.Features(
+        {"study_id": datasets.Value("int64"), "images": datasets.Sequence(datasets.Image())}
+        | {"ViewPosition": datasets.Sequence(datasets.Value("string")), "findings": datasets.Value("string")}
+        | {"impression": datasets.Value("string"), "taken": datasets.Value("date32")}
+    )
+    saved = datasets.Dataset.from_list(studies(), features=features)
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "saved")
+    check_studies(Dataset(tmp_path / "saved", "train"), tmp_path)
+
+
+LINES = {
+    "edit": [
+        {"source_image": ["a.png"], "target_image": "b.png", "instruction": "Mach es rot.", "id": 3},
+        {
+            "source_image": None,
+            "edit_image": "c/d.png",
+            "instruction": "",
+            "instruction_cn": "猫",
+            "inverse_instruction": None,
+        },
+    ],
+    "metaquery": [
+        {"source_images": ["a.png", "b.png"], "prompt": "Both.", "target_image": "c/d.png", "target_caption": None}
+    ],
+    "flat": [
+        {"images": ["a.png", "c/d.png"], "user": "<image>\nOr <image>?", "assistant": 7, "score": 0.5},
+        {"image": "b.png", "user": " What? ", "assistant": "x", "system": None},
+    ],
+    "mimic": [{"study_id": 5, "images": [{"path": "a.png", "ViewPosition": ""}], "report": "IMPRESSION: Ok."}],
+    "coco": [
+        {
+            "image": {"id": "x", "file_name": "a.png", "width": 8, "height": 8},
+            "annotations": [{"id": 1, "category_id": 2, "bbox": [0.1, 0.2, 3, 4], "segmentation": {"counts": "a"}}],
+            "categories": [{"id": 2, "name": "猫"}],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines_come_back_from_parquet(tmp_path, name):
+    for number, path in enumerate(("a.png", "b.png", "c/d.png")):
+        write_png(tmp_path / path, picture(8, 8, number))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in LINES[name])
+    (tmp_path / "data.jsonl").write_text(lines, "utf-8", newline="\n")
+    write(Dataset(tmp_path / "data.jsonl", format=name), tmp_path / "kept.parquet")
+    write(Dataset(tmp_path / "kept.parquet"), tmp_path / "back" / "data.jsonl", name)
+    back = (tmp_path / "back" / "data.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in back] == LINES[name]
+    for sample in Dataset(tmp_path / "back" / "data.jsonl", format=name):
+        assert all(sample.opener.open(media).size == (8, 8) for media in sample.media)
+
+
+def test_an_archive_becomes_lines_of_text_to_image(tmp_path):
+    with tarfile.open(tmp_path / "train-00000.tar", "w") as archive:
+        for name, content in (("a/01.png", file_of(picture(8, 8))), ("a/01.txt", "고양이".encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, BytesIO(content))
+    write(Dataset(tmp_path, "train"), tmp_path / "kept.parquet")
+    (sample,) = Dataset(tmp_path / "kept.parquet")
+    assert get_format("wds").write(sample) == {
+        "__key__": "a/01",
+        "png": file_of(picture(8, 8)),
+        "txt": "고양이".encode(),
+    }
+    write([sample], tmp_path / "lines" / "train.jsonl", "edit")
+    line = json.loads((tmp_path / "lines" / "train.jsonl").read_text("utf-8"))
+    assert line == {"id": "a/01", "source_image": None, "target_image": "a/01.png", "instruction": "고양이"}
+    with pytest.raises(BadSample, match="cannot say"):
+        write([sample], tmp_path / "chats.jsonl", "qwenvl")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qvl_data.errors import BadSample
 from qvl_data.formats import formats, get_format, recognise
 from qvl_data.formats.cells import cell_of, looks_like_media, media_in
-from qvl_data.formats.kept import keep, restore
+from qvl_data.formats.kept import keep, plain, restore
 from qvl_data.sample import read_sample
 
 from .rows import PNG, anything, cells, odd, paths
@@ -53,6 +53,11 @@ def test_the_words_are_readable():
         "price": {"$decimal": "1.10"},
         "b": {"$bytes": "aGk="},
     }
+
+
+def test_a_line_of_json_has_texts_for_them():
+    value = {"at": (datetime(2026, 1, 2, 3), [Decimal("1.10")]), "score": float("nan"), "n": 1.5, "b": b"hi"}
+    assert plain(value) == {"at": ["2026-01-02T03:00:00", ["1.10"]], "score": None, "n": 1.5, "b": b"hi"}
 
 
 @settings(max_examples=100, deadline=None)

@@ -18,6 +18,7 @@ from qvl_core.errors import BadInput
 from .carry import beside, embedded
 from .errors import BadSample, placed
 from .formats import get_format
+from .formats.kept import plain
 from .groups import group_of
 from .job import complete
 from .sample import Sample
@@ -115,7 +116,10 @@ class _Lines:
 def _line(row: Any) -> bytes:
     """A row as JSON. Raises BadSample for what only tables can hold."""
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+        try:
+            return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError):
+            return json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise BadSample("not_expressible", f"a line of JSON cannot hold this row ({error}); keep it as qvl") from None
 

@@ -51,9 +51,9 @@ class Columns:
 
     def missing(self, field: str, others: Mapping[str, Any], place: str) -> BadSample:
         """The error for a field whose column is not there."""
-        hint = _did_you_mean(self[field], others)
-        there = f"there are {', '.join(map(str, others))}" if others else "there are no others"
-        problem = f'no column "{self[field]}"; {hint or there[:300]}; name it with --map {field}=COLUMN'
+        there = f"there are {', '.join(map(str, others))[:300]}" if others else "there are no others"
+        hint = _did_you_mean(self[field], others) or there
+        problem = f'no column "{self[field]}" ({hint}); name it with --map {field}=COLUMN'
         return BadSample("column", problem, place)
 
 

@@ -58,5 +58,18 @@ def restore(value: Any) -> Any:
     return {key: restore(item) for key, item in value.items()}
 
 
+def plain(value: Any) -> Any:
+    """The value for a line of JSON: dates and decimals as text, NaN as null, which no way leads back from."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _is_word(value: dict[str, Any]) -> bool:
     return len(value) == 1 and next(iter(value)).startswith("$")
