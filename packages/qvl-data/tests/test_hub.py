@@ -117,14 +117,23 @@ def test_names_on_the_hub(tmp_path, monkeypatch, datasets):
     check(Dataset("owner/name", "test"), range(2))
 
 
-def test_names_that_are_not_to_be_had(tmp_path, monkeypatch, datasets):
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_network_it_is_said_at_once(tmp_path, monkeypatch, datasets, offline):
+    """Because HF_HUB_OFFLINE says so, or because the name of the hub cannot be resolved."""
+    from huggingface_hub import constants
+
+    def unknown(*_):
+        raise OSError("Name or service not known")
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        BadInput, match=r"^nobody/nothing: no such file or folder, and not to be had from the hub \(.*\)\.$"
-    ):
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    monkeypatch.setattr("qvl_data.hub.getproxies", dict)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    words = r"^nobody/nothing: no such file or folder, and not to be had from the hub \(.*[Oo]ffline.*\)\.$"
+    with pytest.raises(BadInput, match=words):
         Dataset("nobody/nothing", "train")
+    assert {datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE} == {offline}
     assert not list(tmp_path.iterdir())
 
 

@@ -7,8 +7,13 @@ HF_HUB_OFFLINE=1. Code that comes with a dataset is never run, and pictures stay
 
 import json
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from qvl_core.errors import BadInput
 
@@ -71,13 +76,32 @@ def hub_splits(name: str) -> dict[str, tuple[Path, ...]]:
         ) from None
     path, _, config = name.partition(":")
     try:
-        builder = datasets.load_dataset_builder(path, config or None)
-        builder.download_and_prepare()
-        found = builder.as_dataset()
+        with _no_waiting(datasets):
+            builder = datasets.load_dataset_builder(path, config or None)
+            builder.download_and_prepare()
+            found = builder.as_dataset()
     except Exception as error:  # of many libraries: network, login, a config that must be named, damaged files
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BadInput(f"{name}: no such file or folder, and not to be had from the hub ({reason}).") from None
     return {str(split): _cached_files(name, part) for split, part in found.items()}
+
+
+@contextmanager
+def _no_waiting(datasets: Any) -> Iterator[None]:
+    """Without network, let the libraries answer from their caches at once, instead of after minutes of trying."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if not getproxies():
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _cached_files(name: str, part: Any) -> tuple[Path, ...]:
