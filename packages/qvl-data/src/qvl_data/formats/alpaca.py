@@ -12,8 +12,10 @@ from typing import Any
 from ..errors import BadSample
 from ..sample import Sample
 from . import register
-from .common import not_expressible
-from .turns import Dialect, fitting, read_turns, write_turns
+from .common import fitting, not_expressible
+from .dialect import Dialect
+from .reading import read_turns
+from .writing import write_turns
 
 DIALECT = Dialect(name="alpaca", columns={"image": "images", "video": "videos"}, place_first=True, system=True)
 

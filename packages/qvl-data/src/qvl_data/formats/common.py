@@ -3,7 +3,8 @@
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -86,6 +87,16 @@ def unpack_extra(sample: Sample, name: str | None = None) -> tuple[dict[str, Any
         return {**fields}, {**layout} if name in (None, sample.meta.format) else {}
     except (AttributeError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise BadSample("schema", "`extra` is no object of `fields` and `layout`", sample.place, sample.id) from None
+
+
+@contextmanager
+def fitting(sample: Sample) -> Iterator[None]:
+    """Turn what a layout that was tampered with breaks into an error of the sample."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        problem = f"`extra.layout` does not fit the sample ({type(error).__name__}: {error}); remove it"
+        raise BadSample("layout", problem, sample.place, sample.id) from None
 
 
 def write_id(sample: Sample, layout: dict[str, Any]) -> dict[str, Any]:

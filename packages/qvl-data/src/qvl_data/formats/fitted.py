@@ -5,7 +5,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from ..sample import Sample
-from .turns import fitting
+from .common import fitting
 
 F = TypeVar("F")
 

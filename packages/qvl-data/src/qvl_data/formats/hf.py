@@ -16,7 +16,10 @@ from typing import Any
 from ..errors import BadSample
 from ..sample import Sample
 from . import register
-from .turns import Dialect, fitting, is_chat, read_turns, write_turns
+from .common import fitting
+from .dialect import Dialect, is_chat
+from .reading import read_turns
+from .writing import write_turns
 
 DIALECT = Dialect(
     name="hf",

@@ -16,7 +16,10 @@ from ..errors import BadSample
 from ..json_lines import parse
 from ..sample import Sample
 from . import register
-from .turns import PART_TYPES, Dialect, fitting, is_chat, read_turns, write_turns
+from .common import fitting
+from .dialect import PART_TYPES, Dialect, is_chat
+from .reading import read_turns
+from .writing import write_turns
 
 DIALECT = Dialect(
     name="kodoc",

@@ -14,7 +14,8 @@ from typing import Any
 from ..errors import BadSample
 from ..sample import Sample
 from . import qwenvl, register
-from .turns import read_turns, write_turns
+from .reading import read_turns
+from .writing import write_turns
 
 DIALECT = replace(qwenvl.DIALECT, name="llava", data_path=False)
 

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from ..sample import Part, Sample
 from . import register
-from .turns import Dialect, is_chat, read_turns, write_turns
+from .dialect import Dialect, is_chat
+from .reading import read_turns
+from .writing import write_turns
 
 
 def _usual(parts: tuple[Part, ...]) -> Literal["string", "parts"]:

@@ -13,7 +13,9 @@ from typing import Any
 
 from ..sample import Role, Sample
 from . import register
-from .turns import Dialect, is_chat, read_turns, write_turns
+from .dialect import Dialect, is_chat
+from .reading import read_turns
+from .writing import write_turns
 
 NAMES: dict[Role, str] = {"user": "human", "assistant": "gpt", "system": "system", "tool": "tool"}
 DIALECT = Dialect(

@@ -17,7 +17,9 @@ from typing import Any
 from ..sample import Sample
 from . import qwenvl, register
 from .common import unpack_extra
-from .turns import Dialect, is_chat, read_turns, write_turns
+from .dialect import Dialect, is_chat
+from .reading import read_turns
+from .writing import write_turns
 
 _KEYS = ("images", "videos", "audios", "system", "tools")
 _CONVERSATIONS = replace(
