@@ -267,6 +267,12 @@ def test_regions_become_text_and_the_space_is_noted():
         as_text(sample, "qwen4")
 
 
+def test_a_space_that_is_no_name_is_unknown():
+    spaces = {'{"coord_space": 7}': "unknown", '{"coord_space": null}': None, '{"fields": {"coord_space": 1}}': None}
+    for extra, space in spaces.items():
+        assert coord_space(grounded(box(0, 0, 9, 9), extra=extra)) == space
+
+
 def test_regions_that_no_part_names_are_not_lost():
     sample = grounded(box(0, 0, 9, 9), box(3, 3, 9, 9), shown=[1])
     assert as_text(sample).regions == sample.regions

@@ -153,3 +153,10 @@ def test_text_survives_json(turns):
     messages = [{"role": role, "parts": [{"type": "text", "text": text}]} for role, text in turns]
     sample = Sample.model_validate({"task": "chat", "messages": messages})
     assert [part.text for message in sample.messages for part in message.parts] == [text for _, text in turns]
+
+
+@pytest.mark.parametrize("extra", ["", "[]", '{"a"', "null", "[" * 100_000])
+def test_extra_is_a_json_object(extra):
+    with pytest.raises(BadSample, match="extra: not a JSON object; correct or remove it") as caught:
+        read_sample(CHAT | {"extra": extra})
+    assert caught.value.reason == "schema"

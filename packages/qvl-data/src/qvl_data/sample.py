@@ -19,6 +19,7 @@ from pydantic import (
     PlainSerializer,
     PrivateAttr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -61,7 +62,7 @@ class Video(Record):
     """How a video is cut, or which pictures are its frames."""
 
     fps: Annotated[Number, Field(gt=0)] | None = None
-    """Frames per second of the listed frames."""
+    """Frames per second: of the listed frames, or to take of a video file (default: the processor's)."""
     start: Annotated[Number, Field(ge=0)] | None = None
     """First second that is shown."""
     end: Annotated[Number, Field(gt=0)] | None = None
@@ -226,11 +227,22 @@ class Sample(Record):
     regions: tuple[Region, ...] = ()
     meta: Meta = Meta()
     extra: str | None = None
-    """JSON object: unknown fields of the original (`fields`) and hints for writing it back (`layout`)."""
+    """JSON object: unknown fields of the original (`fields`), hints for writing it back (`layout`), `coord_space`."""
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
     _opener: Any = PrivateAttr(default=None)
     _place: str = PrivateAttr(default="")
+
+    @field_validator("extra")
+    @classmethod
+    def _json_object(cls, extra: str | None) -> str | None:
+        try:
+            sound = extra is None or isinstance(json.loads(extra), dict)
+        except (ValueError, RecursionError):
+            sound = False
+        if not sound:
+            raise ValueError("not a JSON object; correct or remove it")
+        return extra
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

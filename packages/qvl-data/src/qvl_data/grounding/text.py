@@ -159,7 +159,7 @@ def coord_space(sample: Sample) -> str | None:
     if sample.extra is None or '"coord_space"' not in sample.extra:
         return None
     declared = json.loads(sample.extra).get("coord_space")
-    return declared if isinstance(declared, str) else None
+    return declared if declared is None or isinstance(declared, str) else "unknown"
 
 
 def states_coordinates(text: str) -> bool:
