@@ -212,6 +212,12 @@ def test_lengths_of_a_model_folder(data, tmp_path, processor, model, capsys):
     alone = sizes(dataset[0], processor)[1]  # tokens of one picture
     tokens = pack_source(Mixture(f"'{data}'"), model, tmp_path / "b.parquet", 160, max_media_tokens=alone)
     assert tokens["bins"] == 29
+    with pytest.raises(
+        BadInput, match=r"train\.parquet:\d+: \d+ tokens do not fit into a bin of 20 tokens \(27 samples"
+    ):
+        pack_source(Mixture(f"'{data}'"), model, tmp_path / "d.parquet", 20)
+    with pytest.raises(BadInput, match=r"train\.parquet: is already there"):
+        pack_source(Mixture(f"'{data}'"), model, data, 160)
     with pytest.raises(BadInput, match="a plan holds every sample once; remove the weights"):
         pack_source(Mixture(f"2*'{data}'"), model, tmp_path / "c.parquet", 160)
 

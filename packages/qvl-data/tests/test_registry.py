@@ -71,6 +71,14 @@ def test_what_an_entry_says_holds_unless_the_source_says_otherwise(here):
     assert swapped.sample(swapped.item(0)).messages[1].text == "?"
 
 
+def test_a_fingerprint_sees_how_an_entry_is_read(here):
+    found = set()
+    for more in ("", ", format: openai", ", augment: {shift: 1}", ", license: MIT"):
+        write(f"datasets: {{receipts: {{path: data{more}}}}}")
+        found.add(Mixture("receipts").fingerprint())
+    assert len(found) == 3  # the licence does not matter
+
+
 def test_augmentation_of_an_entry_is_for_training(here):
     write("datasets: {receipts: {path: data, augment: {shift: 2}}}")
     assert Mixture("receipts")._rules[0].shift == 2

@@ -24,7 +24,7 @@ from qvl_core.errors import BadInput
 
 from .bins import best_fit
 from .errors import BadSample
-from .job import Job, beside, complete
+from .job import NAME, Job, beside, complete
 from .mix import files
 from .order import mix, orders
 from .progress import track
@@ -134,6 +134,17 @@ class Plan:
         return plan
 
 
+class DoesNotFit(BadInput):
+    """A sample is too long for a bin; `sample` is its number."""
+
+    def __init__(self, problem: str, sample: int) -> None:
+        super().__init__(problem, sample)
+        self.problem, self.sample = problem, sample
+
+    def __str__(self) -> str:
+        return f"sample {self.sample}: {self.problem}"
+
+
 def pack(
     lengths: ArrayLike,
     capacity: int,
@@ -151,7 +162,7 @@ def pack(
     media      (N,) pictures of each sample, or tokens of its pictures
     max_media  most of them in one bin; a sample over it by itself is too long (under `cut`: shares no bin with media)
 
-    Raises BadInput.
+    Raises BadInput, DoesNotFit among them.
     """
     tokens = _whole_numbers(lengths, "lengths")
     weighed = np.zeros_like(tokens) if media is None else _whole_numbers(media, "media")
@@ -170,9 +181,10 @@ def pack(
     if too_long == "error" and over.any():
         first = int(np.flatnonzero(over)[0])
         what = f"{tokens[first]} tokens" if tokens[first] > capacity else f"{weighed[first]} of at most {most} media"
-        raise BadInput(
-            f"sample {first}: {what} do not fit into a bin of {capacity} tokens ({int(over.sum())} samples do not); "
-            "raise the capacity, or choose drop or cut for what is too long."
+        raise DoesNotFit(
+            f"{what} do not fit into a bin of {capacity} tokens ({int(over.sum())} samples do not); raise the capacity,"
+            " or choose drop or cut for what is too long.",
+            first,
         )
     if too_long == "cut":
         tokens, weighed, over = np.minimum(tokens, capacity), np.minimum(weighed, most), np.zeros_like(over)
@@ -274,6 +286,7 @@ def pack_source(
     options = {"capacity": capacity, "seed": seed, "too_long": too_long, "max_pictures": max_pictures}
     options |= {"max_media_tokens": max_media_tokens, "max_bad": max_bad}
     asked = {"sources": [source.model_dump(mode="json") for source in mixture.sources], "choice": mixture.choice()}
+    _check_free(out, fresh)
     job = Job(beside(out), "pack", [*files(mixture), model], options | asked, fresh)
     before = job.result is not None
     if not before:
@@ -289,10 +302,12 @@ def pack_source(
             media += found["media"]
             bad += found["bad"]
             _check_bad(bad, max_bad)
-        plan = pack(
-            np.array(tokens, np.int64), capacity, seed=seed, too_long=too_long, media=np.array(media, np.int64),
-            max_media=max_pictures or max_media_tokens,
-        )  # fmt: skip
+        measured = np.array(tokens, np.int64), np.array(media, np.int64)
+        most = max_pictures or max_media_tokens
+        try:
+            plan = pack(measured[0], capacity, seed=seed, too_long=too_long, media=measured[1], max_media=most)
+        except DoesNotFit as error:
+            raise BadInput(f"{mixture.place(mixture.item(error.sample))}: {error.problem}") from None
         about = asked | options | {"model": model.name, "fingerprint": fingerprint(mixture)}
         replace(plan, about=about).save(out)
         job.finish(figures(plan) | {"bad": dict(Counter(reason for reason, _ in bad))}, [out])
@@ -316,6 +331,7 @@ def pack_lengths(
     inputs = [lengths] if media is None else [lengths, media]
     options = {"capacity": capacity, "seed": seed, "too_long": too_long, "max_media": max_media}
     given = [_array(file) for file in inputs]
+    _check_free(out, fresh)
     job = Job(beside(out), "pack", inputs, options, fresh)
     before = job.result is not None
     if not before:
@@ -325,6 +341,11 @@ def pack_lengths(
         replace(plan, about=options | {"lengths": lengths.name}).save(out)
         job.finish(figures(plan) | {"bad": {}}, [out])
     return {**job.result, "before": before}
+
+
+def _check_free(out: Path, fresh: bool) -> None:
+    if out.exists() and not fresh and not (beside(out) / NAME).exists():
+        raise BadInput(f"{out}: is already there; choose another name, or add --fresh.")
 
 
 def _array(file: Path) -> NDArray[Any]:

@@ -88,6 +88,7 @@ class Mixture:
         opened = [_open(source, default_split, names, media_root, allow_root, max_pixels) for source in self.sources]
         self.datasets = tuple(one.dataset for one in opened)
         self._rules = tuple(one.augment for one in opened)
+        self._readings = tuple(one.reading for one in opened)
         self._firsts = [one.first for one in opened]
         self.sizes = tuple(one.size for one in opened)
         """Samples that are chosen of each source."""
@@ -197,13 +198,14 @@ class Mixture:
         return self.datasets[item.source].rows.place(item.index)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the data files' contents, in order.
+        """SHA-256 (hex) of the data files' contents, in order, and of how registered ones are read.
 
         Not seen are pictures outside the files, and an embedded picture that was changed in a Parquet file over 1 GiB
         and kept its length. What the sources say (take, weight, ...) stands in the recipe.
         """
         digest = hashlib.sha256()
-        for dataset in self.datasets:
+        for dataset, reading in zip(self.datasets, self._readings, strict=True):
+            digest.update(reading.encode())
             for file in dataset.files:
                 status = file.stat()
                 digest.update(_digest(file, status.st_size, status.st_mtime_ns))
@@ -284,6 +286,8 @@ class _Opened:
     first: int
     size: int
     augment: "Augment | None"
+    reading: str
+    """What the registry says about reading it (JSON): the recipe does not show it."""
 
 
 def _open(
@@ -308,7 +312,8 @@ def _open(
     )
     first, size = _subset(source, list_name, carved, dataset)
     augment = source.augment or (entry.augment if entry and list_name == "train" else None)
-    return _Opened(dataset, first, size, augment)
+    reading = entry.model_dump_json(include={"format", "map", "augment"}) if entry else ""
+    return _Opened(dataset, first, size, augment, reading)
 
 
 def _named(name: str, registry: "Registry") -> "Registered | None":
