@@ -339,6 +339,7 @@ def broken(good: bytes, folder) -> dict[str, tuple[bytes, str, str]]:
         "empty": (b"", "video_format", "the file is empty"),
         "text": (b"hello " * 99, "video_format", "no video in a known container"),
         "picture": (file_of(picture()), "video_format", "is a PNG picture, not a video"),
+        "gif": (file_of(picture(8, 8), "GIF")[:150], "video_format", "is a GIF picture"),
         "webp": (file_of(picture(), "WEBP"), "video_format", "is a WebP picture"),
         "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "video_format", "no video in a known"),
         "list of files": (b"ffconcat version 1.0\nfile /etc/passwd\n", "video_format", "no video in a known"),

@@ -68,7 +68,7 @@ def container_of(file: BinaryIO, name: str) -> str:
         return "mov"
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return "avi"
-    if head.startswith(b"G") and head[188:189] in (b"G", b""):
+    if head.startswith(b"G") and head[188:189] == b"G":
         return "mpegts"
     if known := next((format for start, format in _STARTS if head.startswith(start)), None):
         return known
