@@ -369,6 +369,7 @@ NAMES = [
     "empty",
     "text",
     "picture",
+    "gif",
     "webp",
     "playlist",
     "list of files",
