@@ -24,7 +24,9 @@ def quick_picture(file: BinaryIO, limits: Limits) -> Image.Image | None:
         return None
     content = file.read()
     file.seek(0)
+    picture = Image.new("RGB", (width, height), None)  # not filled: the decoder writes every pixel, or raises
     try:
-        return Image.frombytes("RGB", (width, height), content, "jpeg", "RGB", "")
+        picture.frombytes(content, "jpeg", "RGB", "")
     except Exception:  # damaged, or in colours that the decoder does not turn into RGB
         return None
+    return picture
