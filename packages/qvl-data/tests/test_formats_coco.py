@@ -324,6 +324,14 @@ def test_other_samples_are_written_with_numbers(tmp_path):
     assert not (tmp_path / ".out.json.part").exists()
 
 
+def test_no_two_pictures_have_the_same_place(tmp_path):
+    images = [{"id": identity, "file_name": "a.jpg", "width": 9, "height": 9} for identity in (1, "1", "a/b")]
+    file, _ = coco_file(tmp_path, images=images, annotations=[])
+    rows = Rows(file)
+    found = [rows.place(number).removeprefix(str(tmp_path)) for number in range(3)]
+    assert [place[1:] for place in found] == [f"instances.json (image {name})" for name in ("1", '"1"', '"a%2Fb"')]
+
+
 def test_convert_goes_there_and_back(tmp_path):
     file, data = coco_file(tmp_path)
     del data["images"][2]

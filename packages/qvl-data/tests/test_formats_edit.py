@@ -169,7 +169,7 @@ def test_what_it_cannot_say_is_refused():
 def test_hostile_extra_is_no_crash():
     data = EDIT.read({"source_image": "a.png", "target_image": "b.png", "instruction": "x"}, PLACE).to_dict()
     for extra in ("[]", "{", '{"fields": 3}', '{"layout": {"$bytes": "?"}}', "1", '{"fields": [1]}'):
-        with pytest.raises(BadSample, match="`extra` is no object"):
+        with pytest.raises(BadSample, match="extra"):
             EDIT.write(read_sample({**data, "extra": extra}))
 
 

@@ -73,6 +73,7 @@ def test_a_row_of_cc12m():
     }
     sample = WDS.read(row, PLACE)
     assert (sample.task, sample.id) == ("t2i", "000000123")
+    assert WDS.read(row, "data/" + PLACE).meta.locator == PLACE
     assert [(turn.role, turn.text) for turn in sample.messages] == [("user", "a cat on a sofa\n"), ("assistant", "")]
     assert sample.messages[1].parts[0].media == 0
     assert (sample.media[0].bytes, sample.media[0].origin) == (PNG, "000000123.jpg")

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from qvl_core.errors import BadInput
 
@@ -85,8 +86,10 @@ class Rows:
         return self[index]
 
     def place(self, index: int) -> str:
-        """`instances.json (image 397133)`, by the id of the picture."""
-        return f"{self.path} (image {self._ids[index]})"
+        """`instances.json (image 397133)`, by the id of the picture; a text in quotes, without slashes."""
+        identity = self._ids[index]
+        name = f'"{quote(identity, safe=" ")}"' if isinstance(identity, str) else identity
+        return f"{self.path} (image {name})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}

@@ -63,7 +63,7 @@ def build(
             task=task,
             media=tuple(media),
             messages=tuple(messages),
-            meta=Meta(format=name, locator=PurePath(place).name or None, **(meta or {})),
+            meta=Meta(format=name, locator=_locator(place), **(meta or {})),
             extra=json.dumps(kept, ensure_ascii=False) if kept else None,
             **more,
         )
@@ -74,6 +74,12 @@ def build(
 def _states_coordinates(text: str) -> bool:
     """`states_coordinates`, at once for a text without any bracket."""
     return any(mark in text for mark in "[(<") and states_coordinates(text)
+
+
+def _locator(place: str) -> str | None:
+    """A place without its folders: `data.jsonl:12`, `train.tar:cats/0012`."""
+    archive, colon, key = place.partition(".tar:")
+    return f"{PurePath(archive).name}.tar:{key}" if colon else PurePath(place).name or None
 
 
 def unpack_extra(sample: Sample, name: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
