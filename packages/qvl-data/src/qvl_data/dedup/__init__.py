@@ -114,7 +114,8 @@ def dedup(
 
 def _check_place(out: Path, source: Path) -> None:
     """Never write over data. Raises BadInput."""
-    if out.exists() and not (out / JOURNAL).is_file() and (not out.is_dir() or any(out.iterdir())):
+    ours = (out / JOURNAL).is_file() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir()))
+    if out.exists() and not ours:
         raise BadInput(f"{out}: holds something else already; choose a new folder.")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise BadInput(f"{out}: lies inside the data that is compared; choose a folder outside of {source}.")

@@ -143,7 +143,7 @@ function shapes(regions, { width, height }) {
     if (!label) return null;
     const left = Math.min(...xy.filter((_, place) => place % 2 === 0)) / width;
     const top = Math.min(...xy.filter((_, place) => place % 2 === 1)) / height;
-    const where = kind === "point" ? "beside" : top < 0.06 ? "inside" : "above";
+    const where = kind === "point" ? "beside" : top * height < 0.05 * width ? "inside" : "above";
     const name = element("span", { class: `label ${where} ${colour}`, dir: "auto" }, label);
     name.style.left = `${100 * Math.min(Math.max(left, 0), 0.9)}%`;
     name.style.top = `${100 * Math.min(Math.max(top, 0), 1)}%`;
