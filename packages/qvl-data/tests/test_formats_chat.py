@@ -330,6 +330,7 @@ def test_paths_start_from_data_path():
         "conversations": [{"from": "human", "value": "<image>"}],
     }
     check_round_trip("qwenvl", under)
+    check_round_trip("qwenvl", {**under, "data_path": 5})
     moved = sample.model_copy(
         update={"media": (sample.media[0].model_copy(update={"path": "media/1.png"}), *sample.media[1:])}
     )
@@ -518,6 +519,26 @@ def test_hints_of_an_edited_sample_are_not_used():
     edited = read_sample(data)
     again = get_format("hf").read(get_format("hf").write(edited), "")
     assert [message.text for message in again.messages] == [message.text for message in edited.messages]
+
+
+def test_hints_of_turns_that_came_or_went_are_not_used():
+    row = {"messages": [{"role": "user", "content": "a", "name": "ann"}, {"role": "assistant", "content": "b"}]}
+    sample = get_format("openai").read(row, "")
+    shorter = sample.model_copy(update={"messages": sample.messages[1:]})
+    assert get_format("openai").write(shorter)["messages"] == row["messages"][1:]
+
+
+def test_fields_that_would_be_read_as_something_else_are_refused():
+    row = {"messages": [{"role": "user", "content": [{"type": "video", "video": "c.mp4"}]}]}
+    for more in ({"fps": 2}, {"video_start": 1}):
+        sample = check_round_trip("openai", {**row, **more})
+        for target in ("hf", "qwenvl"):
+            with pytest.raises(BadSample) as caught:
+                get_format(target).write(sample)
+            assert caught.value.reason == "not_expressible"
+    sample = check_round_trip("openai", {**row, "conversations": [1]})
+    with pytest.raises(BadSample, match='qwenvl cannot say the field "conversations" of its original'):
+        get_format("qwenvl").write(sample)
 
 
 # between formats
@@ -828,7 +849,7 @@ hints = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*LAYOUT, *KEYS]), inner, max_size=4),
     max_leaves=15,
 )
-tampered = hints | st.builds(
+tampered = st.dictionaries(st.sampled_from(["fields", "layout", "more"]), hints, max_size=3) | st.builds(
     lambda fields, layout: {"fields": fields, "layout": layout},
     hints,
     hints | st.dictionaries(st.sampled_from(LAYOUT), hints, max_size=5),

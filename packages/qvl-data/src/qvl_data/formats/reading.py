@@ -182,10 +182,8 @@ class _Reader:
                 raise self.bad(f"{where}: no text in this {name} part")
             read = self.text(value, role, where)
             n = {"n": len(read)} if [part.type for part in read] != ["text"] else {}
-            return read, {} if (keys, rest, n) == (*usual_part("text", False), {}) else {
-                "at": list(keys),
-                "part": rest,
-            } | n
+            usual = not n and (keys, rest) == usual_part("text", False)
+            return read, {} if usual else {"at": list(keys), "part": rest, **n}
         video = clip_of(rest, self.place, where) if kind == "video" else None
         cell = None
         if keys:

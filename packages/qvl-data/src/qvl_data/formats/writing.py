@@ -37,8 +37,10 @@ class _Writer:
         messages, hints = self.with_tags(row), list(self.layout.get("messages") or ())
         inserted = self.unlist_tools(messages, row) + self.system_key(messages, row)
         hints = [{}] * (len(messages) - len(hints) if inserted else 0) + hints
+        if len(hints) != len(messages):  # turns came or went: which hint is whose is not known any more
+            hints = [{}] * len(messages)
         self.unplace(messages)
-        turns = [self.turn(message, hints[i] if i < len(hints) else {}) for i, message in enumerate(messages)]
+        turns = [self.turn(message, hint) for message, hint in zip(messages, hints, strict=True)]
         row |= self.columns(row)
         self.cut(row)
         return {**row, dialect.messages: turns}, self.layout
@@ -146,11 +148,7 @@ class _Writer:
                 return {dialect.content: None} if form == "null" else {}
             form = dialect.usual(parts)
         if form == "string" and (dialect.columns is not None or _is_only_text(parts)):
-            if (
-                dialect.columns is not None
-                and message.role == "assistant"
-                and any(part.media is not None for part in parts)
-            ):
+            if message.role == "assistant" and any(part.media is not None for part in parts):
                 raise self.cannot("a picture in an answer")
             return {dialect.content: self.joined(parts)}
         if not dialect.lists:
@@ -199,6 +197,8 @@ class _Writer:
         if kind == "video":
             inherited = self.cut_of(self.fields) if not keys and columns else None
             if (self.cut_of(row) or inherited) != _cut(media):
+                if inherited and not cut_keys(media.video):
+                    raise self.cannot("a whole video beside fields of a cut one")
                 row = {**without_cut(row), **cut_keys(media.video)}
         if not keys and columns:
             self.used[parts[0].type].append(index)  # type: ignore[index]
@@ -212,6 +212,7 @@ class _Writer:
         columns: dict[str, Any] = {}
         shortened: dict[str, Any] = {}
         base = row.get("data_path") if self.dialect.data_path else None
+        base = base if isinstance(base, str) else ""
         for kind in KINDS:
             if not (used := self.used[kind]):
                 continue
@@ -221,7 +222,7 @@ class _Writer:
             cells = hint.get("cells") or []
             cells = cells if len(cells) == len(used) else [None] * len(used)
             values = [self.written(index, cell, self.dialect.embedded) for index, cell in zip(used, cells, strict=True)]
-            short = below(values, base, cells) if isinstance(base, str) and base else None
+            short = below(values, base, cells) if base else None
             alone = len(values) == 1 and form == "one" and not isinstance(values[0], list)  # frames
             columns[key] = values[0] if alone else values
             shortened[key] = short[0] if short is not None and alone else short
@@ -245,9 +246,8 @@ class _Writer:
 
     def check_fields(self) -> None:
         """Refuse fields of another format that this one would read as something else."""
-        columns = COLUMNS if self.dialect.columns is not None else ()
-        for key in (self.dialect.messages, "system", *columns, *UNREAD_IN_ROWS):
-            if self.fields.get(key) and not (key in columns and is_empty(self.fields[key])):
+        for key in (self.dialect.messages, "system", *COLUMNS, *UNREAD_IN_ROWS):
+            if self.fields.get(key) and not (key in COLUMNS and is_empty(self.fields[key])):
                 raise self.cannot(f'the field "{key}" of its original')
         if self.fields.get("tools") and tools_text(self.fields["tools"]):
             raise self.cannot('the field "tools" of its original')
