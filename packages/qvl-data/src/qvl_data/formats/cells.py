@@ -4,6 +4,8 @@ A path or an address, the file itself (`bytes`), or `{"bytes": ..., "path": ...}
 """
 
 import re
+from collections.abc import Iterable, Mapping
+from itertools import chain, repeat
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -55,6 +57,20 @@ def cell_of(media: Media, hint: Any) -> Any:
     keys = hint["keys"] if isinstance(hint, dict) and hint.get("embedded") else ["bytes", "path"]
     rest = hint["rest"] if isinstance(hint, dict) else {}
     return {**rest, **{key: media.bytes if key == "bytes" else media.origin for key in keys}}
+
+
+def pictures_in(cells: Iterable[tuple[str, Any]], place: str) -> tuple[list[Media], dict[str, Any]]:
+    """The pictures in named cells, and the layout hint `cells` for those that are no paths. Raises BadSample."""
+    read = [media_in(value, "image", place, where) for where, value in cells]
+    hints = [hint for _, hint in read]
+    return [media for media, _ in read], {"cells": hints} if any(hints) else {}
+
+
+def cells_of(media: Iterable[Media], layout: Mapping[str, Any]) -> list[Any]:
+    """What stood in the cells that `pictures_in` read."""
+    return [
+        cell_of(each, hint) for each, hint in zip(media, chain(layout.get("cells", ()), repeat(None)), strict=False)
+    ]
 
 
 def looks_like_media(value: Any) -> bool:

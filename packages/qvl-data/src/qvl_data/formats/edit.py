@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import BadSample
-from ..sample import Edit, Media, Sample
+from ..sample import Edit, Sample
 from . import register
-from .cells import cell_of, looks_like_media, media_in
+from .cells import cells_of, looks_like_media, pictures_in
 from .columns import Columns
 from .common import build, drawing, drawn, not_expressible, unpack_extra, write_id
 from .fitted import fitted
@@ -46,32 +46,23 @@ class EditLines:
         texts = self._texts(values, others, place)
         name, target = self._target(values, others, place)
         sources = self._sources(values, others, place, layout)
-        media: list[Media] = []
-        hints = {}
-        for where, value in (*((f"source_image[{i}]", value) for i, value in enumerate(sources)), (name, target)):
-            read, hint = media_in(value, "image", place, where)
-            if hint is not None:
-                hints[str(len(media))] = hint
-            media.append(read)
+        named = [*((f"source_image[{number}]", cell) for number, cell in enumerate(sources)), (name, target)]
+        media, cells = pictures_in(named, place)
+        layout |= cells
         layout |= {"target": name} if name != "target_image" else {}
-        layout |= {"cells": hints} if hints else {}
         layout |= {"others": {"id": others.pop("id")}} if "id" in others else {}
         last = len(media) - 1
+        row = {**others, **values}
         if sources:
             layout |= {"null": nulls} if (nulls := [text for text in _TEXTS if texts.get(text, "") is None]) else {}
-            inverse = _by_language(_INVERSE, texts)
-            edit = Edit(
-                sources=tuple(range(last)),
-                target=last,
-                instruction=_by_language(_INSTRUCTION, texts),
-                inverse=inverse or None,
-            )
-            return build("edit", place, {**others, **values}, others, layout, media, [], task="edit", edit=edit)
+            instruction, inverse = _by_language(_INSTRUCTION, texts), _by_language(_INVERSE, texts)
+            edit = Edit(sources=tuple(range(last)), target=last, instruction=instruction, inverse=inverse or None)
+            return build("edit", place, row, others, layout, media, [], task="edit", edit=edit)
         spoken = _spoken(texts)
         layout |= {"texts": rest} if (rest := {key: text for key, text in texts.items() if key != spoken}) else {}
         layout |= {"spoken": spoken} if spoken != "instruction" else {}
-        messages = drawn((texts[spoken] if spoken else None) or "", [last])
-        return build("edit", place, {**others, **values}, others, layout, media, messages, task="t2i")
+        said = (texts[spoken] if spoken else None) or ""
+        return build("edit", place, row, others, layout, media, drawn(said, [last]), task="t2i")
 
     @fitted
     def write(self, sample: Sample) -> Any:
@@ -93,8 +84,7 @@ class EditLines:
                 raise not_expressible("edit", "several target pictures", sample)
             spoken = layout.get("spoken", "instruction") or ("instruction" if asked else None)
             texts = layout.get("texts", {}) | ({spoken: asked} if spoken else {})
-        hints = layout.get("cells", {})
-        cells = [cell_of(sample.media[index], hints.get(str(index))) for index in (*sources, target)]
+        cells = cells_of([sample.media[index] for index in (*sources, target)], layout)
         row = {} if layout.get("source") == "missing" else {"source_image": layout.get("empty")}
         if sources:
             row["source_image"] = cells[0] if len(sources) == 1 and layout.get("source") != "list" else cells[:-1]

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import BadSample
-from ..sample import Edit, Media, Sample
+from ..sample import Edit, Sample
 from . import register
-from .cells import cell_of, media_in
+from .cells import cells_of, pictures_in
 from .columns import Columns
 from .common import build, not_expressible, unpack_extra, write_id
 from .fitted import fitted
@@ -47,16 +47,8 @@ class MetaQuery:
         if isinstance(captions, list) and len(captions) != len(sources):
             problem = f"{len(captions)} captions of {len(sources)} source pictures; give one for each, or none at all"
             raise BadSample("media_count", problem, place)
-        media: list[Media] = []
-        hints = []
-        for where, value in (
-            *((f"source_images[{i}]", value) for i, value in enumerate(sources)),
-            ("target_image", values["target_image"]),
-        ):
-            read, hint = media_in(value, "image", place, where)
-            media.append(read)
-            hints.append(hint)
-        layout: dict[str, Any] = {"cells": hints} if any(hints) else {}
+        named = [(f"source_images[{number}]", cell) for number, cell in enumerate(sources)]
+        media, layout = pictures_in([*named, ("target_image", values["target_image"])], place)
         layout |= {"others": {"id": others.pop("id")}} if "id" in others else {}
         others |= {self.columns[field]: values[field] for field in _CAPTIONS if field in values}
         last = len(media) - 1
@@ -73,8 +65,6 @@ class MetaQuery:
             raise not_expressible("metaquery", "an edit without one English instruction alone", sample)
         if not sample.edit.sources or sample.messages or sample.regions:
             raise not_expressible("metaquery", "more or less than sources, instruction and target", sample)
-        hints = layout.get("cells", [])
-        shown = [*sample.edit.sources, sample.edit.target]
-        cells = [cell_of(sample.media[i], hints[k] if k < len(hints) else None) for k, i in enumerate(shown)]
+        cells = cells_of([sample.media[index] for index in (*sample.edit.sources, sample.edit.target)], layout)
         row = {"source_images": cells[:-1], "prompt": said["en"], "target_image": cells[-1]}
         return {**fields, **layout.get("others", {}), **self.columns.give({**write_id(sample, layout), **row})}

@@ -25,7 +25,7 @@ from qvl_core.errors import BadInput
 from ..errors import BadSample
 from ..sample import Message, Part, Sample
 from . import register
-from .cells import cell_of, media_in
+from .cells import cells_of, pictures_in
 from .columns import Columns
 from .common import build, not_expressible, unpack_extra
 from .fitted import fitted
@@ -86,23 +86,21 @@ class Mimic:
                 f"no {' or '.join(self.sections)} in the report ({found}); leave the study out, or --map section=..."
             )
             raise BadSample("report_section", problem, place)
-        read = [media_in(cells[number], "image", place, f"{field}[{number}]") for number in shown]
+        media, layout = pictures_in([(f"{field}[{number}]", cells[number]) for number in shown], place)
         pictures = [Part(type="image", media=index) for index in range(len(shown))]
         messages = [
             Message(role="user", parts=(*pictures, Part(type="text", text=QUESTIONS[names]))),
             Message(role="assistant", parts=(Part(type="text", text=_answer(said, names)),)),
         ]
         others = {key: value for key, value in row.items() if key != field}
-        layout: dict[str, Any] = {"field": field, "shown": shown, "sections": list(names)}
+        layout |= {"field": field, "shown": shown, "sections": list(names)}
         layout |= {"others": {"id": others.pop("id")}} if "id" in others else {}
-        if any(hints := [hint for _, hint in read]):
-            layout["cells"] = hints
         if hidden := {str(number): cell for number, cell in enumerate(cells) if number not in shown}:
             layout["hidden"] = hidden
         split, study, picture = (row.get(key) for key in ("split", "study_id", "dicom_id"))
         identity = f"s{study}" if isinstance(study, (int, str)) else picture if isinstance(picture, str) else ""
         meta = {"license": LICENSE, "split": SPLITS.get(split, split) if isinstance(split, str) else None}
-        return build("mimic", place, {"id": identity}, others, layout, [m for m, _ in read], messages, meta=meta)
+        return build("mimic", place, {"id": identity}, others, layout, media, messages, meta=meta)
 
     @fitted
     def write(self, sample: Sample) -> Any:
@@ -113,9 +111,8 @@ class Mimic:
         turns = [(message.role, message.text) for message in sample.messages]
         if turns != [("user", QUESTIONS.get(names)), ("assistant", _answer(said, names))]:
             raise not_expressible("mimic", "a question or answer that is not from the report", sample)
-        hidden, hints = layout.get("hidden", {}), layout.get("cells", [None] * len(sample.media))
-        cells = {int(number): cell for number, cell in hidden.items()}
-        cells |= dict(zip(layout["shown"], map(cell_of, sample.media, hints), strict=True))
+        cells = {int(number): cell for number, cell in layout.get("hidden", {}).items()}
+        cells |= dict(zip(layout["shown"], cells_of(sample.media, layout), strict=True))
         pictures = [cells[number] for number in sorted(cells)]
         shown = {"images": pictures} if layout["field"] == "images" else {"image": pictures[0]}
         return {**fields, **layout.get("others", {}), **shown}
