@@ -17,11 +17,12 @@ from .rows import anything, cells, check_anything, identity, missing, texts, unk
 
 EDIT, QVL = get_format("edit"), get_format("qvl")
 PLACE = "data/edits.jsonl:3"
+EMPTY = [None, "", [], {"bytes": None, "path": None}]
 said = st.none() | texts
 rows = st.builds(
     lambda target, *parts: {k: v for part in ({**target}, *parts) for k, v in part.items()},
     st.builds(lambda name, cell: {name: cell}, st.sampled_from(["target_image", "edit_image"]), cells),
-    missing("source_image", st.sampled_from([None, "", []]) | cells | st.lists(cells, min_size=1, max_size=3)),
+    missing("source_image", st.sampled_from(EMPTY) | cells | st.lists(cells, min_size=1, max_size=3)),
     missing("instruction", said),
     missing("instruction_cn", said),
     missing("inverse_instruction", said),
@@ -38,7 +39,7 @@ def test_round_trip(row):
     assert EDIT.write(sample) == row
     assert EDIT.write(read_sample(QVL.write(sample))) == row  # also after a stay in qvl
     assert EDIT.matches(row) or not {"source_image", "instruction"} & row.keys()
-    assert (sample.task == "t2i") == (row.get("source_image") in (None, "", []))
+    assert (sample.task == "t2i") == (row.get("source_image") in EMPTY)
 
 
 @settings(max_examples=100, deadline=None)

@@ -20,7 +20,7 @@ PLACE = "vqa.jsonl:3"
 NAMED = {"image": "image_path", "user": "question", "assistant": "answer", "id": "uid"}
 MAPPED = get_format("flat", NAMED)
 plain = texts.map(lambda text: text.replace("<image>", "").replace("<video>", ""))
-none = st.sampled_from([None, "", []])
+none = st.sampled_from([None, "", [], {"bytes": None, "path": None}])
 
 
 @st.composite
@@ -41,7 +41,10 @@ def rows(draw):
     if "user" not in row or sum(row["user"].count(f"<{kind}>") for kind in ("image", "video")) != count:
         row["user"] = draw(plain if count else plain.filter(bool) | st.integers())
     return (
-        row | draw(missing("system", none.filter(lambda value: value != []) | plain)) | draw(unknown) | draw(identity)
+        row
+        | draw(missing("system", none.filter(lambda value: value in (None, "")) | plain))
+        | draw(unknown)
+        | draw(identity)
     )
 
 
@@ -147,7 +150,9 @@ def test_a_wrong_column_is_told():
     with pytest.raises(BadSample, match=r'vqa\.jsonl:3: no column "question" \(did you mean "questions"\?\)') as caught:
         MAPPED.read({"uid": 1, "image_path": "a.png", "questions": "x", "answer": "y"}, PLACE)
     assert caught.value.reason == "column"
-    with pytest.raises(BadSample, match=r'no column "image_path" \(there are pic\); name it with --map image=COLUMN'):
+    with pytest.raises(
+        BadSample, match=r'no column "image_path" \(there are pic\); name it with --map image=COLUMN, or write null'
+    ):
         MAPPED.read({"uid": 1, "pic": "a.png", "question": "x", "answer": "y"}, PLACE)
     with pytest.raises(BadInput, match=r'format "flat" has no field "picture"; it has id, image, images'):
         get_format("flat", {"picture": "a"})

@@ -49,11 +49,15 @@ class Columns:
         """Whether another column has nearly the name of a field's."""
         return bool(_did_you_mean(self[field], others))
 
-    def missing(self, field: str, others: Mapping[str, Any], place: str) -> BadSample:
-        """The error for a field whose column is not there."""
+    def missing(self, field: str, others: Mapping[str, Any], place: str, none: str = "") -> BadSample:
+        """The error for a field whose column is not there.
+
+        none  what null in it would mean, if it may be null
+        """
         there = f"there are {', '.join(map(str, others))[:300]}" if others else "there are no others"
         hint = _did_you_mean(self[field], others) or there
         problem = f'no column "{self[field]}" ({hint}); name it with --map {field}=COLUMN'
+        problem += f", or write null for {none}" if none else ""
         return BadSample("column", problem, place)
 
 

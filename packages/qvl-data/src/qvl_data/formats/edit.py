@@ -22,6 +22,7 @@ from .cells import cells_of, looks_like_media, pictures_in
 from .columns import Columns
 from .common import build, drawing, drawn, not_expressible, unpack_extra, write_id
 from .fitted import fitted
+from .gallery import is_empty
 
 _INSTRUCTION = {"en": "instruction", "zh": "instruction_cn"}
 _INVERSE = {"en": "inverse_instruction", "zh": "inverse_instruction_cn"}
@@ -116,7 +117,7 @@ class EditLines:
         name = "edit_image" if "edit_image" in values else "target_image"
         if name not in values:
             raise self.columns.missing("target_image", others, place)
-        if values[name] in (None, "", []):
+        if is_empty(values[name]):
             raise BadSample("edit", f'"{self.columns[name]}" is empty; give the picture after the edit', place)
         return name, values[name]
 
@@ -127,11 +128,11 @@ class EditLines:
         if "source_image" not in values:
             pictures = {key: value for key, value in others.items() if looks_like_media(value)}
             if "source_image" in self.columns.renamed or self.columns.close("source_image", pictures):
-                raise self.columns.missing("source_image", others, place)
+                raise self.columns.missing("source_image", others, place, none="text to image")
             layout["source"] = "missing"
             return []
         cell = values["source_image"]
-        if cell in (None, "", []):
+        if is_empty(cell):
             layout |= {} if cell is None else {"empty": cell}
             return []
         if isinstance(cell, list):

@@ -22,6 +22,7 @@ from .cells import cell_of, media_in
 from .columns import Columns
 from .common import build, not_expressible, unpack_extra, write_id
 from .fitted import fitted
+from .gallery import is_empty
 
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 FIELDS = ("id", "image", "images", "video", "videos", *_ROLES)
@@ -43,7 +44,8 @@ class Flat:
         values, others = self.columns.take(row, place)
         for field in (*self.columns.renamed, "user", "assistant"):
             if field not in values:
-                raise self.columns.missing(field, others, place)
+                none = "" if field in ("user", "assistant") else "a row without"
+                raise self.columns.missing(field, others, place, none)
         layout: dict[str, Any] = {"others": {"id": others.pop("id")}} if "id" in others else {}
         texts = {role: self._text(role, values, place, layout) for role in _ROLES if role in values}
         media, slots = self._media(values, place, layout)
@@ -109,7 +111,7 @@ class Flat:
         for kind in tags.KINDS:
             for field in (kind, f"{kind}s"):
                 cell = values.get(field)
-                if cell in (None, "", []):
+                if is_empty(cell):
                     layout |= {"empty": {**layout.get("empty", {}), field: cell}} if field in values else {}
                     continue
                 if slots[kind]:
