@@ -63,7 +63,7 @@ REASONS = {
     "qwenvl": "a row that is not sound in the format qwenvl",
     "region_beyond": "a region that reaches over the border of its picture",
     "region_empty": "a region without area",
-    "region_outside": "a box, point or polygon that is not inside its picture",
+    "region_outside": "a box, point or polygon of which nothing lies in its picture",
     "regions": "regions that cannot be written out",
     "report_missing": "a study without a report",
     "report_section": "a report without the section that is asked for",

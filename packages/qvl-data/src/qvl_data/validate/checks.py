@@ -20,9 +20,17 @@ SPECIAL = re.compile(
     r"|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 )
 """The special tokens of Qwen3-VL's tokenizer."""
+ENOUGH = 100
+"""Problems of one sample after which nothing more is looked at in it."""
 _TAG = re.compile(r"<(?:image|video)>")
-_TAGGED = ("alpaca", "flat", "llava", "qwenvl", "sharegpt")  # formats in which a tag that stays text was escaped on purpose
-_LOST = "\ufffd"
+_TAGGED = (
+    "alpaca",
+    "flat",
+    "llava",
+    "qwenvl",
+    "sharegpt",
+)  # formats in which a tag that stays text was escaped on purpose
+_LOST = re.compile("\ufffd")
 
 
 def _size(sizes: dict[int, tuple[int, int]], index: int) -> tuple[int, int]:
@@ -55,6 +63,8 @@ class Checks:
         keys: list[bytes | None] = [None] * len(sample.media)
         for index in sorted(range(len(keys)), key=lambda i: sample.media[i].kind == "video"):  # after their frames
             keys[index] = self.media.check(sample, index, sizes, found)
+            if len(found) >= ENOUGH:
+                return found, keys
         found.extend(_edit(sample, keys))
         found.extend(check_regions(sample, partial(_size, sizes)))
         if self.processor is not None and not any(error.reason in _UNCOUNTED for error in found):
@@ -109,26 +119,42 @@ def _turns(sample: Sample) -> Iterator[BadSample]:
 
 def _texts(sample: Sample) -> Iterator[BadSample]:
     """Texts that say something else to the machine than to their writer; each kind is told once, at its first place."""
-    special, tags, lost = [], [], []
+    special, tags, lost = _Seen(SPECIAL), _Seen(_TAG), _Seen(_LOST)
     for where, text in _written(sample):
         if "<" in text:
-            special += [(where, token) for token in SPECIAL.findall(text)]
-            tags += [(where, tag) for tag in _TAG.findall(text)]
-        if _LOST in text:
-            lost.append(where)
-    if special:
-        said = f"{special[0][0]} holds {special[0][1]} as text{_more(special)}; it is taken for text, not for the token"
+            special.look(text, where)
+            tags.look(text, where)
+        if "\ufffd" in text:
+            lost.look(text, where)
+    if special.count:
+        said = f"{special.where} holds {special.first} as text{special.more}; it is taken for text, not for the token"
         yield BadSample("special_token_in_text", f"{said}: remove it, unless that is meant")
-    if tags and sample.meta.format not in _TAGGED:
-        said = f"{tags[0][0]} holds {tags[0][1]} as text{_more(tags)}, which stands for no picture"
+    if tags.count and sample.meta.format not in _TAGGED:
+        said = f"{tags.where} holds {tags.first} as text{tags.more}, which stands for no picture"
         yield BadSample("media_tag_in_text", f"{said}; make it a part of its own, or remove it")
-    if lost:
-        said = f"{lost[0]} holds U+FFFD{_more(lost)}, what is left of characters that were read in a wrong encoding"
+    if lost.count:
+        said = f"{lost.where} holds U+FFFD{lost.more}, what is left of characters that were read in a wrong encoding"
         yield BadSample("lost_characters", f"{said}; write the text anew from its source")
 
 
-def _more(found: list[Any]) -> str:
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+@dataclass
+class _Seen:
+    """How often a pattern was found in the texts of a sample, and the first of it."""
+
+    pattern: re.Pattern[str]
+    count: int = 0
+    first: str = ""
+    where: str = ""
+
+    def look(self, text: str, where: str) -> None:
+        for match in self.pattern.finditer(text):
+            if self.count == 0:
+                self.first, self.where = match[0], where
+            self.count += 1
+
+    @property
+    def more(self) -> str:
+        return f" (and {self.count - 1} more)" if self.count > 1 else ""
 
 
 def _written(sample: Sample) -> Iterator[tuple[str, str]]:
