@@ -563,7 +563,7 @@ def said(sample):
     return turns
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.one_of(
         conversations().map(lambda row: ("sharegpt", row)),
@@ -785,7 +785,7 @@ def mutate(draw, value):
     return draw(wild)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(wild_rows | mutated())
 def test_hostile_rows_raise_nothing_but_bad_sample(row):
     for name in CHATS:
@@ -856,7 +856,7 @@ tampered = st.dictionaries(st.sampled_from(["fields", "layout", "more"]), hints,
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(tampered, st.sampled_from(CHATS))
 def test_a_tampered_layout_raises_nothing_but_bad_sample(extra, name):
     data = build(("system", "s"), ("user", picture(8, 8), "?"), ("assistant", "x"), id="s").to_dict()

@@ -35,6 +35,8 @@ def test_members_are_samples(packed):
         data[7]
     assert len({data.rows.place(index) for index in range(9)}) == 9
     assert data[5].place.endswith("(row 2 of 2)")
+    assert data.rows.raw(0) is None
+    assert json.loads(data.rows.raw(6)) == ALONE
     assert data[0].meta.locator.startswith("packed.json")
 
 

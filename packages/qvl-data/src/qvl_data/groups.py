@@ -58,6 +58,12 @@ class Members:
         """The row; in a line nothing can be skipped."""
         return self[index]
 
+    def raw(self, index: int) -> bytes | None:
+        """A row that is no group as it stands in the file; None for a member, which is no line of its own."""
+        number, _ = self._find(index)
+        raw: bytes | None = None if self._counts[number] else getattr(self._groups, "raw", lambda _: None)(number)
+        return raw
+
     def place(self, index: int) -> str:
         number, member = self._find(index)
         place, count = self._groups.place(number), int(self._counts[number])
