@@ -202,7 +202,7 @@ def samples(draw):
         if task == "edit"
         else None,
         "meta": {"dataset": draw(texts), "license": draw(texts)},
-        "extra": draw(texts),
+        "extra": draw(st.none() | st.dictionaries(st.text(max_size=3), texts, max_size=2).map(json.dumps)),
     }
 
 

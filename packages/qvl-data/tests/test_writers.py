@@ -48,7 +48,7 @@ def samples(draw):
         "edit": edit if task == "edit" else None,
         "regions": [{"media": 0, "kind": "box", "xy": [0.5, 1, 2, 3], "label": draw(texts)}],
         "meta": {"dataset": draw(texts), "license": draw(texts)},
-        "extra": draw(texts),
+        "extra": draw(st.none() | st.dictionaries(st.text(max_size=3), texts, max_size=2).map(json.dumps)),
     }
 
 

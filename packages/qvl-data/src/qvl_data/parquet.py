@@ -104,6 +104,7 @@ class Rows:
     def __init__(self, path: Path, groups: RowGroups | None = None) -> None:
         self.path = path
         self._groups = groups or RowGroups(path)
+        self._groups.sparse = True
         if self._groups.schema != SCHEMA:
             raise BadInput(f"{path}: this Parquet file holds no {SCHEMA} samples.")
         there = set(self._groups.columns) | {
@@ -194,7 +195,7 @@ def _to_row(sample: Sample) -> dict[str, Any]:
 def _from_row(row: dict[str, Any]) -> dict[str, Any]:
     if row["edit"] is not None:
         for name in _SAID:
-            if (said := row["edit"][name]) is not None:
+            if (said := row["edit"].get(name)) is not None:
                 row["edit"][name] = {entry["lang"]: entry["text"] for entry in said}
     row["schema"] = SCHEMA
     return row

@@ -82,11 +82,13 @@ PICTURES = _Cache[At](128 << 20)
 class RowGroups:
     """A Parquet file as rows. Picklable; the file is opened again. Raises BadInput for what is wrong with it.
 
-    `schema` is what the file's metadata call `qvl.schema`; empty in files of others.
+    `schema` is what the file's metadata call `qvl.schema`; empty in files of others. With `sparse`, fields of structs
+    that are null in the whole row group are left out, which of many optional fields are most.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.sparse = False
         self._reader = Reader(path)
         self._values: dict[tuple[int, str], Values | None] = {}  # None: not plain
         file = self._parquet()
@@ -169,7 +171,7 @@ class RowGroups:
 
     def _values_at(self, table: "pa.Table", group: int) -> dict[str, At]:
         try:
-            return {name: _at(table[name]) for name in table.column_names}
+            return {name: _at(table[name], self.sparse) for name in table.column_names}
         except (ValueError, OverflowError) as error:  # dates beyond Python's
             raise BadInput(f"{self.path}: a value in row group {group} cannot be read ({first_line(error)}).") from None
 
@@ -219,8 +221,8 @@ def _is_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _at(column: "pa.ChunkedArray | pa.Array") -> At:
-    """The Python value at each position of a column."""
+def _at(column: "pa.ChunkedArray | pa.Array", sparse: bool = False) -> At:
+    """The Python value at each position of a column; if `sparse`, structs without the fields that are null in all."""
     import pyarrow as pa
 
     if isinstance(column, pa.ChunkedArray):
@@ -229,9 +231,11 @@ def _at(column: "pa.ChunkedArray | pa.Array") -> At:
         column = column.storage
     valid = column.is_valid().to_pylist() if column.null_count else None
     if pa.types.is_struct(column.type):
-        return _struct_at({entry.name: _at(column.field(i)) for i, entry in enumerate(column.type)}, valid)
+        fields = {entry.name: column.field(i) for i, entry in enumerate(column.type)}
+        said = {name: field for name, field in fields.items() if not sparse or field.null_count < len(field)}
+        return _struct_at({name: _at(field, sparse) for name, field in said.items()}, valid)
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return _list_at(_at(column.values), column.offsets.to_pylist(), valid)
+        return _list_at(_at(column.values, sparse), column.offsets.to_pylist(), valid)
     if _is_bytes(column.type):
         return lambda position: column[position].as_py()  # not all at once: they may be large
     if pa.types.is_map(column.type):
