@@ -140,6 +140,8 @@ def test_samples_that_two_lists_share_are_found(folder):
     found = folder / "a" / "train.parquet"
     assert shared(lists(file, file)) == [f"{found}: 40 samples are in train and in test"]
     assert shared(lists(f"{file}%50", f"{file}%25")) == [f"{found}: 10 samples are in train and in test"]
+    again = f"'{folder / 'b' / '..' / 'a' / 'train.parquet'}'"
+    assert shared(lists(file, again)) == [f"{found}: 40 samples are in train and in test"]
     assert shared(lists(f"{file}[train:30]", f"{file}[test:10]")) == [f"{found}: 10 samples are in train and in test"]
     assert shared(lists(f"'{folder / 'a'}'", f"'{folder / 'a'}'")) == []
 

@@ -266,10 +266,15 @@ def shared(lists: Mapping[str, Mixture]) -> list[str]:
     for (one, a), (other, b) in combinations(lists.items(), 2):
         for i, first in enumerate(a.datasets):
             for j, second in enumerate(b.datasets):
-                same = first.files == second.files and first.rows.place(0) == second.rows.place(0)
-                if same and (count := _common(a, i, b, j)):
+                if _same(first, second) and (count := _common(a, i, b, j)):
                     found.append(f"{first.file}: {count} samples are in {one} and in {other}")
     return found
+
+
+def _same(one: Dataset, other: Dataset) -> bool:
+    """Whether two data sets have the same rows, however their path is written."""
+    first, second = (Path(dataset.rows.place(0)).resolve() for dataset in (one, other))
+    return first == second and len(one) == len(other)
 
 
 def _common(a: Mixture, i: int, b: Mixture, j: int) -> int:
