@@ -190,3 +190,9 @@ def test_text_in_python():
     assert Data(train=["a", Source(source="b+c")]).train == [Source(source="a"), Source(source="b+c")]
     with pytest.raises(ValueError, match="position 3"):
         Data(train="a%")
+
+
+def test_parts_of_one_source_are_the_same_in_every_list():
+    Data(train="a[train:10,test:5]", test="a[test:5,train:10] + b[test:1]")
+    with pytest.raises(ValueError, match="`parts` of a differ between two sources, which may then overlap"):
+        Data(train="a[train:10]", test="a[test:5]")

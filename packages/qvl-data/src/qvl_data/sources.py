@@ -332,7 +332,7 @@ def _named(name: str, registry: "Registry") -> "Registered | None":
                 "the path, or rename the entry."
             )
         return named
-    if not path.exists() and (close := registry.close(name)):
+    if "/" not in name and not path.exists() and (close := registry.close(name)):  # a/b may be on the hub
         raise BadInput(f'{name}: no registered data set, file or folder is called so; did you mean "{close}"?')
     return None
 

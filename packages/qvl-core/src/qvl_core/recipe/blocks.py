@@ -137,6 +137,16 @@ class Data(Block):
     """Worker processes that read, decode and encode ahead of the training step; default: 4 with a GPU, 0 without."""
 
     @model_validator(mode="after")
+    def _parts_agree(self) -> "Data":
+        carved: dict[str, dict[str, int]] = {}
+        for source in (*self.train, *self.validation, *self.test):
+            if source.parts is not None:
+                parts: dict[str, int] = dict(source.parts.items())
+                if carved.setdefault(source.source, parts) != parts:
+                    raise ValueError(f"`parts` of {source.source} differ between two sources, which may then overlap")
+        return self
+
+    @model_validator(mode="after")
     def _evaluations_stay_as_they_are(self) -> "Data":
         if any(source.augment for source in (*self.validation, *self.test)):
             raise ValueError("`augment` belongs to `train`; evaluations are never augmented")
