@@ -70,7 +70,7 @@ def test_encoded_samples(mixture, processor):
     assert [type(one).__name__ for one in next(iter(loader))] == ["Encoded", "Encoded"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**32), st.integers(1, 3), st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=5))
 def test_any_number_of_ranks_reads_the_same_steps(mixture, seed, factor, worlds):
     """Each stretch of the run has another number of processes, all starting from the state of rank 0 before."""
