@@ -183,6 +183,8 @@ def test_it_counts_only(light):
         ("processor_config.json", b"\xff", "cannot be read"),
         ("processor_config.json", b"{", "is not JSON"),
         ("processor_config.json", b"[]", "holds no JSON object"),
+        ("processor_config.json", b'{"image_processor": [1]}', "its settings are damaged"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"7": {}}}', "its settings are damaged"),
         ("processor_config.json", b'{"image_processor": {"image_processor_type": "CLIP"}}', "are for CLIP"),
         (
             "tokenizer_config.json",
