@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import qvl_data.validate as room
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, QVLError
 from qvl_data.cli import app
 from qvl_data.dataset import Dataset
 from qvl_data.errors import REASONS, SEVERITY, severity
 from qvl_data.shards import plan
 from qvl_data.validate import Validation, read_findings, validate
 from qvl_data.validate.checks import SPECIAL
+from qvl_data.walk import Step, steps, walk
 
 from .broken import FIRST, JPEG, KINDS, PNG, boxed, chat, clip, lines, qvl, shown
 from .killing import check_every_kill
@@ -50,8 +52,12 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from qvl_data.validate import validate
-import av, pyarrow.parquet, qvl_data.tar, qvl_data.formats
+import pyarrow.parquet, qvl_data.tar, qvl_data.formats
 from PIL import Image
+try:
+    import av
+except ImportError:
+    pass
 Image.init()
 def peak():
     if sys.platform == "linux":  # ru_maxrss would begin with that of the parent
@@ -75,11 +81,10 @@ print(json.dumps({"results": results, "memory": peak() - before}))
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every kind validated in one process of its own: what was found by kind, and the memory that it took."""
-    pytest.importorskip("av", reason='videos need the extra "video"')
     root = tmp_path_factory.mktemp("broken")
     asked = []
     for number, kind in enumerate(KINDS):
-        if any(need != "av" and not hasattr(os, need) for need in kind.needs):
+        if not all(hasattr(os, need) or find_spec(need) for need in kind.needs):
             continue
         folder = root / str(number)
         folder.mkdir()
@@ -100,7 +105,7 @@ def test_the_corpus_is_large():
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_broken_data_is_told_by_its_reason(kind, sweep):
     if kind.name not in sweep["results"]:
-        pytest.skip(f"this system has no {kind.needs}")
+        pytest.skip(f"needs {', '.join(kind.needs)}")
     reasons = {code: told for code, told in sweep["results"][kind.name].items() if code != "license_missing"}
     assert set(reasons) == ({kind.reason} if kind.reason else set())
     for sentence in chain(*reasons.values()):
@@ -270,6 +275,21 @@ def test_workers_change_nothing(photos, tmp_path, monkeypatch):
     assert results[0] == results[1]
     for name in ("findings.jsonl", "validation.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+class Fatal:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (3,)
+
+    def __call__(self, step: Step) -> None: ...
+
+
+def test_a_worker_that_dies_is_told_in_one_sentence():
+    todo = steps({"train": range(10)}, 1)
+    with pytest.raises(QVLError, match=r"a worker died at train 0\.\.0 or soon after .* --workers 1"):
+        list(walk(Fatal(), todo, workers=2))
 
 
 def test_findings_stand_in_the_order_of_the_data(photos, tmp_path, monkeypatch):

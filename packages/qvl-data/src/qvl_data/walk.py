@@ -80,12 +80,11 @@ def walk(work: Callable[[Step], T], todo: Iterable[Step], workers: int = 1) -> I
                 waiting.append((step, pool.submit(_work, step)))
             while waiting:
                 step, future = waiting.popleft()
-                try:
-                    yield step, future.result()
-                except BrokenProcessPool:
-                    problem = f"a worker died at {step} or soon after (out of memory?); run with --workers 1"
-                    raise QVLError(f"{problem} to see at which sample.") from None
+                yield step, future.result()
                 waiting.extend((following, pool.submit(_work, following)) for following in islice(rest, 1))
+        except BrokenProcessPool:
+            problem = f"a worker died at {step} or soon after (out of memory?); run with --workers 1"
+            raise QVLError(f"{problem} to see at which sample.") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
