@@ -199,7 +199,7 @@ def _shown(data: Mapping[str, Dataset], finding: Finding, folder: Path) -> Card 
     if finding.index < 0 or finding.split not in data:
         return None
     try:
-        shown = card(data[finding.split][finding.index], (finding.reason,), folder)
+        shown = card(data[finding.split][finding.index], (seen_from(folder, finding.place),), folder)
     except (BadSample, BadInput):
         return None
     return shown if shown.pictures else None
