@@ -103,7 +103,7 @@ def write(
         for part in parts:
             if (folder / part.name).exists():
                 raise BadInput(f"{folder / part.name}: is already there; choose another name, or add --fresh.")
-    sources = [source.model_dump(mode="json") for source in mixture.sources]
+    sources = [source.model_dump(mode="json", exclude_defaults=True) for source in mixture.sources]
     options = {"sources": sources, "choice": mixture.choice(), "samples": count, "seed": seed, "shard": shard}
     options |= {"split": split, "format": format}
     job = Job(home, "mix", files(mixture), options, fresh)

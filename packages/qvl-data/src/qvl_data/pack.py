@@ -285,7 +285,10 @@ def pack_source(
         raise BadInput("limit the pictures of a bin or their tokens, not both.")
     options = {"capacity": capacity, "seed": seed, "too_long": too_long, "max_pictures": max_pictures}
     options |= {"max_media_tokens": max_media_tokens, "max_bad": max_bad}
-    asked = {"sources": [source.model_dump(mode="json") for source in mixture.sources], "choice": mixture.choice()}
+    asked = {
+        "sources": [source.model_dump(mode="json", exclude_defaults=True) for source in mixture.sources],
+        "choice": mixture.choice(),
+    }
     _check_free(out, fresh)
     job = Job(beside(out), "pack", [*files(mixture), model], options | asked, fresh)
     before = job.result is not None
