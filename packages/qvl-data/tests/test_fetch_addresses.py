@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from qvl_data.fetch.addresses import Refused, check, parse
+from qvl_data.fetch.addresses import Refused, check, pair, parse
 
 HOSTILE = [
     # this machine
@@ -55,6 +55,14 @@ HOSTILE = [
     "http://[2002:a9fe:a9fe::1]/",
     "http://[2001:0:53aa:64c::80ff:fffe]/",
     "http://[2606:4700::5efe:7f00:1]/",
+    # special ones, among them the metadata of clouds
+    "http://192.0.0.192/",
+    "http://192.88.99.1/",
+    "http://168.63.129.16/",
+    "http://[2002:808:808::1]/",
+    "http://[3fff::1]/",
+    "http://[v1.example.com]/",
+    "http://[8.8.8.8]/",
     # addresses in unusual spellings
     "http://2130706433/",
     "http://0x7f000001/",
@@ -124,15 +132,25 @@ def test_public_addresses_pass(url: str, host: str, port: int, path: str) -> Non
     assert (target.host, target.port, target.path) == (host, port, path)
 
 
-def test_a_mirror_that_was_named_may_be_private() -> None:
-    allowed = {"127.0.0.1:8000", "mirror:80"}
-    assert parse("http://127.0.0.1:8000/a", allowed).authority == "127.0.0.1:8000"
-    assert parse("http://mirror.lan.example/a").authority == "mirror.lan.example"
-    for url in ("http://127.0.0.1:8001/", "http://127.0.0.2:8000/"):
+@pytest.mark.parametrize(
+    ("named", "url", "authority"),
+    [
+        ("127.0.0.1:8000", "http://127.0.0.1:8000/a", "127.0.0.1:8000"),
+        ("localhost:8000", "http://LOCALHOST:8000/a", "localhost:8000"),
+        ("Mirror:80", "http://mirror/a", "mirror"),
+        ("mirror.lan:443", "https://mirror.lan./a", "mirror.lan"),
+        ("[::1]:8000", "http://[0:0::1]:8000/a", "[::1]:8000"),
+        ("fd00::1:80", "http://[fd00::1]/a", "[fd00::1]"),
+    ],
+)
+def test_a_mirror_that_was_named_may_be_private(named: str, url: str, authority: str) -> None:
+    allowed = {pair(named)}
+    assert parse(url, allowed).authority == authority
+    for other in (url, "http://127.0.0.1:8001/", "http://127.0.0.2:8000/", "http://[::1]/", "http://other/"):
         with pytest.raises(Refused):
-            parse(url, allowed)
+            parse(other, {pair("other.lan:80")} if other == url else allowed)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808", "2002:808:808::1"])
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808"])
 def test_public_addresses(address: str) -> None:
     check(ip_address(address))

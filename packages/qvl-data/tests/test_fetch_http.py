@@ -2,7 +2,9 @@
 
 import asyncio
 import gzip
+import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -10,6 +12,8 @@ import pytest
 
 pytest.importorskip("httpx", reason="needs qvl-data[fetch]")
 
+from qvl_core.errors import BadInput
+from qvl_data.fetch.crowd import Crowd
 from qvl_data.fetch.http import Failed, Rules, get
 
 from .server import Server, serving
@@ -138,6 +142,11 @@ def test_redirects(server: Server) -> None:
         "file:///etc/passwd",
         "ftp://127.0.0.1/",
         "http://0:{port}/",
+        "http://[127.0.0.1]:{port}/",
+        "http://[127.0.0.1:{port}/",
+        "//[",
+        "http://\u2100.example/",
+        "/" + "\U0001f600" * 1000,
     ],
 )
 def test_a_redirect_into_the_network_is_refused(location: str, server: Server) -> None:
@@ -198,3 +207,80 @@ def test_a_name_without_address() -> None:
         asyncio.run(get("http://nowhere.example/", Rules(), resolve))
     assert failed.value.reason == "fetch_name"
     assert str(failed.value) == "nowhere.example has no address (Name or service not known)"
+
+
+def test_addresses_that_no_request_can_hold_are_refused(server: Server) -> None:
+    for path in ("/\ud800", "/" + "\U0001f600" * 8000):
+        assert failure(server, path).reason == "fetch_refused"
+
+
+def test_an_address_that_cannot_be_reached_is_passed_over(server: Server) -> None:
+    server.give("/a", b"body")
+    name = f"two.example:{server.port}"
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return ["::1", "127.0.0.1"]  # the server listens on the second alone
+
+    assert asyncio.run(get(f"http://{name}/a", Rules(allowed=frozenset({name})), resolve)) == b"body"
+    closed = f"closed.example:{server.port}"
+
+    async def resolve_closed(host: str, port: int) -> Sequence[str]:
+        return ["::1", "::1"]
+
+    with pytest.raises(Failed) as failed:
+        asyncio.run(get(f"http://{closed}/a", Rules(allowed=frozenset({closed})), resolve_closed))
+    assert (failed.value.reason, failed.value.transient) == ("fetch_connection", True)
+
+
+def test_an_allowed_address_is_a_pair() -> None:
+    for wrong in ("mirror", "http://mirror:80", "mirror:0", "mirror:99999", "0x7f.1:80", "a b:80"):
+        with pytest.raises(BadInput, match=r"name an allowed address \(--allow-address\) like"):
+            Rules(allowed=frozenset({wrong}))
+
+
+def test_proxies_of_the_environment_are_not_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.give("/a", b"body")
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert fetched(server, "/a") == b"body"
+
+
+def test_names_that_never_resolve_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*asked: object, **more: object) -> list[object]:
+        time.sleep(1)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+
+    async def run() -> float:
+        crowd = Crowd(Rules(seconds=0.2), workers=40, attempts=1)
+        fetches = [asyncio.ensure_future(crowd.fetch(f"http://{number}.example/")) for number in range(40)]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await asyncio.to_thread(int)  # as pictures are decoded
+        waited = time.monotonic() - began
+        failures = await asyncio.gather(*fetches, return_exceptions=True)
+        assert {getattr(failure, "reason", failure) for failure in failures} == {"fetch_timeout"}
+        return waited
+
+    assert asyncio.run(run()) < 0.5
+
+
+def test_a_name_that_does_not_exist_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: Counter[int] = Counter()
+
+    def unknown(host: str, *more: object, **named: object) -> list[object]:
+        code = socket.EAI_AGAIN if host == "later.example" else socket.EAI_NONAME
+        asked[code] += 1
+        raise socket.gaierror(code, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+    async def run() -> None:
+        crowd = Crowd(Rules(), attempts=1)
+        for host in ("never.example", "never.example", "later.example", "later.example"):
+            with pytest.raises(Failed, match="has no address"):
+                await crowd.fetch(f"http://{host}/")
+
+    asyncio.run(run())
+    assert asked == {socket.EAI_NONAME: 1, socket.EAI_AGAIN: 2}

@@ -7,18 +7,25 @@ goes to the address that was checked, so that a name cannot resolve to another o
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import quote, urlsplit
 
 MAX_URL = 8192
 PORTS = {"http": 80, "https": 443}
 
 _KEPT = "%/?:@!$&'()*+,;=~-._"  # RFC 3986: may stand in a path or query as they are
-_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\\]")
+_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.ASCII)  # WHATWG URL: a host that ends in a number is an IPv4 address
 _TRANSLATED = IPv6Network("64:ff9b::/96")  # NAT64 (RFC 6052)
 _UNICAST = IPv6Network("2000::/3")  # all that is given out for public use (RFC 4291)
+_NEVER = (
+    *map(
+        ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/32", "2002::/16", "3fff::/20")
+    ),  # Pythons differ on them
+    ip_network("168.63.129.16/32"),  # Azure's own services, the same for every machine in it
+)
+_INSIDE = ("localhost", "local", "internal", "lan", "home", "intranet", "onion")  # endings of names inside a network
 _COMPATIBLE = IPv6Network("::/96")  # IPv4-compatible (RFC 4291, deprecated)
 
 
@@ -41,8 +48,8 @@ class Target:
     @property
     def authority(self) -> str:
         """What the Host header says."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
+        pair = _pair(self.host, self.port)
+        return pair.rpartition(":")[0] if self.port == PORTS[self.scheme] else pair
 
 
 def parse(url: str, allowed: Iterable[str] = ()) -> Target:
@@ -53,7 +60,7 @@ def parse(url: str, allowed: Iterable[str] = ()) -> Target:
     if len(url) > MAX_URL:
         raise Refused(f"longer than {MAX_URL} characters")
     if _UNPRINTABLE.search(url):
-        raise Refused("holds a space, a backslash or a control character")
+        raise Refused("holds a space, a backslash, a control character or half a character")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -64,20 +71,37 @@ def parse(url: str, allowed: Iterable[str] = ()) -> Target:
         raise Refused(f"scheme {scheme!r} is not http or https")
     if parts.username is not None or parts.password is not None:
         raise Refused("holds a user name")
-    host = _host(parts.hostname or "")
+    host = _host(parts.hostname or "", "[" in parts.netloc)
     path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_KEPT)
+    if len(path) > MAX_URL:
+        raise Refused(f"longer than {MAX_URL} characters when it is sent")
     target = Target(url, scheme, host, port if port is not None else PORTS[scheme], path)
     if not is_allowed(target, allowed):
         if target.port != PORTS[scheme]:
             raise Refused(f"port {target.port} is not the one of {scheme}")
         if is_number(host):
             check(ip_address(host))
+        elif "." not in host or host.rpartition(".")[2] in _INSIDE:
+            raise Refused(f"{host!r} is a name inside a network")
     return target
+
+
+def pair(text: str) -> str:
+    """A `HOST:PORT` that may be private (`mirror.lan:8080`, `[fd00::1]:80`), in one spelling. Raises Refused."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
+        raise Refused(f"{text!r} is no HOST:PORT")
+    bracketed = host.startswith("[") and host.endswith("]")
+    return _pair(_host(host[1:-1] if bracketed else host, bracketed), int(port))
+
+
+def _pair(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_allowed(target: Target, allowed: Iterable[str]) -> bool:
     """Whether a target was named as one that may be private."""
-    return f"{target.host}:{target.port}" in set(allowed)
+    return _pair(target.host, target.port) in set(allowed)
 
 
 def is_number(host: str) -> bool:
@@ -96,18 +120,16 @@ def check(address: IPv4Address | IPv6Address) -> None:
             return  # the address inside decides, and it has just been checked
         if address not in _UNICAST:
             raise Refused(f"{address} is no public address")
+    if any(address in network for network in _NEVER):
+        raise Refused(f"{address} is no public address")
     if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
         raise Refused(f"{address} is no public address")
 
 
 def _carried(address: IPv6Address) -> Iterable[IPv4Address]:
-    """The IPv4 addresses inside an IPv6 address: mapped, compatible, 6to4, Teredo, NAT64, ISATAP."""
+    """The IPv4 addresses inside an IPv6 address: mapped, compatible, NAT64, ISATAP."""
     if address.ipv4_mapped is not None:
         yield address.ipv4_mapped
-    if address.sixtofour is not None:
-        yield address.sixtofour
-    if address.teredo is not None:
-        yield from address.teredo
     low = IPv4Address(int(address) & 0xFFFFFFFF)
     if address in _TRANSLATED or address in _COMPATIBLE:
         yield low
@@ -115,14 +137,14 @@ def _carried(address: IPv6Address) -> Iterable[IPv4Address]:
         yield low
 
 
-def _host(host: str) -> str:
+def _host(host: str, bracketed: bool) -> str:
     """The host in one spelling. Raises Refused for what resolvers read in different ways."""
     host = host.removesuffix(".")
     if not host:
         raise Refused("names no host")
-    if ":" in host:
+    if ":" in host or bracketed:
         try:
-            address = ip_address(host)
+            address = IPv6Address(host)
         except ValueError:
             raise Refused(f"{host!r} is no IPv6 address") from None
         return str(address)
@@ -139,6 +161,4 @@ def _host(host: str) -> str:
     labels = name.split(".")
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise Refused(f"{name[:80]!r} is no host name")
-    if len(labels) == 1 or labels[-1] in ("localhost", "local", "internal", "lan", "home", "intranet", "onion"):
-        raise Refused(f"{name!r} is a name inside a network")
     return name

@@ -3,10 +3,11 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from .http import Failed, Rules, get, resolve_name
+from .http import Failed, Rules, get, is_temporary, resolve_name
 
 PER_HOST = 4
 """Connections to one host at a time."""
@@ -30,6 +31,7 @@ class Crowd:
     def __post_init__(self) -> None:
         self._all = asyncio.Semaphore(self.workers)
         self._hosts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PER_HOST))
+        self._threads = ThreadPoolExecutor(self.workers)  # of their own: names that never resolve hold up nothing else
 
     def renewed(self) -> "Crowd":
         """The same limits for another event loop."""
@@ -48,15 +50,16 @@ class Crowd:
         raise ValueError(f"attempts must be at least 1, got {self.attempts}")
 
     async def _resolve(self, host: str, port: int) -> Sequence[str]:
-        """Each name is resolved once: thousands of pictures of one host are one question. A failure is asked again."""
+        """Each name is resolved once: thousands of pictures of one host are one question."""
         key = host, port
         if key not in self._names:
-            self._names[key] = asyncio.ensure_future(resolve_name(host, port))
+            self._names[key] = asyncio.ensure_future(resolve_name(host, port, self._threads))
         task = self._names[key]
         try:
             return await asyncio.shield(task)
-        except OSError:
-            self._names.pop(key, None)
+        except OSError as error:
+            if is_temporary(error):
+                self._names.pop(key, None)
             raise
 
 

@@ -8,8 +8,9 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from urllib.parse import urljoin
 
 from qvl_core.errors import BadInput
 
-from .addresses import Refused, Target, check, is_allowed, is_number, parse
+from .addresses import Refused, Target, check, is_allowed, is_number, pair, parse
 
 if TYPE_CHECKING:
     import httpx
@@ -26,6 +27,8 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Addresses of a host name, for a port."""
 
 MAX_REDIRECTS = 3
+TRIED = 3
+"""Addresses of one host that are tried."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _OPT_OUT = {"noai", "noimageai"}  # X-Robots-Tag: the owner wants no training on it
@@ -42,6 +45,10 @@ class Failed(Exception):
         return self.problem
 
 
+class _Unreachable(Failed):
+    """There was no connection."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a fetch may cost, and where it may go."""
@@ -50,8 +57,15 @@ class Rules:
     """For one URL in all, redirects included."""
     max_bytes: int = 20_000_000
     allowed: frozenset[str] = frozenset()
-    """`host:port` pairs that may be private."""
+    """`host:port` pairs that may be private. Raises BadInput for what is none."""
     agent: str = f"qvl-data/{version('qvl-data')}"
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "allowed", frozenset(map(pair, self.allowed)))
+        except Refused as error:
+            example = "mirror.example:8080 or [fd00::1]:8080"
+            raise BadInput(f"{error}; name an allowed address (--allow-address) like {example}.") from None
 
 
 async def get(url: str, rules: Rules, resolve: Resolver | None = None) -> bytes:
@@ -63,9 +77,10 @@ async def get(url: str, rules: Rules, resolve: Resolver | None = None) -> bytes:
         raise Failed("fetch_timeout", f"not complete after {rules.seconds:g} s", transient=True) from None
 
 
-async def resolve_name(host: str, port: int) -> list[str]:
-    """All addresses of a host name, by the operating system."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+async def resolve_name(host: str, port: int, threads: Executor | None = None) -> list[str]:
+    """All addresses of a host name, by the operating system, which is asked in one of `threads`."""
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(threads, ask)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
@@ -73,31 +88,49 @@ async def _follow(url: str, rules: Rules, resolve: Resolver) -> bytes:
     for _ in range(MAX_REDIRECTS + 1):
         try:
             target = parse(url, rules.allowed)
-            address = await _checked_address(target, rules, resolve)
+            addresses = await _checked_addresses(target, rules, resolve)
         except Refused as error:
             raise Failed("fetch_refused", f"{url[:200]} is not fetched: {error}") from None
-        body, location = await _request(target, address, rules)
+        body, location = await _request_any(target, addresses, rules)
         if location is None:
             return body
-        url = urljoin(url, location)
+        try:
+            url = urljoin(url, location)
+        except ValueError as error:
+            raise Failed("fetch_refused", f"{location[:200]} is not fetched: not a URL ({error})") from None
     raise Failed("fetch_redirects", f"redirected more than {MAX_REDIRECTS} times")
 
 
-async def _checked_address(target: Target, rules: Rules, resolve: Resolver) -> str:
-    """The address to connect to. Raises Refused if any address of the host is not public, Failed if it has none."""
+async def _checked_addresses(target: Target, rules: Rules, resolve: Resolver) -> Sequence[str]:
+    """The addresses to connect to. Raises Refused if any address of the host is not public, Failed if it has none."""
     if is_number(target.host):
-        return target.host
+        return [target.host]
     try:
         found = await resolve(target.host, target.port)
-    except OSError as error:
-        temporary = error.errno == socket.EAI_AGAIN
-        raise Failed("fetch_name", f"{target.host} has no address ({error.strerror})", temporary) from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Failed("fetch_name", f"{target.host} has no address ({reason})", is_temporary(error)) from None
     if not found:
         raise Failed("fetch_name", f"{target.host} has no address")
     if not is_allowed(target, rules.allowed):
         for address in found:
             check(ip_address(address))
-    return found[0]
+    return found
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether a name that could not be resolved may be in a while."""
+    return isinstance(error, OSError) and error.errno == socket.EAI_AGAIN
+
+
+async def _request_any(target: Target, addresses: Sequence[str], rules: Rules) -> tuple[bytes, str | None]:
+    """The answer of the first address that takes the connection: a host may have some that cannot be reached."""
+    for address in addresses[:TRIED]:
+        try:
+            return await _request(target, address, rules)
+        except _Unreachable as error:
+            failed = error
+    raise failed
 
 
 async def _request(target: Target, address: str, rules: Rules) -> tuple[bytes, str | None]:
@@ -108,7 +141,10 @@ async def _request(target: Target, address: str, rules: Rules) -> tuple[bytes, s
         "GET",
         f"{target.scheme}://{host}:{target.port}{target.path}",
         headers={"Host": target.authority, "User-Agent": rules.agent, "Accept": "*/*", "Accept-Encoding": "identity"},
-        extensions={"sni_hostname": target.host, "timeout": dict.fromkeys(("connect", "read", "write"), rules.seconds)},
+        extensions={
+            "sni_hostname": target.host,
+            "timeout": {"connect": rules.seconds / 2, "read": rules.seconds, "write": rules.seconds},
+        },
     )
     async with httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False) as transport:
         try:
@@ -122,7 +158,9 @@ async def _request(target: Target, address: str, rules: Rules) -> tuple[bytes, s
                 await response.aclose()
         except (httpx.HTTPError, ssl.SSLError, OSError, UnicodeError) as error:
             what = str(error) or type(error).__name__
-            raise Failed("fetch_connection", f"the connection failed ({what[:200]})", transient=True) from None
+            unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            kind = _Unreachable if unreachable else Failed
+            raise kind("fetch_connection", f"the connection failed ({what[:200]})", transient=True) from None
 
 
 def _accept(response: "httpx.Response", rules: Rules) -> None:
