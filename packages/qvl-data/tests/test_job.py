@@ -1,11 +1,14 @@
 """The journal: what is done is not done again, what was cut off is, and nobody else's output is touched."""
 
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from qvl_core.errors import BadInput
-from qvl_data.job import Job, beside, complete
+from qvl_data.job import NAME, Job, beside, complete
 
 
 class Counted:
@@ -54,8 +57,13 @@ def test_another_command_is_refused(tmp_path: Path) -> None:
     data.write_text("1\n")
     home = tmp_path / "out"
     Job(home, "convert", [data], {"format": "qvl"})
-    with pytest.raises(BadInput, match=r"out: holds the output of another command \(options .*openai.*; choose another"):
+    with pytest.raises(
+        BadInput, match=r"out: holds the output of another command \(options .*openai.*; choose another"
+    ):
         Job(home, "convert", [data], {"format": "openai"})
+    Job(tmp_path / "two", "convert", [data], {"format": "qvl", "size": 1})
+    with pytest.raises(BadInput, match=r'\(options \{"size": 1\}, now \{"size": 2\}\)'):
+        Job(tmp_path / "two", "convert", [data], {"format": "qvl", "size": 2})
     with pytest.raises(BadInput, match=r"\(verb \"convert\", now \"dedup\"\)"):
         Job(home, "dedup", [data], {"format": "qvl"})
     data.write_text("12\n")
@@ -99,3 +107,95 @@ def test_a_finished_job_whose_output_is_gone_starts_over(tmp_path: Path) -> None
     output.unlink()
     again = Job(tmp_path / "job", "count")
     assert (again.result, again.is_done("a")) == (None, False)
+
+
+def test_of_a_finished_job_only_the_step_whose_output_is_gone_is_done_anew(tmp_path: Path) -> None:
+    work = Counted()
+
+    def write(file: Path) -> dict[str, int]:
+        file.write_text("x")
+        return work()
+
+    def run() -> Job:
+        job = Job(tmp_path / "out", "count")
+        if job.result is None:
+            for name in ("a", "b", "c"):
+                file = tmp_path / "out" / name
+                job.step(name, partial(write, file), file)
+            job.finish("done", [tmp_path / "out" / name for name in ("a", "b", "c")])
+        return job
+
+    run()
+    assert (run().result, work.times) == ("done", 3)
+    (tmp_path / "out/b").unlink()
+    assert (run().result, work.times) == ("done", 4)
+    assert (run().result, work.times) == ("done", 4)
+    journal = tmp_path / "out" / NAME
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert b"gone" in lines[5]
+    journal.write_bytes(b"".join(lines[:6]))  # killed when b was written, but not recorded
+    assert (run().result, work.times) == ("done", 5)
+    journal.write_bytes(b"".join(lines[:3]))  # killed after b ...
+    (tmp_path / "out/a").unlink()  # ... and a removed
+    assert (run().result, work.times) == ("done", 7)
+
+
+def test_what_fresh_starts_over_is_known_until_it_is_done_again(tmp_path: Path) -> None:
+    job = Job(tmp_path, "count", (), {"size": 1})
+    for name in ("a", "b"):
+        job.step(name, Counted())
+    job.finish(2)
+    assert Job(tmp_path, "count", (), {"size": 2}, fresh=True).dropped == ["a", "b"]
+    again = Job(tmp_path, "count", (), {"size": 2})  # the first was killed before it could remove anything
+    assert (again.result, again.dropped) == (None, ["a", "b"])
+    again.step("b", Counted())
+    assert Job(tmp_path, "count", (), {"size": 2}).dropped == ["a"]
+
+
+@pytest.mark.parametrize(
+    "line", [b"garbage\n", b"[1]\n", b"{}\n", b"\xff\n", b"[" * 100000 + b"\n", bytes(100) + b"\n"]
+)
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_damaged_journal_is_named(line: bytes, kept: int, tmp_path: Path) -> None:
+    job = Job(tmp_path, "count")
+    job.step("a", Counted())
+    lines = job.file.read_bytes().splitlines(keepends=True)
+    job.file.write_bytes(b"".join(lines[:kept]) + line + b"".join(lines[kept:]))
+    with pytest.raises(BadInput, match=rf"jsonl:{kept + 1}: is no line of a journal .*; add --fresh"):
+        Job(tmp_path, "count")
+    assert Job(tmp_path, "count", fresh=True).result is None
+    assert not Job(tmp_path, "count").is_done("a")
+
+
+def test_two_processes_are_not_at_work_in_one_place(tmp_path: Path) -> None:
+    begin = "import sys, pathlib; from qvl_data.job import Job; job = Job(pathlib.Path(sys.argv[1]), 'count'); "
+    child = subprocess.Popen(
+        [sys.executable, "-c", begin + "print(flush=True); input(); job.finish(1)", str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    child.stdout.readline()
+    for fresh in (False, True):
+        with pytest.raises(BadInput, match="another process is writing here; wait until it is done"):
+            Job(tmp_path, "count", fresh=fresh)
+    child.communicate("\n")
+    assert Job(tmp_path, "count").result == 1
+
+
+def test_a_finished_job_needs_no_writing(tmp_path: Path) -> None:
+    Job(tmp_path / "out", "count").finish(1)
+    (tmp_path / "out" / NAME).chmod(0o400)
+    (tmp_path / "out").chmod(0o500)
+    before = (tmp_path / "out" / NAME).stat().st_mtime_ns
+    assert Job(tmp_path / "out", "count").result == 1
+    assert (tmp_path / "out" / NAME).stat().st_mtime_ns == before
+    (tmp_path / "out").chmod(0o700)
+
+
+def test_names_of_any_kind(tmp_path: Path) -> None:
+    folder = tmp_path / "two words \u2028 \u732b"
+    folder.mkdir()
+    (folder / "link").symlink_to("nowhere")
+    inputs = [folder, Path("\udcff.jsonl")]
+    Job(tmp_path / "out", "count", inputs, {"pair": (1, 2)}).finish(1)
+    assert Job(tmp_path / "out", "count", inputs, {"pair": (1, 2)}).result == 1
