@@ -287,3 +287,18 @@ def test_what_is_no_data_dict(here, text, sentence):
 def test_recipes_of_training_resolve_names(here):
     write("datasets: {receipts: {path: data}}")
     assert len(Mixture([Source(source="receipts", take=3)], "train")) == 3
+
+
+def test_registered_names_are_sources_of_every_verb(here, capsys):
+    write("datasets:\n  receipts: {path: data}\n  plates: {splits: {train: data/train.jsonl, dev: data/test.jsonl}}\n")
+    for name in ("receipts", "plates"):
+        assert app.run(["validate", name]) == 0
+        assert f"{name}: 12 samples" in capsys.readouterr().out
+        assert app.run(["stats", name]) == 0
+        assert app.run(["convert", name, f"out/{name}"]) == 0
+        assert app.run(["dedup", name, "--out", f"clean/{name}", "--compare", "text"]) == 0
+        assert app.run(["audit", name, "--out", f"{name}.html"]) == 0
+        capsys.readouterr()
+    assert sorted(path.name for path in Path("out/plates").glob("*.parquet")) == ["dev.parquet", "train.parquet"]
+    assert app.run(["validate", "reciepts"]) == 2
+    assert 'did you mean "receipts"?' in capsys.readouterr().err

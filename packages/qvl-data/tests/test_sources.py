@@ -264,7 +264,7 @@ def test_fingerprint_sees_an_edit_of_the_same_length_anywhere(tmp_path):
 
 
 def test_fingerprint_of_a_large_parquet_file_sees_all_but_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr("qvl_data.sources.WHOLE_BYTES", 0)
+    monkeypatch.setattr("qvl_data.dataset.WHOLE_BYTES", 0)
 
     def fingerprint(name, answer="5", seed=5):
         seeds = [*range(5), seed, *range(6, 300)]

@@ -17,13 +17,14 @@ from qvl_core.errors import BadInput
 from qvl_core.files import sha256, write_atomic
 
 from . import card
-from .dataset import SUFFIXES, Dataset, splits
+from .dataset import SUFFIXES, Dataset
 from .errors import BadSample
 from .grounding import as_text
 from .job import NAME, Job, beside
 from .progress import track
 from .sample import Sample
 from .shards import SAMPLES, Figures, Shard, plan
+from .walk import open_splits
 from .writers import check_target, open_writer, write
 
 LEFT_OUT = "left_out.jsonl"
@@ -62,7 +63,7 @@ def convert(
     max_bad: int = 0,
     fresh: bool = False,
 ) -> dict[Path, Figures]:
-    """Write `source` (file, data set folder or hub name) to `target`; returns the figures of each file.
+    """Write `source` (file, folder, registered name or hub name) to `target`; returns the figures of each file.
 
     A target with a suffix is one file. Any other is a folder, with every split (or only `split`) in shards of `shard`
     samples, in the `container` (parquet, tar or jsonl; default: Parquet for qvl, JSONL for other formats) and a card.
@@ -72,7 +73,8 @@ def convert(
     one_file = target.suffix in SUFFIXES
     suffix = target.suffix if one_file else f".{container or ('parquet' if format == 'qvl' else 'jsonl')}"
     check_target(target if one_file else target / f"train{suffix}", format)
-    datasets = _datasets(source, split, one_file, from_format, media_root, allow_root, columns)
+    reading = {"format": from_format, "columns": columns, "media_root": media_root, "allow_root": tuple(allow_root)}
+    datasets = _datasets(source, split, one_file, reading)
     folder, home = (target.parent, beside(target)) if one_file else (target, target)
     shards = [
         part
@@ -112,25 +114,14 @@ def write_samples(samples: Iterable[Sample], file: Path, format: str = "qvl") ->
     return write(samples, file, format)
 
 
-def _datasets(
-    source: str | Path, split: str | None, one_file: bool, from_format: str | None, *options: Any
-) -> dict[str, Dataset]:
+def _datasets(source: str | Path, split: str | None, one_file: bool, reading: Mapping[str, Any]) -> dict[str, Dataset]:
     """What is to be converted, by split."""
-    media_root, allow_root, columns = options
-    names: list[str | None] = [split]
-    if Path(source).is_dir() and split is None:
-        if one_file:
-            raise BadInput(f"{source}: holds several splits; name a target folder, or one split with --split.")
-        names = list(splits(Path(source)))
-    opened = {
-        name or Path(source).stem: Dataset(
-            source, name, from_format, media_root, tuple(allow_root), columns=columns
-        )
-        for name in names
-    }  # fmt: skip
-    if not opened:
-        raise BadInput(f"{source}: holds no data files ({', '.join(SUFFIXES)}).")
-    return opened
+    sets, broken = open_splits(source, split, **reading)
+    if broken:
+        raise broken[0]
+    if one_file and len(sets) > 1:
+        raise BadInput(f"{source}: holds several splits; name a target folder, or one split with --split.")
+    return sets
 
 
 def _check_free(home: Path, files: Sequence[Path], fresh: bool) -> None:

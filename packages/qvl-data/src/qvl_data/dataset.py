@@ -10,9 +10,11 @@ extra `hub` the name of a dataset on the hub, are read as well.
 """
 
 import difflib
+import hashlib
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +29,8 @@ from .media import MAX_PIXELS, Opener
 from .sample import SCHEMA, Sample
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".tar", ".arrow")
+WHOLE_BYTES = 1 << 30
+"""A Parquet file up to this size is read whole for its digest."""
 SEARCHED = 100
 """Samples that are looked at to recognise a file's format."""
 
@@ -125,6 +129,12 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def digests(self) -> Iterator[bytes]:
+        """SHA-256 of each file; of a Parquet file over 1 GiB without its pictures, of which only the sizes count."""
+        for file in self.files:
+            status = file.stat()
+            yield _digest(file, status.st_size, status.st_mtime_ns)
 
     @property
     def format(self) -> Format:
@@ -237,8 +247,14 @@ def _json(file: Path) -> Rows:
 
 
 def splits(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The files of each split of a dataset folder, in order; empty if it holds none. Raises BadInput."""
+    """The files of each split of a dataset folder or of a name on the hub, in order; empty if a folder holds none.
+
+    Raises BadInput.
+    """
     from .hub import saved_splits
+
+    if not folder.is_dir():
+        return _on_hub(folder)
 
     if mimic_rows.is_mimic(folder):
         return mimic_rows.splits(folder)
@@ -287,7 +303,7 @@ def data_files(path: Path, split: str | None) -> tuple[Path, ...]:
         if split is not None:
             raise BadInput(f"{path}: a file has no splits; remove split={split!r} or name its folder.")
         return (path,)
-    found = splits(path) if path.is_dir() else _on_hub(path)
+    found = splits(path)
     if split in found:
         return found[split]
     available = ", ".join(found) or f"none (no {', '.join(SUFFIXES)} file)"
@@ -324,3 +340,14 @@ def _similar(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, (entry.name for entry in path.parent.iterdir()), 1)
     return f'; did you mean "{path.parent / close[0]}"' if close else ""
+
+
+@lru_cache
+def _digest(file: Path, size: int, changed: int) -> bytes:
+    """Of one file; `size` and `changed` (mtime in ns) only tell whether a remembered one still holds."""
+    if file.suffix == ".parquet" and size > WHOLE_BYTES:
+        from .parquet import digest
+
+        return digest(file)
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").digest()

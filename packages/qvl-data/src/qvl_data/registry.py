@@ -25,7 +25,7 @@ from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Augment, Block
 from qvl_core.recipe.load import load
 
-from .dataset import Dataset
+from .dataset import Dataset, splits
 
 GROUP = "qvl.datasets"
 FILE = "datasets.yaml"
@@ -96,11 +96,25 @@ class Registered:
             return {split: self.folder / file for split, file in self.entry.splits.items()}
         return {None: self.folder / str(self.entry.path)}
 
-    def open(self, split: str | None = None) -> Dataset:
-        """The data of a split by itself. Raises BadInput."""
+    @property
+    def split_names(self) -> list[str | None]:
+        """The splits that the name stands for; one file without splits is None. Raises BadInput."""
+        if self.entry.splits is not None or self.entry.split is not None:
+            return list(self.entry.splits or [self.entry.split])
+        path = self.paths[None]
+        return [None] if path.is_file() else list(splits(path))
+
+    def open(self, split: str | None = None, **reading: Any) -> Dataset:
+        """The data of a split by itself; what is given of `reading` (options of Dataset) comes before the entry's.
+
+        Raises BadInput.
+        """
         entry = self.entry
         path, inside = (self.paths[split], None) if entry.splits is not None else (self.paths[None], split)
-        return Dataset(path, inside, entry.format, self.media_root, self.allow_root, columns=entry.map)
+        own = {"format": entry.format, "media_root": self.media_root, "columns": entry.map}
+        given = {key: value for key, value in reading.items() if value is not None}
+        allow_root = (*self.allow_root, *given.pop("allow_root", ()))
+        return Dataset(path, inside, **{**own, **given}, allow_root=allow_root)
 
 
 class Registry(Mapping[str, Registered]):
@@ -123,6 +137,24 @@ class Registry(Mapping[str, Registered]):
 
     def __len__(self) -> int:
         return len(self._own) + len(self._packages)
+
+    def named(self, name: str) -> Registered | None:
+        """The data set that `name` stands for; None for a path or a name on the hub.
+
+        Raises BadInput where a path has the same name, or nothing is there and a registered name is close.
+        """
+        path = Path(name)
+        if name in self:
+            named = self[name]
+            if path.exists() and not any(path.resolve() == own.resolve() for own in named.paths.values()):
+                raise BadInput(
+                    f'{name}: a registered data set ({named.place}) and a path are both called so; write "./{name}" for'
+                    " the path, or rename the entry."
+                )
+            return named
+        if "/" not in name and not path.exists() and (close := self.close(name)):  # a/b may be on the hub
+            raise BadInput(f'{name}: no registered data set, file or folder is called so; did you mean "{close}"?')
+        return None
 
     def close(self, name: str) -> str | None:
         """The registered name that was probably meant."""

@@ -32,6 +32,8 @@ SCHEMA = "qvl.sample/1"
 
 Role = Literal["system", "user", "assistant", "tool"]
 Task = Literal["chat", "t2i", "edit", "interleaved", "text"]
+CHATS: tuple[Task, ...] = ("chat", "text", "interleaved")
+"""Tasks that a chat template lays out as tokens."""
 
 
 def _from_base64(value: Any) -> Any:

@@ -15,7 +15,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from qvl_core.recipe.blocks import Augment, Source
 
     from .registry import Registered, Registry
-
-WHOLE_BYTES = 1 << 30
-"""A Parquet file up to this size is read whole for its fingerprint."""
 
 BLOCK = 1024
 """Positions that are located together once some of them were asked for: ten times as fast as one by one."""
@@ -206,9 +202,8 @@ class Mixture:
         digest = hashlib.sha256()
         for dataset, reading in zip(self.datasets, self._readings, strict=True):
             digest.update(reading.encode())
-            for file in dataset.files:
-                status = file.stat()
-                digest.update(_digest(file, status.st_size, status.st_mtime_ns))
+            for content in dataset.digests():
+                digest.update(content)
         return digest.hexdigest()
 
     def weighted(self, weights: Sequence[float]) -> "Mixture":
@@ -303,7 +298,7 @@ def _open(
     allow_root: Sequence[str | Path],
     max_pixels: int,
 ) -> _Opened:
-    named = _named(source.source, registry)
+    named = registry.named(source.source)
     path, split, carved = _find(source, list_name, named)
     entry = named.entry if named else None
     dataset = Dataset(
@@ -319,22 +314,6 @@ def _open(
     augment = source.augment or (entry.augment if entry and list_name == "train" else None)
     reading = entry.model_dump_json(include={"format", "map", "augment"}) if entry else ""
     return _Opened(dataset, first, size, augment, reading)
-
-
-def _named(name: str, registry: "Registry") -> "Registered | None":
-    """The registered data set of that name. Raises BadInput where a path has the same name, or nothing is close."""
-    path = Path(name)
-    if name in registry:
-        named = registry[name]
-        if path.exists() and not any(path.resolve() == own.resolve() for own in named.paths.values()):
-            raise BadInput(
-                f'{name}: a registered data set ({named.place}) and a path are both called so; write "./{name}" for '
-                "the path, or rename the entry."
-            )
-        return named
-    if "/" not in name and not path.exists() and (close := registry.close(name)):  # a/b may be on the hub
-        raise BadInput(f'{name}: no registered data set, file or folder is called so; did you mean "{close}"?')
-    return None
 
 
 def _find(source: "Source", list_name: str, named: "Registered | None") -> tuple[Path, str | None, bool]:
@@ -415,14 +394,3 @@ def _draws(source: "Source", size: int) -> int:
             f"least {least:g}, or remove the source."
         )
     return draws
-
-
-@lru_cache
-def _digest(file: Path, size: int, changed: int) -> bytes:
-    """SHA-256 of a data file; `size` and `changed` (mtime in ns) only tell whether a remembered one still holds."""
-    if file.suffix == ".parquet" and size > WHOLE_BYTES:
-        from .parquet import digest
-
-        return digest(file)
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").digest()

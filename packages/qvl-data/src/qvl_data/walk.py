@@ -12,35 +12,73 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qvl_core.errors import BadInput, QVLError
 
 from .dataset import Dataset, splits
 
+if TYPE_CHECKING:
+    from .registry import Registered
+
 T = TypeVar("T")
 
 
-def open_splits(source: Path, split: str | None = None, **options: Any) -> tuple[dict[str, Dataset], list[BadInput]]:
-    """All splits of a folder (or the one named; or a file, under its stem), and what is wrong with those that are none.
+def open_splits(
+    source: str | Path, split: str | None = None, **reading: Any
+) -> tuple[dict[str, Dataset], list[BadInput]]:
+    """All splits of a source (or the one named), and what is wrong with those that are none.
 
-    options   of Dataset: format, media_root, allow_root, max_pixels, columns
+    source    file (its split is called by its stem), folder, registered name, or name on the hub
+    reading   options of Dataset: format, media_root, allow_root, max_pixels, columns
 
     Raises BadInput if there is nothing at `source`, or no such split.
     """
-    names = [split] if split is not None or not source.is_dir() else list(splits(source))
+    named, path = _registered(source), Path(source)
+    known: list[str | None] = [None]
+    if named is not None:
+        known = named.split_names
+    elif not path.is_file():
+        known = list(splits(path))
+
+    def open_one(name: str | None) -> Dataset:
+        return named.open(name, **reading) if named is not None else Dataset(path, name, **reading)
+
+    names = known if split is None else [split]
     if not names:
         raise BadInput(f"{source}: holds no data; name a file, or a folder with files such as train.parquet.")
     sets: dict[str, Dataset] = {}
     broken: list[BadInput] = []
     for name in names:
         try:
-            sets[name or source.stem] = Dataset(source, name, **options)
+            sets[name or path.stem] = open_one(name)
         except BadInput as error:
-            if not source.exists() or (split is not None and split not in splits(source)):
+            if name not in known:
                 raise
             broken.append(error)
     return sets, broken
+
+
+def open_split(source: str | Path, split: str | None = None, **reading: Any) -> Dataset:
+    """The one split of a source that is meant; see `open_splits`. Raises BadInput."""
+    sets, broken = open_splits(source, split, **reading)
+    if broken:
+        raise broken[0]
+    if len(sets) > 1:
+        raise BadInput(f"{source}: which split? available: {', '.join(sets)}.")
+    return next(iter(sets.values()))
+
+
+def inputs(source: str | Path) -> list[Path]:
+    """The files and folders that a source stands for, as the journal of a verb watches them."""
+    named = _registered(source)
+    return [Path(source)] if named is None else list(dict.fromkeys(named.paths.values()))
+
+
+def _registered(source: str | Path) -> "Registered | None":
+    from .registry import Registry
+
+    return Registry().named(str(source))
 
 
 @dataclass(frozen=True)

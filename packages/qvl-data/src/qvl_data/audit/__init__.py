@@ -19,7 +19,7 @@ from ..dedup.prints import PRINTS, Fingerprint, all_prints, same
 from ..job import Job, beside, complete
 from ..stats import stats
 from ..validate import read_findings, validate
-from ..walk import open_splits
+from ..walk import inputs, open_splits
 from . import sections
 
 RADIUS = 4
@@ -55,7 +55,7 @@ def audit(
         "format": format, "columns": columns, "media_root": media_root, "allow_root": tuple(allow_root)
     }  # fmt: skip
     options = {"split": split, **{key: str(value) for key, value in reading.items()}, "samples": samples}
-    job = Job(beside(out), "audit", [source, *([model] if model else [])], options, fresh)
+    job = Job(beside(out), "audit", [*inputs(source), *([model] if model else [])], options, fresh)
     if job.result is None:
         job.finish(_audit(job, source, out, split, reading, model, samples, workers, fresh), [out])
     shutil.rmtree(job.home / PRINTS, ignore_errors=True)
@@ -81,7 +81,8 @@ def _audit(
     figures = stats(sets, processor, source=str(source), workers=workers)
     prints = all_prints(Fingerprint(sets, perceptual=True, strict=False), job.home, job, workers)
     kept, distance = same(prints, np.arange(len(prints)), RADIUS)
-    folder = source if source.is_dir() else source.parent
+    (first, *_) = inputs(source)
+    folder = first if first.is_dir() else first.parent
     page = [
         sections.summary(figures, found, kept, sets),
         sections.gallery(sets, samples, folder),
@@ -90,7 +91,7 @@ def _audit(
         sections.duplicates(sets, kept, distance),
         sections.errors(sets, found, read_findings(checked / "findings.jsonl"), folder),
     ]
-    name = source.resolve().name + (f" · {split}" if split else "")
+    name = (source.resolve().name if source.exists() else str(source)) + (f" · {split}" if split else "")
     with complete(out) as part:
         page_of = [section for section in page if section.blocks]
         part.write_text(render(name, page_of, sections.lead(found, sets)), encoding="utf-8", newline="\n")

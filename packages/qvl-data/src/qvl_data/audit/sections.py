@@ -1,5 +1,6 @@
 """The sections of an audit: figures, samples, distributions, duplicates and what is wrong."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,12 +45,20 @@ def summary(stats: Stats, found: Validation, kept: Ints, sets: Mapping[str, Data
         Figure("with warnings", found.warned, note=_share(found.warned, found.samples)),
         Figure("look like another", gone, note=_share(gone, found.samples)),
     ]
-    rows = [{"split": name, "samples": len(data), "file": data.file.name} for name, data in sets.items()]
+    rows = [
+        {"split": name, "samples": len(data), "file": data.file.name, "fingerprint": _fingerprint(data)}
+        for name, data in sets.items()
+    ]
     blocks: list[Block] = [Figures([figure for figure in shown if figure.value or figure.label != "videos"])]
     blocks.append(Table(rows))
     if (licences := stats.counts.get("license")) is not None:
         blocks.append(Text("Licences: " + ", ".join(f"{name} ({count:,})" for name, count in licences.top) + "."))
     return Section("What it is", blocks)
+
+
+def _fingerprint(data: Dataset) -> str:
+    """Changes with the content of the data files."""
+    return hashlib.sha256(b"".join(data.digests())).hexdigest()[:16]
 
 
 def gallery(sets: Mapping[str, Dataset], most: int, folder: Path) -> Section:

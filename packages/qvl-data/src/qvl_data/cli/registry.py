@@ -135,16 +135,8 @@ def _find(name: str, registry: Path | None) -> "Registered":
 
 def _opened(found: "Registered") -> list[str]:
     """A line for each split, after its first sample was read. Raises BadInput."""
-    from qvl_data.dataset import splits
-
-    entry, path = found.entry, found.paths.get(None)
-    names: list[str | None] = [entry.split]
-    if entry.splits is not None:
-        names = list(entry.splits)
-    elif entry.split is None and path is not None and path.is_dir():
-        names = list(splits(path)) or [None]
     lines = []
-    for name in names:
+    for name in found.split_names or [None]:
         dataset = found.open(name)
         lines.append(f"{dataset.file}: {len(dataset)} samples ({dataset[0].meta.format or 'qvl'})")
     return lines

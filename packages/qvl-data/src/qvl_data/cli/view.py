@@ -32,15 +32,17 @@ def view(
     fresh: Fresh = False,
 ) -> None:
     """Print one sample; what is learned from is green. With --browser: look through all, accept and reject."""
-    from qvl_data.dataset import Dataset
     from qvl_data.view import Marks, marks_file
     from qvl_data.view import view as show
     from qvl_data.view import write_clean as write
+    from qvl_data.walk import open_split
 
     if only_accepted and write_clean is None:
         raise BadInput("--only-accepted belongs to --write-clean OUT.")
     roots = tuple(allow_root or ())
-    data = Dataset(source, split, from_format, media_root, roots, columns=columns_of(columns))
+    data = open_split(
+        source, split, format=from_format, media_root=media_root, allow_root=roots, columns=columns_of(columns)
+    )
     file = marks or marks_file(data, split or "")
     if write_clean is not None:
         count = write(data, Marks(file), write_clean, only_accepted, fresh)

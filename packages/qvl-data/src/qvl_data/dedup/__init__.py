@@ -21,11 +21,12 @@ import numpy as np
 
 from qvl_core.errors import BadInput
 
-from ..dataset import Dataset, splits
+from ..dataset import Dataset
 from ..job import NAME as JOURNAL
 from ..job import Job, complete
 from ..progress import track
 from ..shards import Shard, plan
+from ..walk import inputs, open_splits
 from ..writers import open_writer
 from .near import Cosine, Floats, Ints, keep_first
 from .prints import PRINTS, Compare, Fingerprint, all_prints, same
@@ -102,7 +103,7 @@ def dedup(
             home = Path(folder)
             return _summary(parts, decide(home, Job(home, "dedup"))[0])
     _check_place(out, source)
-    job = Job(out, "dedup", [source, *against, *([embeddings] if embeddings else [])], options, fresh)
+    job = Job(out, "dedup", [*inputs(source), *against, *([embeddings] if embeddings else [])], options, fresh)
     if job.result is None:
         summary = job.step("decide", lambda: _decided(parts, out, *decide(out, job)))
         files = [file for part in parts if part.written for file in _write(part, out, job)]
@@ -126,17 +127,18 @@ def _parts(
     media_root: Path | None, allow_root: Sequence[Path],
 ) -> list[Part]:  # fmt: skip
     """What is compared, what is preferred first."""
-    names = [split]
-    if source.is_dir() and split is None:
-        found = splits(source)
-        first = [name for name in _FIRST if name in found]
-        names = [*first, *(name for name in found if name not in first)] or [None]
-
-    def part(path: Path, name: str | None, written: bool) -> Part:
-        data = Dataset(path, name, format, media_root, allow_root, columns=columns)
-        return Part(name or data.file.stem, data, written)
-
-    return [*(part(path, None, False) for path in against), *(part(source, name, True) for name in names)]
+    reading: dict[str, Any] = {
+        "format": format, "columns": columns, "media_root": media_root, "allow_root": tuple(allow_root)
+    }  # fmt: skip
+    sets, broken = open_splits(source, split, **reading)
+    if broken:
+        raise broken[0]
+    names = [*(name for name in _FIRST if name in sets), *(name for name in sets if name not in _FIRST)]
+    others = (Dataset(path, **reading) for path in against)
+    return [
+        *(Part(data.file.stem, data, False) for data in others),
+        *(Part(name, sets[name], True) for name in names),
+    ]
 
 
 def _order(parts: Sequence[Part], pixels: Ints) -> Ints:

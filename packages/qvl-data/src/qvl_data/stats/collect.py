@@ -10,7 +10,7 @@ from typing import Any
 from ..dataset import Dataset
 from ..errors import BadSample
 from ..media import Opener, locate
-from ..sample import Media, Sample
+from ..sample import CHATS, Media, Sample
 from ..tokens import Images
 from ..walk import Step
 from .script import script
@@ -63,7 +63,7 @@ class Collector:
             self.counts["region_label"].add(shortened(region.label or "(none)"))
         self._text(sample)
         self._media(sample)
-        if processor is not None:
+        if processor is not None and sample.task in CHATS:
             self._tokens(sample, processor)
 
     def _text(self, sample: Sample) -> None:

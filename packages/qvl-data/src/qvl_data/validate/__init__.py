@@ -26,7 +26,7 @@ from ..dataset import Dataset
 from ..errors import Severity, severity
 from ..job import Job, complete
 from ..progress import track
-from ..walk import Step, open_splits, steps, walk
+from ..walk import Step, inputs, open_splits, steps, walk
 from .across import Across, save
 from .checks import Checks
 from .finding import Finding, read_findings, to_line, write_findings
@@ -127,11 +127,11 @@ def validate(
     options = {"split": split, **reading, "pixels": pixels, "model": model, "max_length": max_length}
     options |= {"out": out, "quarantine": quarantine, "fix_to": fix_to}
     asked = {key: _plain(value) for key, value in options.items()}
-    inputs = [source] if model is None else [source, model]
-    jobs = [Job(folder / WORK, "validate", inputs, asked, fresh) for folder in folders]
+    watched = [*inputs(source), *([model] if model else [])]
+    jobs = [Job(folder / WORK, "validate", watched, asked, fresh) for folder in folders]
     first = jobs[0]
     if first.result is not None and any(job.result is None for job in jobs):  # files of another folder are gone
-        first = jobs[0] = Job(first.home, "validate", inputs, asked, fresh=True)
+        first = jobs[0] = Job(first.home, "validate", watched, asked, fresh=True)
     if first.result is None:
         _remove(first.dropped, quarantine, fix_to)
         result = run(first, (out or first.home / PARTS) / "findings.jsonl", out, quarantine, fix_to)

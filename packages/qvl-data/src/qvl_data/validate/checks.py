@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import BadSample, TooLong
 from ..grounding import check as check_regions
-from ..sample import Sample
+from ..sample import CHATS, Sample
 from .media import MediaCheck
 
 SPECIAL = re.compile(
@@ -67,7 +67,11 @@ class Checks:
                 return found, keys
         found.extend(_edit(sample, keys))
         found.extend(check_regions(sample, partial(_size, sizes)))
-        if self.processor is not None and not any(error.reason in _UNCOUNTED for error in found):
+        if (
+            self.processor is not None
+            and sample.task in CHATS
+            and not any(error.reason in _UNCOUNTED for error in found)
+        ):
             found.extend(self._length(sample))
         return found, keys
 
