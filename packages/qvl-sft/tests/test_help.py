@@ -10,7 +10,8 @@ from qvl_core.cli.testing import help_of_every_verb
     [
         ("qvl_sft.cli", {"train", "check", "plan", "demo", "tiny", "recipes list", "report", "doctor", "slurm"}
          | {"chat", "evaluate", "merge"}),
-        ("qvl_data.cli", {"example digits", "convert", "view"}),
+        ("qvl_data.cli", {"audit", "convert", "dedup", "example digits", "fetch", "mix", "pack", "registry list"}
+         | {"stats", "validate", "view"}),
     ],
 )  # fmt: skip
 def test_help_of_every_verb(module: str, verbs: set[str]) -> None:

@@ -100,6 +100,15 @@ def test_check(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "check/bad_samples.jsonl").read_text(encoding="utf-8") == ""
 
 
+def test_check_tells_of_samples_in_two_lists(data: Path) -> None:
+    file = data / "digits/test.parquet"
+    common = " ".join(qvl_sft("check", "tiny", f"data={{train: {file}, test: '{file}%50'}}").out.split())
+    assert "test.parquet: 180 samples are in train and in test; what is learned would be measured" in common
+    apart = qvl_sft("check", "tiny", f"data={{train: '{file}[train:100,test:50]', test: '{file}[train:100,test:50]'}}")
+    assert apart.code == 0, apart.err
+    assert "are in train and in test" not in apart.out
+
+
 def test_check_lists_bad_samples(tmp_path: Path) -> None:
     row = {"image": "no.png", "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "1"}]}
     text = {"id": "text", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "1"}]}

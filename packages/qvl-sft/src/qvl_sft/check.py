@@ -24,7 +24,7 @@ from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.qwen3vl.presets import meta_model
 from qvl_core.training.samples import Bad, LeftOut
 from qvl_data.order import order
-from qvl_data.sources import Mixture
+from qvl_data.sources import Mixture, shared
 from qvl_data.stream import ChatSamples
 from qvl_sft.batch import chat_batches, chat_samples
 from qvl_sft.build import open_lists, resolve_steps
@@ -71,12 +71,18 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     table: TuneTable = apply_tune(meta_model(config), recipe.tune, seed=0, optim=recipe.optim)
     console.print(table.rich())
     console.print(f"{resolve_steps(recipe, batches)} steps; one epoch is {len(lists['train']):,} samples")
-    for sentence in warnings(recipe, table.parameters):
+    for sentence in (*warnings(recipe, table.parameters), *_leaks(lists)):
         console.print(f"note: {sentence}", style="yellow", markup=False)
     if out is not None:
         _write_bad(facts, out)
         write_atomic(out / "check.html", console.export_html())
     _judge(facts, recipe)
+
+
+def _leaks(lists: dict[str, Mixture]) -> list[str]:
+    return [
+        f"{leak}; what is learned would be measured: name disjoint parts ([train:N,test:M])" for leak in shared(lists)
+    ]
 
 
 def _read(mixture: Mixture, processor: Any, recipe: SFTRecipe) -> ListFacts:
