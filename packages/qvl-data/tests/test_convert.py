@@ -4,10 +4,12 @@ import pytest
 from PIL import Image
 
 from qvl_core.errors import BadInput
+from qvl_data.cli import app
 from qvl_data.convert import Change, convert, write_samples
 from qvl_data.dataset import Dataset, splits
 from qvl_data.errors import BadSample
 from qvl_data.example.grounding import samples as grounding
+from qvl_data.sample import read_sample
 
 from .chats import build, file_of, picture, write_png
 from .killing import check_every_kill
@@ -84,8 +86,6 @@ def test_a_hostile_origin_is_not_followed(tmp_path):
     for origin in ("/etc/cron.d/x.png", "../x.png", "C:/x.png", "http://x/y.png"):
         data = build(("user", picture(8, 8)), ("assistant", "b")).to_dict()
         data["media"][0]["origin"] = origin
-        from qvl_data.sample import read_sample
-
         out = tmp_path / str(abs(hash(origin)))
         write_samples([read_sample(data)], out / "a.jsonl")
         assert [path.parent.name for path in out.rglob("*.png")] == ["media"]
@@ -244,3 +244,123 @@ def test_killed_anywhere_it_ends_the_same(target, every, tmp_path):
         return ["convert", *chosen, "--shard", "2"]
 
     assert check_every_kill(command, tmp_path / "kills", every) > 5
+
+
+def test_everything_that_decides_what_comes_out_makes_another_command(tmp_path):
+    folder = lines_of(tmp_path, 2)
+    convert(folder, tmp_path / "out")
+    for other in (
+        {"container": "tar"},
+        {"media_root": folder},
+        {"allow_root": [folder]},
+        {"change": Change(license="MIT")},
+    ):
+        with pytest.raises(BadInput, match="holds the output of another command"):
+            convert(folder, tmp_path / "out", **other)
+
+
+def test_what_is_read_is_never_written_over(source):
+    before = source.read_bytes()
+    for target in (source, source.parent / "photos/../train.jsonl"):
+        with pytest.raises(BadInput, match=r"train\.jsonl: is what is read; choose another name"):
+            convert(source, target, fresh=True)
+    for target in (source.parent, source.parent / "photos/.."):
+        with pytest.raises(BadInput, match="holds the data that is read; choose another folder"):
+            convert(source.parent, target, fresh=True)
+    assert source.read_bytes() == before
+
+
+def test_a_card_that_others_wrote_is_left_alone(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("precious")
+    with pytest.raises(BadInput, match=r"README\.md: is already there"):
+        convert(source, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["README.md"]
+
+
+def test_more_may_be_left_out_when_it_goes_on(tmp_path):
+    folder = lines_of(tmp_path, 6, bad=(1, 4))
+    with pytest.raises(BadSample, match=r"train\.jsonl:5"):
+        convert(folder, tmp_path / "out", shard=2, max_bad=1)
+    done = (tmp_path / "out/train-00000-of-00003.parquet").stat().st_mtime_ns
+    convert(folder, tmp_path / "out", shard=2, max_bad=3)
+    assert (tmp_path / "out/train-00000-of-00003.parquet").stat().st_mtime_ns == done
+    with pytest.raises(BadSample, match=r"train\.jsonl:5: no\.png: cannot be opened"):
+        convert(folder, tmp_path / "out", shard=2, max_bad=1)
+    assert convert(folder, tmp_path / "out", shard=2, max_bad=2).before
+
+
+def test_the_list_of_what_was_left_out_is_of_the_last_run(tmp_path):
+    folder = lines_of(tmp_path, 3, bad=(1,))
+    convert(folder, tmp_path / "out", max_bad=1)
+    convert(folder / "train.jsonl", tmp_path / "one/train.parquet", max_bad=1)
+    assert len(read_lines(tmp_path / "one/train.parquet.left_out")) == 1
+    assert list(splits(tmp_path / "one")) == ["train"]
+    write_png(folder / "no.png", picture(8, 8))
+    convert(folder, tmp_path / "out", fresh=True)
+    convert(folder / "train.jsonl", tmp_path / "one/train.parquet", fresh=True)
+    assert not list(tmp_path.rglob("*left_out*"))
+
+
+def test_a_shard_that_is_gone_is_written_again_and_no_other(tmp_path):
+    folder = lines_of(tmp_path, 6)
+    convert(folder, tmp_path / "out", shard=2)
+    shards = sorted((tmp_path / "out").glob("*.parquet"))
+    expected, times = [file.read_bytes() for file in shards], [file.stat().st_mtime_ns for file in shards]
+    journal = tmp_path / "out/.job.jsonl"
+    for lines in (journal.read_bytes(), b"".join(journal.read_bytes().splitlines(keepends=True)[:3])):  # cut off
+        journal.write_bytes(lines)
+        shards[1].unlink()
+        convert(folder, tmp_path / "out", shard=2)
+        assert [file.read_bytes() for file in shards] == expected
+        assert shards[0].stat().st_mtime_ns == times[0]
+        assert convert(folder, tmp_path / "out", shard=2).before
+
+
+def test_nothing_of_an_earlier_run_stays_after_fresh(tmp_path, monkeypatch):
+    folder = lines_of(tmp_path, 6)
+    convert(folder, tmp_path / "out", shard=2)
+    (tmp_path / "out/.train-00002-of-00003.parquet.part").write_text("left by a kill")
+    with monkeypatch.context() as patched:
+        patched.setattr("qvl_data.convert.clear", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):  # as by a kill between the new journal and the removal
+            convert(folder, tmp_path / "out", shard=4, fresh=True)
+    convert(folder, tmp_path / "out", shard=4)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [".job.jsonl", "README.md", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".bashrc", ".ssh/authorized_keys", "test.jsonl", "README.md", ".job.jsonl", "photo", "a:b.png", "con.png"),
+        *("LPT1.tar.png", "dot./x.png", "a?.jpg", "x" * 250 + ".png", "a//b.png", "new\nline.png"),
+    ],
+)
+def test_data_does_not_choose_other_files_than_media(name, tmp_path):
+    data = build(("user", picture(8, 8)), ("assistant", "b")).to_dict()
+    data["media"][0]["origin"] = name
+    write_samples([read_sample(data)], tmp_path / "out/a.jsonl")
+    assert [path.parent.name for path in (tmp_path / "out").rglob("*") if path.is_file()].count("media") == 1
+    assert pixels(Dataset(tmp_path / "out/a.jsonl")) == pixels([read_sample(data)])
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
+
+
+def test_files_of_other_names_are_laid_by_content(tmp_path):
+    folder = tmp_path / "in"
+    write_png(folder / "x.png", picture(8, 8))
+    (folder / "x.png").rename(folder / "photo")
+    rows = [{"image": "photo", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "b"}]}]
+    (folder / "train.jsonl").write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    convert(folder / "train.jsonl", folder / "beside.jsonl", "openai")
+    assert not (folder / "media").exists()
+    convert(folder / "train.jsonl", tmp_path / "out/train.jsonl", "openai")
+    assert not (tmp_path / "out/photo").exists()
+    assert pixels(Dataset(tmp_path / "out/train.jsonl")) == pixels(Dataset(folder / "train.jsonl"))
+
+
+def test_a_finished_conversion_says_so(tmp_path, capsys):
+    folder = lines_of(tmp_path, 1)
+    for said in (False, True):
+        assert app.run(["convert", str(folder), str(tmp_path / "out")]) == 0
+        assert ("nothing was done" in capsys.readouterr().out) is said

@@ -6,6 +6,7 @@ Files are laid under their own relative path, embedded ones under the path they 
 import filecmp
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from .sample import Media, Sample, check_path
 _ENDINGS = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/gif": ".gif"} | {
     "image/bmp": ".bmp",
     "image/tiff": ".tiff",
+    "video/mp4": ".mp4",
+    "video/webm": ".webm",
 }
+_PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+_FOREIGN = (".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm", ".dcm")  # not read, and told by whoever opens them
+_VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp")
+_UNFIT = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$')  # in names on Windows
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # there, whatever the ending
+_LONGEST = 200
+"""Bytes of a name; file systems take 255, and a file that is being written has a longer one."""
 
 
 def embedded(sample: Sample) -> Sample:
@@ -65,12 +75,19 @@ def _sized(media: Media) -> Media:
 def _laid(media: Media, opener: Opener, folder: Path) -> Media:
     """A picture or video as a file below `folder`; what has an address or an absolute path stays where it is."""
     if media.bytes is not None:
-        path = _path_of(media, media.bytes)
+        path = media.origin if media.origin is not None and _is_clean(media.origin) else _by_content(media)
         _lay(media.bytes, folder / path)
         origin = None if media.origin == path else media.origin
         return media.model_copy(update={"path": path, "bytes": None, "origin": origin})
     if media.path is not None and not is_absolute(media.path):
-        _lay(locate(media.path, opener.root, opener.allow_root), folder / media.path)
+        file, target = locate(media.path, opener.root, opener.allow_root), folder / media.path
+        if not _names_media(media.path) and not (target.exists() and target.samefile(file)):
+            return _laid(
+                media.model_copy(update={"path": None, "bytes": file.read_bytes(), "origin": media.path}),
+                opener,
+                folder,
+            )
+        _lay(file, target)
     return media
 
 
@@ -90,12 +107,29 @@ def _lay(content: bytes | Path, target: Path) -> None:
     os.replace(part, target)
 
 
-def _path_of(media: Media, content: bytes) -> str:
-    """Where an embedded picture goes: where it came from if that is a clean relative path, else by its content."""
-    if media.origin is not None and not is_absolute(media.origin) and "://" not in media.origin:
-        try:
-            check_path(media.origin)
-            return media.origin
-        except ValueError:
-            pass
-    return f"media/{hashlib.sha256(content).hexdigest()[:32]}{_ENDINGS.get(media.mime or '', '.png')}"
+def _is_clean(origin: str) -> bool:
+    """Whether embedded media can be laid where they came from: below the folder, under the name of a media file."""
+    if is_absolute(origin) or "://" in origin or not _names_media(origin):
+        return False
+    try:
+        check_path(origin)
+    except ValueError:
+        return False
+    return True
+
+
+def _names_media(path: str) -> bool:
+    """Whether a path is one of a picture or video, on every system.
+
+    Data decides about names: none may become a script, a setting or a data file beside the lines.
+    """
+    names = path.split("/")
+    return path.lower().endswith(_PICTURES + _FOREIGN + _VIDEOS) and not any(
+        not name or _UNFIT.search(name) or _DEVICE.fullmatch(name) or len(os.fsencode(name)) > _LONGEST
+        for name in names
+    )
+
+
+def _by_content(media: Media) -> str:
+    ending = _ENDINGS.get(media.mime or "", ".png" if media.kind == "image" else ".mp4")
+    return f"media/{hashlib.sha256(media.bytes or b'').hexdigest()[:32]}{ending}"

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from qvl_core.errors import BadInput
-from qvl_core.files import sha256, write_atomic
+from qvl_core.files import sha256
 
 from . import card
 from .dataset import SUFFIXES, Dataset
 from .errors import BadSample
 from .grounding import as_text
-from .job import NAME, Job, beside
+from .job import NAME, Job, beside, clear, write_text
 from .progress import track
 from .sample import Sample
 from .shards import SAMPLES, Figures, Shard, plan
@@ -47,6 +47,12 @@ class Change:
         return as_text(sample, self.boxes) if self.boxes else sample
 
 
+class Written(dict[Path, Figures]):
+    """The figures of each file; `before` if all had been written before, so that nothing was done."""
+
+    before = False
+
+
 def convert(
     source: str | Path,
     target: Path,
@@ -62,12 +68,14 @@ def convert(
     change: Change | None = None,
     max_bad: int = 0,
     fresh: bool = False,
-) -> dict[Path, Figures]:
+) -> Written:
     """Write `source` (file, folder, registered name or hub name) to `target`; returns the figures of each file.
 
     A target with a suffix is one file. Any other is a folder, with every split (or only `split`) in shards of `shard`
     samples, in the `container` (parquet, tar or jsonl; default: Parquet for qvl, JSONL for other formats) and a card.
-    Up to `max_bad` samples that cannot be used are left out and listed in left_out.jsonl; one more raises BadSample.
+    Up to `max_bad` samples that cannot be used are left out and listed in left_out.jsonl, those of one file in
+    FILE.left_out; one more raises BadSample.
+
     Raises BadInput, also where `target` holds something else; `fresh` writes it anew.
     """
     one_file = target.suffix in SUFFIXES
@@ -84,26 +92,32 @@ def convert(
         )
     ]
     change = change or Change()
-    options: dict[str, Any] = {
-        "format": format,
-        "from_format": from_format,
-        "columns": dict(columns or {}),
-        "split": split,
-    }
-    options |= {"shard": shard, "boxes": change.boxes, "license": change.license, "max_bad": max_bad}
-    _check_free(home, [folder / part.name for part in shards], fresh)
-    job = Job(home, "convert", [file for dataset in datasets.values() for file in dataset.files], options, fresh)
-    for name in job.dropped:
-        (folder / name).unlink(missing_ok=True)
-    if job.result is None:
+    options: dict[str, Any] = {"format": format, "from_format": from_format, "columns": dict(columns or {})}
+    options |= {"split": split, "media_root": None if media_root is None else str(media_root)}
+    options |= {"allow_root": [str(root) for root in allow_root], "container": suffix, "shard": shard}
+    options |= {"boxes": change.boxes, "license": change.license}
+    outputs = [folder / part.name for part in shards]
+    notes = folder / (f"{target.name}.left_out" if one_file else LEFT_OUT)
+    inputs = [file for dataset in datasets.values() for file in dataset.files]
+    _check_apart(inputs, outputs, target, one_file)
+    _check_free(home, [*outputs, notes, *([] if one_file else [folder / card.NAME])], fresh)
+    job = Job(home, "convert", inputs, options, fresh)
+    before = job.result is not None
+    if not before:
+        if not one_file:
+            clear(folder, {*job.dropped} - {part.name for part in shards})
         left_out = 0
         for part in shards:
             work = partial(_write, datasets[part.split], part, folder / part.name, format, change, max_bad - left_out)
-            left_out += len(job.step(part.name, work)["left_out"])
+            left_out += len(job.step(part.name, work, folder / part.name)["left_out"])
         files: dict[str, dict[str, Any]] = {part.name: job.step(part.name, dict) for part in shards}
-        _write_notes(folder, shards, files, None if one_file else _title(source), target.stem if one_file else "")
-        job.finish(files, [folder / part.name for part in shards])
-    return {folder / name: Figures(**figures) for name, figures in job.result.items()}
+        _check_left_out(files, max_bad)
+        _write_notes(folder, shards, files, None if one_file else _title(source), notes)
+        job.finish(files, outputs)
+    _check_left_out(job.result, max_bad)
+    written = Written({folder / name: Figures(**figures) for name, figures in job.result.items()})
+    written.before = before
+    return written
 
 
 def write_samples(samples: Iterable[Sample], file: Path, format: str = "qvl") -> int:
@@ -122,6 +136,15 @@ def _datasets(source: str | Path, split: str | None, one_file: bool, reading: Ma
     if one_file and len(sets) > 1:
         raise BadInput(f"{source}: holds several splits; name a target folder, or one split with --split.")
     return sets
+
+
+def _check_apart(inputs: Sequence[Path], outputs: Sequence[Path], target: Path, one_file: bool) -> None:
+    """Raise BadInput if what is read would be written over, or stand beside what is written as the same split."""
+    read = {file.resolve() for file in inputs}
+    if over := next((file for file in outputs if file.resolve() in read), None):
+        raise BadInput(f"{over}: is what is read; choose another name for what is written.")
+    if not one_file and target.resolve() in {file.parent for file in read}:
+        raise BadInput(f"{target}: holds the data that is read; choose another folder.")
 
 
 def _check_free(home: Path, files: Sequence[Path], fresh: bool) -> None:
@@ -157,6 +180,13 @@ def _usable(dataset: Dataset, part: Shard, figures: Figures, max_bad: int) -> It
             _leave_out(figures, error, max_bad)
 
 
+def _check_left_out(files: Mapping[str, Mapping[str, Any]], max_bad: int) -> None:
+    """Raise BadSample for the first that is too many, of files that were written when more were allowed."""
+    left_out = [entry for figures in files.values() for entry in figures["left_out"]]
+    for entry in left_out[max_bad:]:
+        raise BadSample(entry["reason"], entry["problem"], entry["place"], entry["id"])
+
+
 def _leave_out(figures: Figures, error: BadSample, max_bad: int) -> None:
     if len(figures.left_out) >= max_bad:
         raise error
@@ -165,18 +195,20 @@ def _leave_out(figures: Figures, error: BadSample, max_bad: int) -> None:
 
 
 def _write_notes(
-    folder: Path, shards: Sequence[Shard], files: Mapping[str, Mapping[str, Any]], title: str | None, stem: str
+    folder: Path, shards: Sequence[Shard], files: Mapping[str, Mapping[str, Any]], title: str | None, notes: Path
 ) -> None:
-    """The list of what was left out, and the card of a folder."""
+    """The list of what was left out (`notes`), and the card of a folder."""
     figures = {name: Figures(**given) for name, given in files.items()}
     if left_out := Figures.total(figures.values()).left_out:
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in left_out)
-        write_atomic(folder / (f"{stem}.{LEFT_OUT}" if stem else LEFT_OUT), lines)
+        write_text(notes, lines)
+    else:
+        notes.unlink(missing_ok=True)
     if title is not None:
         by_split: dict[str, dict[str, Figures]] = {}
         for part in shards:
             by_split.setdefault(part.split, {})[part.name] = figures[part.name]
-        write_atomic(folder / card.NAME, card.card(title, by_split, f"Written by qvl-data convert from `{title}`."))
+        write_text(folder / card.NAME, card.card(title, by_split, f"Written by qvl-data convert from `{title}`."))
 
 
 def _title(source: str | Path) -> str:

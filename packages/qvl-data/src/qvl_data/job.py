@@ -220,6 +220,19 @@ def complete(file: Path) -> Iterator[Path]:
         fsync_folder(file.parent)
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a whole file as UTF-8; what a kill leaves, the next run writes over."""
+    with complete(file) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def clear(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of work that was started over, and what a kill left of others. Names of other folders are none."""
+    for left in (*(folder / name for name in names if Path(name).name == name), *folder.glob(".*.part")):
+        with writing(left):
+            left.unlink(missing_ok=True)
+
+
 def _records(file: Path, tolerant: bool) -> Iterator[tuple[dict[str, Any], int]]:
     """The records of a journal, and where each ends; what a kill cut off at the end is left out.
 

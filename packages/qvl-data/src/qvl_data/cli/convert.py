@@ -49,6 +49,8 @@ def convert(
         max_bad=max_bad,
         fresh=fresh,
     )
+    if files.before:
+        print("all was written before; nothing was done.")
     for file, figures in files.items():
         print(f"{file}: {figures.samples} samples")
     if left_out := Figures.total(files.values()).left_out:
