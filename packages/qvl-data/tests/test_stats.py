@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import qvl_data.stats as room
@@ -44,6 +44,7 @@ def tally(values: list[str], limit: int = 10_000) -> Tally:
 
 @settings(deadline=None)
 @given(st.lists(NUMBER, min_size=1, max_size=60))
+@example([0, 3e-176])
 def test_a_histogram_holds_every_value(values):
     histogram = distribution(values).summary()
     assert (histogram.minimum, histogram.maximum) == (min(values), max(values))

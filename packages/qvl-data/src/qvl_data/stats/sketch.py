@@ -184,7 +184,7 @@ def _edges(low: float, high: float, whole: bool) -> tuple[Literal["linear", "log
     step = next(step for step in _one_two_five(span / 50, span) if span / step <= 20)
     first = math.floor(low / step)
     last = max(math.ceil(high / step), first + 1)
-    return "linear", [round(number * step, 10) for number in range(first, last + 1)]
+    return "linear", [float(f"{number * step:.10g}") for number in range(first, last + 1)]
 
 
 def _one_two_five(low: float, high: float) -> list[float]:
