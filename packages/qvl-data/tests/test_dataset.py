@@ -239,7 +239,7 @@ def test_pictures_are_read_one_by_one(tmp_path):
     assert [data[i].to_dict() for i in chosen] == [chats(250)[i].to_dict() for i in chosen]
     assert not [key for key in row_groups.PICTURES._things if key[0] is data.rows._groups]
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(BadInput, match=r"a\.parquet: became shorter while it was read"):
+    with pytest.raises(BadInput, match=r"a\.parquet: was changed while it was in use"):
         data[248]
 
 
@@ -483,6 +483,70 @@ def test_more_shards_than_files_may_be_open(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True)
     assert done.stdout.strip() == rb"{b'\x89PNG'}"
+
+
+def write_rows(file, count, says):
+    """A data file of `count` questions, whose answers begin with `says`."""
+    rows = [{"id": f"{i}", "user": f"{i}?", "assistant": f"{says} {i}"} for i in range(count)]
+    if file.name == "packed.jsonl":
+        turns = [[{"from": "human", "value": row["user"]}, {"from": "gpt", "value": row["assistant"]}] for row in rows]
+        return write_lines(file, *([{"conversations": turn}] * 2 for turn in turns))
+    if file.suffix == ".jsonl":
+        return write_lines(file, *rows)
+    if file.suffix == ".json":
+        image = {"width": 9, "height": 9}
+        images = [{"id": i, "file_name": f"{says}{i}.png", **image} for i in range(count)]
+        boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 5, 5]} for i in range(count)]
+        whole = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+        file.write_text(json.dumps(whole), encoding="utf-8")
+    elif file.suffix == ".csv":
+        lines = ["id,user,assistant", *(",".join(row.values()) for row in rows)]
+        file.write_text("\n".join(lines), encoding="utf-8")
+    elif file.suffix == ".arrow":
+        table = pa.Table.from_pylist(rows)
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
+            out.write_table(table)
+    elif file.suffix == ".tar":
+        with open_writer(file) as out:
+            for chat in chats(count):
+                out.write(chat)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=7)
+    return file
+
+
+KINDS = ["a.jsonl", "packed.jsonl", "coco.json", "a.csv", "a.arrow", "a.parquet", "a.tar"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_that_is_written_anew_is_not_read_by_its_old_index(tmp_path, name):
+    rows = dataset.open_rows(write_rows(tmp_path / name, 30, "old"))
+    sent = pickle.dumps(rows)
+    assert pickle.loads(sent)[29] == rows[29]
+    first = rows[0]
+    write_rows(tmp_path / f"new.{name}", 33, "another").replace(tmp_path / name)
+    with pytest.raises(BadInput, match=f"{name}: was changed while it was in use, so its rows stand elsewhere; start"):
+        pickle.loads(sent)[29]
+    assert rows[0] == first  # what is open is the old file
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "packed.jsonl", "coco.json", "a.csv"])
+def test_a_file_that_is_changed_in_place_is_refused(tmp_path, name):
+    rows = dataset.open_rows(write_rows(tmp_path / name, 30, "old"))
+    assert rows[3] == rows[3]
+    write_rows(tmp_path / name, 33, "another")
+    with pytest.raises(BadInput, match="was changed while it was in use"):
+        rows[29]
+
+
+@pytest.mark.parametrize("name", ["packed.jsonl", "coco.json", "a.csv"])
+def test_threads_read_rows_side_by_side(tmp_path, name):
+    rows = dataset.open_rows(write_rows(tmp_path / name, 40, "says"))
+    expected = [rows[index] for index in range(len(rows))]
+    order = random.Random(0).choices(range(len(rows)), k=3000)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(rows.__getitem__, order))
+    assert found == [expected[index] for index in order]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.tar", "a.jsonl"])

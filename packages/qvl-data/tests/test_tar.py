@@ -174,7 +174,7 @@ def test_archives_that_are_cut_off_or_damaged(tmp_path):
     file.write_bytes(whole)
     rows = Rows(file)
     file.write_bytes(whole[:3000])
-    with pytest.raises(BadInput, match="became shorter while it was read"):
+    with pytest.raises(BadInput, match="was changed while it was in use"):
         rows[1]
 
 

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from qvl_core.errors import BadInput
 
 from .json_lines import parse
+from .reader import Reader
 from .spans import MAX_BYTES
 
 _PIECE = 1 << 20
@@ -36,7 +37,7 @@ def is_coco(path: Path) -> bool:
 
 
 class Rows:
-    """The pictures of a COCO file by number. Opened lazily and reopened after pickling. Raises BadInput."""
+    """The pictures of a COCO file by number. Picklable. Raises BadInput."""
 
     format: str | None = "coco"
 
@@ -44,7 +45,7 @@ class Rows:
         import numpy as np
 
         self.path = path
-        self._file: BinaryIO | None = None
+        self._reader = Reader(path)
         with path.open("rb") as file:
             scan = _Scan(file, path)
             scan.run()
@@ -91,15 +92,8 @@ class Rows:
         name = f'"{quote(identity, safe=" ")}"' if isinstance(identity, str) else identity
         return f"{self.path} (image {name})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
-
     def _read(self, spans: "_Spans", index: int, place: str) -> dict[str, Any]:
-        if self._file is None:
-            self._file = self.path.open("rb")
-        start, length = spans.starts[index], spans.lengths[index]
-        self._file.seek(start)
-        value: dict[str, Any] = parse(self._file.read(length), place)
+        value: dict[str, Any] = parse(self._reader.read(spans.starts[index], spans.lengths[index]), place)
         return value
 
     def _by_id(self, part: str) -> dict[Any, Any]:

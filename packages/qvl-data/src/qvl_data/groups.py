@@ -50,9 +50,11 @@ class Members:
 
     def __getitem__(self, index: int) -> Any:
         number, member = self._find(index)
-        if self._last[0] != number:
-            self._last = number, self._groups[number]
-        return self._last[1][member] if self._counts[number] else self._last[1]
+        held, row = self._last  # taken together: another thread may be at another group
+        if held != number:
+            row = self._groups[number]
+            self._last = number, row
+        return row[member] if self._counts[number] else row
 
     def outline(self, index: int) -> Any:
         """The row; in a line nothing can be skipped."""

@@ -133,8 +133,8 @@ class Rows:
     def __init__(self, path: Path, array: bool | None = None) -> None:
         self.path = path
         self._array = path.suffix != ".jsonl" if array is None else array
-        self._spans = _elements(path) if self._array else _lines(path)
         self._reader = Reader(path)
+        self._spans = _elements(path) if self._array else _lines(path)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -149,9 +149,7 @@ class Rows:
     def raw(self, index: int) -> bytes:
         """The row as it stands in the file; of one that is too long, its beginning."""
         start, length, _ = self._spans[index]
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return file.read(length)
+        return self._reader.read(start, length)
 
     def outline(self, index: int) -> Any:
         """The row; in a line nothing can be skipped."""

@@ -51,7 +51,7 @@ class Values:
             raise NotPlain
 
     def read(self, read: Read, row: int, position: int) -> bytes | None:
-        """One value; None if it is null. Raises EOFError if the file has become shorter."""
+        """One value; None if it is null."""
         start, length = (int(number) for number in self._spans[self._first[row] + position])
         if length < 0:
             return None

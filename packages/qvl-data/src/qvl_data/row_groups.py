@@ -119,10 +119,7 @@ class RowGroups:
         """The bytes in one row; of a list of structs, those of the entry at `position`. None for null."""
         group, row = self._find(index)
         if (values := self._plain(group, leaf)) is not None:
-            try:
-                return values.read(self._reader.read, row, position)
-            except EOFError:
-                raise BadInput(f"{self.path}: became shorter while it was read; start again.") from None
+            return values.read(self._reader.read, row, position)
         if (at := PICTURES.get((self, group, leaf.path))) is None:
             column = self._read(group, [leaf.path])[leaf.column]
             at = PICTURES.put((self, group, leaf.path), _at(column), column.nbytes)
@@ -178,6 +175,7 @@ class RowGroups:
     def _read(self, group: int, paths: list[str]) -> "pa.Table":
         import pyarrow as pa
 
+        self._reader.check()
         try:
             return self._parquet().read_row_group(group, paths, use_threads=False)
         except (pa.ArrowException, OSError) as error:
@@ -268,10 +266,11 @@ def _size(table: "pa.Table") -> int:
 def _count(column: Any) -> int:
     """Leaf values of a column."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     flat = column
     while pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type):
-        flat = pa.compute.list_flatten(flat)
+        flat = pc.list_flatten(flat)
     fields = flat.type.num_fields if pa.types.is_struct(flat.type) else 1
     return len(flat) * max(fields, 1)
 

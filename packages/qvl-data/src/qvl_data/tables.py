@@ -37,12 +37,12 @@ class TextRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._delimiter = "\t" if path.suffix == ".tsv" else ","
+        self._reader = Reader(path)
         with path.open("rb") as file:
             file.seek(len(_BOM) if file.read(len(_BOM)) == _BOM else 0)
             self._spans = Spans()
             for span in _records(file, self._delimiter):
                 self._spans.append(*span)
-        self._reader = Reader(path)
         if not len(self._spans):
             raise BadInput(f"{path}: the file is empty; its first line should name the columns.")
         try:
@@ -161,6 +161,7 @@ class ArrowRows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._reader = Reader(path)
         self._names, self._batches = _batches(path)
         self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
         self._checked: set[int] = set()
@@ -190,10 +191,11 @@ class ArrowRows:
         return f"{self.path}:{index + 1}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"reader": self._reader}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+        state["reader"].check()
+        self.__init__(state["reader"].path)  # type: ignore[misc]
 
 
 def _batches(path: Path) -> "tuple[list[str], list[pa.RecordBatch]]":

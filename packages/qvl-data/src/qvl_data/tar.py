@@ -10,12 +10,11 @@ the time of the archive and counts while both are equal. Where it cannot be writ
 
 import io
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_json
-
-from qvl_core.errors import BadInput
 
 from .errors import BadSample
 from .json_lines import parse_written
@@ -23,6 +22,7 @@ from .reader import Reader
 from .sample import Sample
 from .spans import MAX_BYTES
 from .tar_index import load
+from .tar_members import name_problem
 
 _ENDINGS = (
     {f"image/{name}": name for name in ("png", "webp", "gif", "bmp", "tiff")}
@@ -43,9 +43,9 @@ class Rows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._reader = Reader(path)
         self._index = load(path)
         self.format: str | None = self._index.format
-        self._reader = Reader(path)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -68,6 +68,7 @@ class Rows:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._index is None:
+            self._reader.check()
             self._index = load(self.path)
 
     def _row(self, index: int, outline: bool) -> dict[str, Any]:
@@ -75,28 +76,24 @@ class Rows:
             raise BadSample(*problem, self.place(index))
         members = self._index.members(index)
         if self.format != "qvl":
-            return {"__key__": self._index.key(index)} | {kind: self._read(*span) for kind, span in members.items()}
+            return {"__key__": self._index.key(index)} | {
+                kind: self._reader.read(*span) for kind, span in members.items()
+            }
         place = self.place(index)
         if "json" not in members:
             raise BadSample("tar_member", 'has no member ".json" with the sample; write the archive anew', place)
         start, size = members.pop("json")
         if size > MAX_BYTES:
             raise BadSample("json", f"a sample longer than {MAX_BYTES >> 20} MiB", place)
-        row = parse_written(self._read(start, size), place)
+        row = parse_written(self._reader.read(start, size), place)
         listed = row.get("media") if isinstance(row, dict) else None
         for kind, span in members.items():
             media = _entry(listed, kind.split(".")[0])
             if media is None or "bytes" in media:
                 raise BadSample("tar_member", f'the member ".{kind}" belongs to none of the media of the sample', place)
             stated = outline and media.get("kind") == "image" and media.get("width") and media.get("height")
-            media["bytes"] = b"" if stated else self._read(*span)
+            media["bytes"] = b"" if stated else self._reader.read(*span)
         return row
-
-    def _read(self, start: int, size: int) -> bytes:
-        content = self._reader.read(start, size)
-        if len(content) < size:
-            raise BadInput(f"{self.path}: became shorter while it was read; start again.")
-        return content
 
 
 def _entry(listed: Any, number: str) -> dict[str, Any] | None:
@@ -109,20 +106,20 @@ def _entry(listed: Any, number: str) -> dict[str, Any] | None:
 class Writer:
     """Writes samples to one archive: the sample without bytes, then its media; a context manager.
 
-    Members are numbered and have neither time nor owner, so that the same samples give the same archive.
+    Members are numbered, so that the same samples give the same archive.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self._file = _Archive(path)
         self._count = 0
 
     def write(self, sample: Sample) -> None:
         key = f"{self._count:08d}"
         bare = tuple(media.model_copy(update={"bytes": None}) for media in sample.media)
-        self._add(f"{key}.json", to_json(sample.model_copy(update={"media": bare}).to_dict()))
+        self._file.add(f"{key}.json", to_json(sample.model_copy(update={"media": bare}).to_dict()))
         for number, media in enumerate(sample.media):
             if media.bytes is not None:
-                self._add(f"{key}.{number}.{_ending(media.mime, media.bytes)}", media.bytes)
+                self._file.add(f"{key}.{number}.{_ending(media.mime, media.bytes)}", media.bytes)
         self._count += 1
 
     def __enter__(self) -> "Writer":
@@ -131,10 +128,54 @@ class Writer:
     def __exit__(self, *rest: object) -> None:
         self._file.close()
 
-    def _add(self, name: str, content: bytes) -> None:
+
+class Packer:
+    """Writes rows of the format `wds` to one archive: each member of a row is a file; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = _Archive(path)
+        self._keys: set[str] = set()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Raises BadSample for a key that would not be read again."""
+        key = row["__key__"]
+        if problem := name_problem(key):
+            raise BadSample("tar_member", f"the key {problem}")
+        if "." in key.rpartition("/")[2]:
+            raise BadSample("tar_member", f"the key {key!r} has a dot in its name, where the name of a member ends")
+        if key in self._keys:
+            raise BadSample("tar_double", f"the key {key!r} was written before; give each sample a key of its own")
+        self._keys.add(key)
+        for kind, value in row.items():
+            if kind != "__key__":
+                self._file.add(f"{key}.{kind}", _content(value))
+
+    def __enter__(self) -> "Packer":
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self._file.close()
+
+
+class _Archive:
+    """An archive whose members have neither time nor owner, so that the same contents give the same bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+
+    def add(self, name: str, content: bytes) -> None:
         member = tarfile.TarInfo(name)
         member.size = len(content)
         self._file.addfile(member, io.BytesIO(content))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _content(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    return value.encode() if isinstance(value, str) else to_json(value)
 
 
 def _ending(mime: str | None, content: bytes) -> str:
