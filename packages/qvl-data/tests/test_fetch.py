@@ -11,6 +11,7 @@ pytest.importorskip("httpx", reason="needs qvl-data[fetch]")
 from qvl_core.errors import BadInput
 from qvl_data.cli import app
 from qvl_data.dataset import Dataset
+from qvl_data.errors import BadSample
 from qvl_data.fetch import Rules, fetch
 from qvl_data.fetch.crowd import Crowd
 from qvl_data.fetch.lists import UrlList
@@ -163,6 +164,104 @@ def test_other_data_is_left_alone(tmp_path: Path, server: Server) -> None:
     with pytest.raises(BadInput, match="holds other data already"):
         fetch(urls, tmp_path / "out", crowd(server))
     assert (tmp_path / "out/train.parquet").read_text() == "mine"
+
+
+def shards_of(out: Path) -> dict[str, bytes]:
+    return {name: content for name, content in tree(out).items() if name.endswith((".parquet", "failed.jsonl"))}
+
+
+def test_after_a_retry_it_can_start_over(tmp_path: Path, server: Server) -> None:
+    """What a retry has brought is forgotten with all else: by --fresh, and in part by a shard that is gone."""
+    urls, out = UrlList(listed(tmp_path, server, 6, broken=(1, 5))), tmp_path / "out"
+    fetch(urls, out, crowd(server), shard=3)
+    offer(server, 6, broken=(5,))
+    assert fetch(urls, out, crowd(server), shard=3, retry=True).samples == 5
+    del server.answers["/1.png"], server.answers["/4.png"]
+    (out / "train-00001-of-00002.parquet").unlink()
+    server.asked.clear()
+    again = fetch(urls, out, crowd(server), shard=3)
+    assert (again.samples, [entry["index"] for entry in again.failed]) == (4, [4, 5]), "1 was fetched before"
+    assert set(server.asked) == {"/3.png", "/4.png", "/5.png"}
+    fresh = fetch(urls, out, crowd(server), shard=3, fresh=True)
+    assert (fresh.samples, [entry["index"] for entry in fresh.failed]) == (3, [1, 4, 5])
+    assert fetch(urls, out, crowd(server), shard=3) == fresh
+    assert len(Dataset(out, "train")) == 3
+    other = fetch(urls, out, crowd(server), shard=2, fresh=True)
+    assert other.samples == len(Dataset(out, "train")) == 3
+    assert not list(out.glob("*-of-00002*"))
+
+
+def test_a_retry_without_failures_does_nothing(tmp_path: Path, server: Server) -> None:
+    urls, out = UrlList(listed(tmp_path, server, 2)), tmp_path / "out"
+    fetch(urls, out, crowd(server))
+    before = tree(out)
+    assert fetch(urls, out, crowd(server), retry=True).samples == 2
+    assert tree(out) == before
+
+
+def test_a_list_of_failures_that_is_gone_is_written_again(tmp_path: Path, server: Server) -> None:
+    urls, out = UrlList(listed(tmp_path, server, 3, broken=(1,))), tmp_path / "out"
+    first = fetch(urls, out, crowd(server))
+    before = tree(out)
+    (out / "failed.jsonl").unlink()
+    server.asked.clear()
+    assert fetch(urls, out, crowd(server)) == first
+    assert (tree(out), dict(server.asked)) == (before, {})
+
+
+def test_shards_of_which_nothing_came(tmp_path: Path, server: Server) -> None:
+    for container in ("parquet", "tar"):
+        urls, out = UrlList(listed(tmp_path, server, 3, broken=(0, 2))), tmp_path / container
+        fetch(urls, out, crowd(server), shard=1, container=container)
+        assert [sample.messages[0].text for sample in Dataset(out, "train")] == ["picture 1"]
+        offer(server, 3)
+        assert fetch(urls, out, crowd(server), shard=1, container=container, retry=True).samples == 3
+        assert len(Dataset(out, "train")) == 3
+        del server.answers["/0.png"], server.answers["/2.png"]
+
+
+def test_lists_of_any_kind(tmp_path: Path) -> None:
+    file = tmp_path / "urls.txt"
+    file.write_bytes(
+        "\ufeffhttp://a.example/\tone\u2028two\x85\r\n\r\nhttp://b.example/\n".encode() + b"\xff\nhttp://c"
+    )
+    urls = UrlList(file)
+    assert len(urls) == 4
+    assert (urls[0].media[0].url, urls[0].messages[0].text) == ("http://a.example/", "one\u2028two")
+    assert (urls[1].media[0].url, urls[1].place) == ("http://b.example/", f"{file}:3")
+    with pytest.raises(BadSample, match=r"urls\.txt:4: invalid UTF-8 at byte 1"):
+        urls[2]
+    assert urls[3].media[0].url == "http://c"
+    file.write_bytes("http://a.example/".encode("utf-16"))
+    with pytest.raises(BadInput, match="is UTF-16; save the file as UTF-8"):
+        UrlList(file)
+    file.write_text("\n")
+    with pytest.raises(BadInput, match="holds no URLs"):
+        UrlList(file)
+    with pytest.raises(BadInput, match=r"none\.txt: no such file"):
+        UrlList(tmp_path / "none.txt")
+
+
+def test_a_line_that_cannot_be_read_fails_alone(tmp_path: Path, server: Server) -> None:
+    file = listed(tmp_path, server, 2)
+    file.write_bytes(file.read_bytes() + b"http://\xff\n")
+    done = fetch(UrlList(file), tmp_path / "out", crowd(server))
+    assert done.samples == 2
+    assert [(entry["reason"], entry["place"]) for entry in done.failed] == [("table", f"{file}:3")]
+
+
+def test_another_command_is_refused(tmp_path: Path, server: Server) -> None:
+    urls = UrlList(listed(tmp_path, server, 1))
+    fetch(urls, tmp_path / "out", crowd(server), reading={"columns": {"image": "url"}})
+    with pytest.raises(BadInput, match=r'\(options .*"url".*, now .*"link"'):
+        fetch(urls, tmp_path / "out", crowd(server), reading={"columns": {"image": "link"}})
+    for split in ("../up", "a/b", ""):
+        with pytest.raises(BadInput, match="is no name of a file"):
+            fetch(urls, tmp_path / "out", crowd(server), split=split)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("precious")
+    with pytest.raises(BadInput, match="holds other data already"):
+        fetch(urls, tmp_path / "mine", crowd(server))
 
 
 @pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])

@@ -220,6 +220,14 @@ def complete(file: Path) -> Iterator[Path]:
         fsync_folder(file.parent)
 
 
+def result_of(home: Path) -> Any:
+    """What the job whose journal is in `home` was finished with; None if it was not."""
+    result = None
+    for record, _ in _records(home / NAME, tolerant=False):
+        result = record.get("finished")
+    return result
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a whole file as UTF-8; what a kill leaves, the next run writes over."""
     with complete(file) as part:

@@ -43,14 +43,16 @@ def fetch(
         raise BadInput("fetch uses the network; add --online if it may.")
     if container not in ("parquet", "tar"):
         raise BadInput(f"--container {container}: pictures go inside; write parquet or tar.")
+    columns = columns_of(map)
     if source.suffix == ".txt":
         samples: UrlList | Dataset = UrlList(source)
     else:
-        samples = Dataset(source, split, from_format, columns=columns_of(map))
+        samples = Dataset(source, split, from_format, columns=columns)
     rules = Rules(seconds, max_bytes, frozenset(allow_address or ()))
     crowd = Crowd(rules, workers, attempts)
-    name = split or "train"
-    done = run(samples, out, crowd, split=name, container=container, shard=shard, retry=retry, fresh=fresh)
+    options = {"split": split or "train", "container": container, "shard": shard}
+    reading = {"from_format": from_format, "columns": columns}
+    done = run(samples, out, crowd, **options, retry=retry, fresh=fresh, reading=reading)  # type: ignore[arg-type]
     print(f"{out}: {done.samples} of {len(samples)} samples")
     if done.failed:
         reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(f["reason"] for f in done.failed).most_common())

@@ -4,22 +4,28 @@ from pathlib import Path
 
 from qvl_core.errors import BadInput
 
+from ..errors import BadSample
+from ..json_lines import Rows
 from ..sample import Media, Message, Part, Sample
+from ..spans import MAX_BYTES
 
-MAX_LINE = 1 << 16
+_BOM = b"\xef\xbb\xbf"
 
 
 class UrlList:
-    """The lines of a text file as samples: with a caption `t2i` (caption, then picture), without `interleaved`."""
+    """The lines of a text file as samples: with a caption `t2i` (caption, then picture), without `interleaved`.
+
+    Only where the lines are is held in memory. Raises BadInput for a file that is none; for a line, BadSample.
+    """
 
     def __init__(self, file: Path) -> None:
-        self.file = file
-        try:
-            lines = file.read_text("utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise BadInput(f"{file}: invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8.") from None
-        self._lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        if not self._lines:
+        if not file.is_file():
+            raise BadInput(f"{file}: no such file; name a list of URLs, one on each line.")
+        with file.open("rb") as opened:
+            if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                raise BadInput(f"{file}: is UTF-16; save the file as UTF-8.")
+        self.file, self._rows = file, Rows(file, array=False)
+        if len(self) == 0:
             raise BadInput(f"{file}: holds no URLs; write one on each line.")
 
     @property
@@ -27,11 +33,18 @@ class UrlList:
         return (self.file,)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        number, line = self._lines[index]
-        url, _, caption = line.strip().partition("\t")
+        place, line = self._rows.place(index), self._rows.raw(index)
+        if len(line) > MAX_BYTES:
+            raise BadSample("table", f"a line longer than {MAX_BYTES >> 20} MiB; write one URL on each", place)
+        try:
+            text = line.removeprefix(_BOM).decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            problem = f"invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8"
+            raise BadSample("table", problem, place) from None
+        url, _, caption = text.partition("\t")
         shown = Part(type="image", media=0)
         messages: tuple[Message, ...]
         if caption:
@@ -44,4 +57,4 @@ class UrlList:
             media=(Media(kind="image", url=url),),
             messages=messages,
         )
-        return sample.read_from(sample.opener, f"{self.file}:{number}")
+        return sample.read_from(sample.opener, place)

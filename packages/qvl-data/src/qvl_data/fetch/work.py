@@ -4,23 +4,25 @@ import asyncio
 import hashlib
 import io
 import json
+import shutil
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from PIL import Image
 
 from qvl_core.errors import BadInput
-from qvl_core.files import sha256, write_atomic
+from qvl_core.files import sha256
 
 from .. import card
 from ..dataset import Dataset
 from ..errors import BadSample
-from ..job import NAME, Job
+from ..job import NAME, Job, clear, complete, result_of, write_text
 from ..media import open_image
 from ..progress import track
 from ..sample import Media, Sample
@@ -64,76 +66,100 @@ def fetch(
     shard: int = SAMPLES,
     retry: bool = False,
     fresh: bool = False,
+    reading: Mapping[str, Any] = MappingProxyType({}),
 ) -> Fetched:
     """Fetch the remote media of `samples` into shards in the folder `out`, or with `retry` those that failed before.
 
+    reading  how the samples are read (format, columns): what else decides what comes out (JSON)
+
     The same command goes on after a kill. Raises BadInput if `out` holds something else.
     """
-    shards = plan(split, len(samples), f".{container}", shard)
-    if not fresh and not (out / NAME).exists() and any((out / part.name).exists() for part in shards):
+    if not split or Path(split).name != split:
+        raise BadInput(f"split {split!r}: is no name of a file; choose one such as train.")
+    shards = {part.name: part for part in plan(split, len(samples), f".{container}", shard)}
+    files = [out / name for name in shards]
+    if (
+        not fresh
+        and not (out / NAME).exists()
+        and any(file.exists() for file in (*files, out / card.NAME, out / FAILED))
+    ):
         raise BadInput(f"{out}: holds other data already; choose another folder, or add --fresh.")
-    options = {"split": split, "container": container, "shard": shard}
-    job = Job(out, "fetch", samples.files, options, fresh)
-    for name in job.dropped:
-        (out / name).unlink(missing_ok=True)
+    start = partial(
+        Job, out, "fetch", samples.files, {"split": split, "container": container, "shard": shard, **reading}
+    )
+    job = start(fresh)
+    if job.result is None and (rounds := list(out.glob(".retry-*"))):
+        job = start(fresh=True)  # what its steps say was changed by a retry
+        for folder in rounds:
+            shutil.rmtree(folder)
     if job.result is None:
-        done = {part.name: job.step(part.name, partial(_fetch, samples, part, out, crowd)) for part in shards}
-        failed = [entry for part in shards for entry in done[part.name]["failed"]]
-        figures = {part.name: done[part.name]["figures"] for part in shards}
-        _write_notes(out, split, figures, failed, samples)
-        job.finish(figures, [out / part.name for part in shards])
+        clear(out, job.dropped if fresh else {*job.dropped} - shards.keys())
+        figures = {
+            name: job.step(name, partial(_fetch, samples, part, out, crowd), out / name)
+            for name, part in shards.items()
+        }
+        _write_notes(out, split, figures, samples)
+        job.finish(figures, files)
+    number, figures = _latest(out, job.result)
     if retry:
-        _retry(samples, {part.name: part for part in shards}, out, crowd, split, job.result)
-    figures = _figures(out, job.result)
-    return Fetched(sum(given["samples"] for given in figures.values()), _read_failed(out))
+        figures = _retry(samples, shards, out, crowd, split, number, figures)
+    if not (out / FAILED).is_file():
+        _write_notes(out, split, figures, samples)
+    return Fetched(sum(given["samples"] for given in figures.values()), list(_read(out / FAILED)))
 
 
 def _retry(
-    samples: Samples, shards: Mapping[str, Shard], out: Path, crowd: Crowd, split: str, first: Mapping[str, Any]
-) -> None:
+    samples: Samples, shards: Mapping[str, Shard], out: Path, crowd: Crowd, split: str, number: int,
+    before: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Fetch again what failed: a shard with failures is written anew, from what it holds and what comes now."""
-    number = 1
-    while (job := Job(_round(out, number), "fetch --retry", (), {"round": number})).result is not None:
-        number += 1
-    before: dict[str, Any] = job.step("plan", lambda: {"figures": _figures(out, first), "failed": _read_failed(out)})
-    figures, failed = dict(before["figures"]), []
-    for name, part in shards.items():
-        missing = [entry for entry in before["failed"] if entry["shard"] == name]
-        if all(entry["reason"] in FINAL for entry in missing):
-            failed += missing
-            continue
-        done = job.step(name, partial(_fetch, samples, part, out, crowd))
-        figures[name] = done["figures"]
-        failed += done["failed"]
-    _write_notes(out, split, figures, failed, samples)
+    home = _round(out, number)
+    if not home.exists() and not any(_can_be_mended(out, name) for name in shards):
+        return dict(before)
+    job = Job(home, "fetch --retry", (), {"round": number})
+    todo = job.step("plan", lambda: [name for name in shards if _can_be_mended(out, name)])
+    figures = dict(before)
+    for name in todo:
+        figures[name] = job.step(name, partial(_fetch, samples, shards[name], out, crowd))
+    _write_notes(out, split, figures, samples)
     job.finish(figures)
+    return figures
+
+
+def _can_be_mended(out: Path, name: str) -> bool:
+    return any(entry["reason"] not in FINAL for entry in _read(_failures(out, name)))
 
 
 def _round(out: Path, number: int) -> Path:
     return out / f".retry-{number}"
 
 
-def _figures(out: Path, first: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of each shard after the last retry that was finished."""
-    figures, number = dict(first), 1
-    while (_round(out, number) / NAME).exists():
-        figures = Job(_round(out, number), "fetch --retry", (), {"round": number}).result or figures
-        number += 1
-    return figures
+def _latest(out: Path, figures: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The number of the next retry, and the figures of each shard after the last one that was finished."""
+    number = 1
+    while (result := result_of(_round(out, number))) is not None:
+        figures, number = result, number + 1
+    return number, dict(figures)
 
 
-def _read_failed(out: Path) -> list[dict[str, Any]]:
-    file = out / FAILED
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+def _failures(out: Path, name: str) -> Path:
+    """Where the failures of a shard are kept."""
+    return out / ".failed" / f"{name}.jsonl"
+
+
+def _read(file: Path) -> Iterator[dict[str, Any]]:
+    if file.is_file():
+        with file.open(encoding="utf-8", newline="\n") as lines:
+            yield from map(json.loads, lines)
 
 
 def _fetch(samples: Samples, part: Shard, out: Path, crowd: Crowd) -> dict[str, Any]:
-    """Write one shard; its figures and failures as JSON."""
+    """Write one shard and the list of what failed; its figures as JSON."""
     return asyncio.run(_fetch_shard(samples, part, out, crowd))
 
 
 async def _fetch_shard(samples: Samples, part: Shard, out: Path, crowd: Crowd) -> dict[str, Any]:
-    known = _known(out / part.name)
+    known = Known(out / part.name)
     figures, failed = Figures(), []
     indices = track(part.indices, f"fetch {part.name}", len(part.indices))
     crowd = crowd.renewed()
@@ -150,22 +176,35 @@ async def _fetch_shard(samples: Samples, part: Shard, out: Path, crowd: Crowd) -
                         continue
                 failed.append({"shard": part.name, "index": index, **result})
     figures.bytes, figures.sha256 = (out / part.name).stat().st_size, sha256(out / part.name)
-    return {"figures": figures.to_dict(), "failed": failed}
+    write_text(_failures(out, part.name), _lines(failed))
+    return figures.to_dict()
 
 
-def _known(file: Path) -> dict[str, bytes]:
-    """What an earlier attempt has fetched into a shard, by URL."""
-    if not file.is_file():
-        return {}
-    try:
-        media = (media for sample in Dataset(file) for media in sample.media)
-        return {item.origin: item.bytes for item in media if item.origin and item.bytes}
-    except BadInput:  # no samples in it
-        return {}
+class Known:
+    """What an earlier attempt has fetched into a shard, by URL; read when it is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self._places: dict[str, tuple[int, int]] = {}
+        if not file.is_file():
+            return
+        try:
+            self._data = Dataset(file)
+            for index in range(len(self._data)):
+                for number, media in enumerate(self._data.outline(index).media):
+                    if media.origin is not None and media.bytes is not None:
+                        self._places[media.origin] = index, number
+        except BadInput:  # no samples in it
+            self._places = {}
+
+    def get(self, url: str) -> bytes | None:
+        if url not in self._places:
+            return None
+        index, number = self._places[url]
+        return self._data[index].media[number].bytes
 
 
 async def _in_order(
-    samples: Samples, indices: Iterable[int], crowd: Crowd, known: Mapping[str, bytes]
+    samples: Samples, indices: Iterable[int], crowd: Crowd, known: Known
 ) -> AsyncGenerator[tuple[int, Sample | dict[str, str]]]:
     """Each sample with its media, or why it has none; a window of samples is on its way at a time."""
     waiting: deque[tuple[int, asyncio.Task[Sample | dict[str, str]]]] = deque()
@@ -183,7 +222,7 @@ async def _in_order(
             task.cancel()
 
 
-async def _complete(samples: Samples, index: int, crowd: Crowd, known: Mapping[str, bytes]) -> Sample | dict[str, str]:
+async def _complete(samples: Samples, index: int, crowd: Crowd, known: Known) -> Sample | dict[str, str]:
     """A sample with its remote media inside; or place, url, reason and problem."""
     place = url = ""
     try:
@@ -193,11 +232,11 @@ async def _complete(samples: Samples, index: int, crowd: Crowd, known: Mapping[s
         for number, item in enumerate(media):
             if item.url is not None and item.url.lower().startswith(("http://", "https://")):
                 url = item.url
-                body = known[url] if url in known else await crowd.fetch(url)
+                body = known.get(url) or await crowd.fetch(url)
                 media[number] = await asyncio.to_thread(_inside, item, body)
         return sample.model_copy(update={"media": tuple(media)})
     except (Failed, BadSample) as error:
-        return _failure(place, url, error)
+        return _failure(place or getattr(error, "place", ""), url, error)
 
 
 def _failure(place: str, url: str, error: Failed | BadSample) -> dict[str, str]:
@@ -217,15 +256,19 @@ def _inside(media: Media, body: bytes) -> Media:
     return inside.model_copy(update={"width": width, "height": height, "mime": mime})
 
 
-def _write_notes(
-    out: Path, split: str, figures: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], samples: Samples
-) -> None:
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in failed)
-    write_atomic(out / FAILED, lines)
+def _lines(entries: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+def _write_notes(out: Path, split: str, figures: Mapping[str, Any], samples: Samples) -> None:
+    """The list of all that failed, and the card."""
+    count = 0
+    with complete(out / FAILED) as part, part.open("w", encoding="utf-8", newline="\n") as lines:
+        for name in figures:
+            for entry in _read(_failures(out, name)):
+                lines.write(_lines([entry]))
+                count += 1
     source = Path(samples.files[0]).name
-    made = f"Fetched by qvl-data fetch from `{source}`; {len(failed)} samples are missing (failed.jsonl)."
-    write_atomic(out / card.NAME, card.card(out.resolve().name, {split: _by_file(figures)}, made))
-
-
-def _by_file(figures: Mapping[str, Any]) -> dict[str, Figures]:
-    return {name: Figures(**given) for name, given in figures.items()}
+    made = f"Fetched by qvl-data fetch from `{source}`; {count} samples are missing (failed.jsonl)."
+    by_file = {name: Figures(**given) for name, given in figures.items()}
+    write_text(out / card.NAME, card.card(out.resolve().name, {split: by_file}, made))
