@@ -69,7 +69,16 @@ empty = st.sampled_from(
     ]
 )
 lost = st.sampled_from(
-    [{}, {"loss": False}, {"loss": True}, {"weight": 0}, {"weight": 0.5, "name": "x"}, {"weight": None}]
+    [
+        {},
+        {"loss": False},
+        {"loss": True},
+        {"train": False},
+        {"train": 0, "loss": None},
+        {"weight": 0},
+        {"weight": 0.5, "name": "x"},
+        {"weight": None},
+    ]
 )
 functions = st.lists(
     st.sampled_from([{"name": "f"}, {"type": "function", "function": {"name": "거", "parameters": {}}}]), max_size=2
@@ -710,6 +719,25 @@ def test_no_known_format():
         recognise({"id": 1, "conversation": []}, "d.jsonl:1")
 
 
+@pytest.mark.parametrize("name", ["openai", "sharegpt", "qwenvl", "hf", "kodoc"])
+@pytest.mark.parametrize("key", ["loss", "train"])
+def test_answers_that_are_not_learned(name, key):
+    form, other = get_format(name), get_format("sharegpt" if name == "openai" else "openai")
+    said = form.write(build(("user", "a?"), ("assistant", "a"), ("user", "b?"), ("assistant", "b")))
+    turns = said.get("messages") or said["conversations"]
+    for value, trained in ((False, False), (0, False), (True, True), (1, True), (None, True)):
+        turns[1][key] = value
+        sample = form.read(said, "a.jsonl:1")
+        assert [message.trained for message in sample.messages] == [False, trained, False, True]
+        assert form.write(sample) == said
+        again = other.read(other.write(sample), "b.jsonl:1")
+        assert [message.trained for message in again.messages] == [False, trained, False, True]
+    for value in ("false", 0.5, [], {"train": False}):
+        turns[1][key] = value
+        with pytest.raises(BadSample, match=rf'\[1\]: "{key}" is .*; use true or false'):
+            form.read(said, "a.jsonl:1")
+
+
 # hostile rows
 
 KEYS = ["messages", "conversations", "role", "from", "content", "value", "image", "images", "video", "videos", "type"]
@@ -723,6 +751,7 @@ KEYS += [
     "video_start",
     "weight",
     "loss",
+    "train",
     "id",
     "data_path",
     "user",

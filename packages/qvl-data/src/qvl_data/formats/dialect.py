@@ -13,7 +13,7 @@ What the sample has no field for (other keys, how a thing was spelt, where it st
     part:   {"at": keys of the value, "part": the rest of it, "n": parts of the sample that a text became}
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
 }
 CALLS = ("function_call", "tool_call")
+LEARNED = ("loss", "train")
+"""Keys of a turn that are false where it is not learned from."""
 COLUMNS = ("image", "images", "video", "videos")
 _SOUND = dict.fromkeys(("audio", "audios"), "sound is not supported")
 UNREAD_IN_ROWS = {"functions": 'rename it to "tools"', **_SOUND}
@@ -82,6 +84,11 @@ def is_chat(row: Any, messages: str, role: str) -> bool:
     """Whether a row has a list of turns under this key, the first of which names its role under that."""
     turns = row.get(messages) if isinstance(row, dict) else None
     return isinstance(turns, list) and bool(turns) and all(isinstance(turn, dict) and role in turn for turn in turns)
+
+
+def is_left_out(fields: Mapping[str, Any]) -> bool:
+    """Whether the keys of an answer say that it is not learned from."""
+    return any(fields.get(key) in (False, 0) for key in LEARNED)
 
 
 def calls_of(value: Any) -> str:

@@ -10,7 +10,20 @@ from pydantic import ValidationError
 from ..errors import BadSample
 from ..sample import Message, Part, Region, Role, Sample, sentence
 from .common import build
-from .dialect import CALLS, COLUMNS, PARTS, ROLES, UNREAD_IN_ROWS, UNREAD_IN_TURNS, Dialect, calls_of, says, usual_part
+from .dialect import (
+    CALLS,
+    COLUMNS,
+    LEARNED,
+    PARTS,
+    ROLES,
+    UNREAD_IN_ROWS,
+    UNREAD_IN_TURNS,
+    Dialect,
+    calls_of,
+    is_left_out,
+    says,
+    usual_part,
+)
 from .gallery import Gallery, clip_of, is_empty
 from .objects import ground
 from .tags import KINDS, Kind, split
@@ -107,7 +120,10 @@ class _Reader:
 
     def learned(self, role: Role, fields: dict[str, Any], where: str) -> tuple[bool | None, float | None]:
         """Whether a turn is learned from, and with which weight; None where it does not say. The keys stay."""
-        train = False if role == "assistant" and fields.get("loss", True) in (False, 0) else None
+        train = False if role == "assistant" and is_left_out(fields) else None
+        for key in LEARNED:
+            if role == "assistant" and fields.get(key) not in (None, False, True):
+                raise self.bad(f'{where}: "{key}" is {fields[key]!r:.60}; use true or false')
         weight = fields.get("weight")
         if weight is None:
             return train, None

@@ -6,7 +6,19 @@ from typing import Any
 from ..errors import BadSample
 from ..sample import Media, Message, Part, Sample, Video
 from .common import fitting, not_expressible, unpack_extra, write_id
-from .dialect import CALLS, COLUMNS, PARTS, ROLES, UNREAD_IN_ROWS, Dialect, calls_of, says, usual_part
+from .dialect import (
+    CALLS,
+    COLUMNS,
+    LEARNED,
+    PARTS,
+    ROLES,
+    UNREAD_IN_ROWS,
+    Dialect,
+    calls_of,
+    is_left_out,
+    says,
+    usual_part,
+)
 from .gallery import Embedded, below, clip_of, cut_keys, is_empty, without_cut, written
 from .objects import ground, unground
 from .tags import KINDS, Kind, join
@@ -126,10 +138,10 @@ class _Writer:
         """The other keys of a turn, among them whether it is learned from, as the message has it."""
         if message.role != "assistant":
             return fields
-        said = fields.get("loss", True) not in (False, 0), fields.get("weight")
+        said = not is_left_out(fields), fields.get("weight")
         if said == (message.train is not False, message.weight):
             return fields
-        fields = {key: value for key, value in fields.items() if key not in ("loss", "weight")}
+        fields = {key: value for key, value in fields.items() if key not in (*LEARNED, "weight")}
         if message.train is False:
             fields |= {"loss": False} if self.dialect.loss == "loss" else {"weight": 0}
         elif message.weight is not None:
