@@ -12,20 +12,17 @@ Writes benchmarks/results/head.json. Must hold: chunked <= 1/4 of the time and <
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from arms import record
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -122,15 +119,6 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"p10": round(tenths[0], 4), "median": round(tenths[4], 4), "p90": round(tenths[8], 4)}
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one narrow case, two repeats; writes nothing")
@@ -161,24 +149,16 @@ def main() -> None:
         print(f"{'':>15} chunked / full: time {result['time_ratio']}, memory {result['memory_ratio']}")
     if arguments.quick:
         return
-    record = {
-        "benchmark": "head",
-        "date": date.today().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "threads": 1,
-        },
-        "rows": ROWS,
-        "vocabulary": VOCABULARY,
-        "labelled": LABELLED,
-        "chunk_logits": CHUNK,
-        "results": results,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record.write(
+        RESULT,
+        record.versions("torch"),
+        machine={"threads": 1},
+        rows=ROWS,
+        vocabulary=VOCABULARY,
+        labelled=LABELLED,
+        chunk_logits=CHUNK,
+        results=results,
+    )
 
 
 if __name__ == "__main__":

@@ -10,18 +10,15 @@ and resuming at the worst position together take less than 1 s.
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
+from arms import record
 
 from qvl_core.recipe.blocks import Source
 from qvl_data import dataset
@@ -71,15 +68,6 @@ def measure(count: int) -> dict[str, float]:
     return figures | {"sequential_100k": sequential * 1e5 / count, "random_100k": scattered * 1e5 / count}
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10,000 positions, once; writes nothing")
@@ -98,21 +86,13 @@ def main() -> None:
         print(f"{name:>16} {seconds:.4f} CPU-s")
     if arguments.quick:
         return
-    record = {
-        "benchmark": "mixture",
-        "date": date.today().isoformat(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "processor": processor(),
-            "cores": os.cpu_count(),
-        },
-        "rows": sum(map(int, ROWS)),
-        "repeats": repeats,
-        "cpu_s": figures,
-    }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print(f"wrote {RESULT}")
+    record.write(
+        RESULT,
+        record.versions("numpy"),
+        rows=sum(map(int, ROWS)),
+        repeats=repeats,
+        cpu_s=figures,
+    )
     if figures["open"] + figures["resume_worst"] >= 1:
         sys.exit("opening and resuming take 1 s or more")
 

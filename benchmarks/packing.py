@@ -13,18 +13,15 @@ index exactly once, capacity never exceeded.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arms import record
 from numpy.typing import NDArray
 
 from qvl_core.training.batches import WINDOW, best_fit
@@ -65,15 +62,6 @@ def check(plan: Plan, count: int) -> None:
     assert plan.loads.max() <= CAPACITY, "capacity exceeded"
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="50,000 lengths, once; writes nothing")
@@ -101,22 +89,14 @@ def main() -> None:
     print(f"no packing needs fewer than {-(-total // CAPACITY)} bins")
     if quick:
         return
-    record = {
-        "benchmark": "packing",
-        "date": date.today().isoformat(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "processor": processor(),
-            "cores": os.cpu_count(),
-        },
-        "lengths": count,
-        "capacity": CAPACITY,
-        "least_bins": -(-total // CAPACITY),
-        "results": results,
-    }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print(f"wrote {RESULT}")
+    record.write(
+        RESULT,
+        record.versions("numpy"),
+        lengths=count,
+        capacity=CAPACITY,
+        least_bins=-(-total // CAPACITY),
+        results=results,
+    )
     if results[0]["cpu_s"] > 2 or results[0]["fill"] < 0.999:
         sys.exit("qvl: over 2 CPU-s or under 99.9 % fill")
 

@@ -15,8 +15,6 @@ order.
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -26,13 +24,13 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from datetime import date
 from itertools import accumulate
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from arms import record
 
 from qvl_data import parquet
 from qvl_data.dataset import Dataset
@@ -124,15 +122,6 @@ def bytes_read(process: psutil.Process) -> float:
     return process.io_counters().read_chars if sys.platform == "linux" else float("nan")
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="300 samples, once; writes nothing")
@@ -169,25 +158,17 @@ def main() -> None:
     print(f"qvl: shuffled / in order {ratio}")
     if arguments.quick:
         return
-    record = {
-        "benchmark": "parquet",
-        "date": date.today().isoformat(),
-        "versions": {"python": platform.python_version(), "pyarrow": pa.__version__},
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "processor": processor(),
-            "cores": os.cpu_count(),
-        },
-        "samples": count,
-        "reads": READS,
-        "repeats": repeats,
-        "megabytes": sizes,
-        "footer_bytes": footer,
-        "results": results,
-        "qvl_shuffled_to_in_order": ratio,
-    }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print(f"wrote {RESULT}")
+    record.write(
+        RESULT,
+        record.versions("pyarrow"),
+        samples=count,
+        reads=READS,
+        repeats=repeats,
+        megabytes=sizes,
+        footer_bytes=footer,
+        results=results,
+        qvl_shuffled_to_in_order=ratio,
+    )
     if ratio > 3:
         sys.exit("qvl: shuffled takes more than 3x the time of in order")
 

@@ -19,21 +19,17 @@ decode: tar >= 1.5x, parquet >= 1.2x.
 
 import argparse
 import io
-import json
-import os
-import platform
 import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 import datasets
+from arms import record
 from PIL import Image
 
 from qvl_data.dataset import Dataset
@@ -160,15 +156,6 @@ def fastest(turns: list[float]) -> float:
     return statistics.quantiles(turns, n=10)[0]
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="400 samples; writes nothing")
@@ -198,23 +185,14 @@ def main() -> None:
         )
     if quick:
         return
-    record = {
-        "benchmark": "reading",
-        "date": date.today().isoformat(),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("qvl-data", "datasets", "pyarrow", "pillow", "pydantic")},
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "processor": processor(),
-            "cores": os.cpu_count(),
-        },
-        "samples": count,
-        "kilobytes_per_picture": round(kilobytes, 2),
-        "results": results,
-        "bars": BARS,
-    }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print(f"wrote {RESULT}")
+    record.write(
+        RESULT,
+        record.versions("qvl-data", "datasets", "pyarrow", "pillow", "pydantic"),
+        samples=count,
+        kilobytes_per_picture=round(kilobytes, 2),
+        results=results,
+        bars=BARS,
+    )
     found = {result["arm"]: result["ratio"] for result in results}
     if missed := [arm for arm, bar in BARS.items() if found[arm] < bar]:
         sys.exit(f"below the bar: {', '.join(missed)}")

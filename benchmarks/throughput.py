@@ -27,7 +27,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -36,12 +35,12 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arms import record
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "throughput.json"
@@ -335,34 +334,19 @@ def main() -> None:
     groups = [opponents] if quick else [opponents, ABLATIONS]
     plan = {"small": (1, 2), "tiny": (2, 10)} if quick else {"small": (2, 12), "tiny": (5, 45)}
 
-    records, versions = [], {}
+    records: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
     for body, (warmup, timed) in plan.items():
-        record, found = measure(body, groups, warmup, timed)
-        records.append(record)
+        measured, found = measure(body, groups, warmup, timed)
+        records.append(measured)
         versions |= found
     misses = missed(records)
     print(*misses, sep="\n")
     if quick:
         return
-    result = {
-        "benchmark": "throughput",
-        "date": date.today().isoformat(),
-        "versions": {"python": platform.python_version(), **versions},
-        "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count(), "threads": 1},
-        "left_out": {"trl": why_not} if why_not else {},
-        "missed": misses,
-        "results": records,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    left_out = {"trl": why_not} if why_not else {}
+    record.write(RESULT, versions, {"threads": 1}, left_out=left_out, missed=misses, results=records)
     sys.exit(1 if misses else 0)
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -15,21 +15,18 @@ fast at 224 px and 100x at 1024 px; for both: validation of at least 2,000 pictu
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
-import PIL
 import torch
-import transformers
+from arms import record
 from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
@@ -92,15 +89,6 @@ def measure(root: Path, pictures: list[Media], repeats: int, processed: int) -> 
     return figures | {"ratio": round(ratio, 1), "validated_per_second": round(per_second)}
 
 
-def machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="40 pictures, twice; writes nothing")
@@ -116,27 +104,14 @@ def main() -> None:
                 results.append(result)
                 print(json.dumps(result))
     if not quick:
-        record = {
-            "benchmark": "tokens",
-            "date": date.today().isoformat(),
-            "versions": {
-                "python": platform.python_version(),
-                "pillow": PIL.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-            "machine": {
-                "system": f"{platform.system()} {platform.machine()}",
-                "processor": machine(),
-                "cores": os.cpu_count(),
-            },
-            "pictures": count,
-            "repeats": repeats,
-            "processed": processed,
-            "results": results,
-        }
-        RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
-        print(f"wrote {RESULT}")
+        record.write(
+            RESULT,
+            record.versions("pillow", "torch", "transformers"),
+            pictures=count,
+            repeats=repeats,
+            processed=processed,
+            results=results,
+        )
     for result in results:
         if result["format"] == "jpg" and result["ratio"] < BARS[result["side"]]:
             sys.exit(f"{result['side']} px: headers are only {result['ratio']}x as fast as the processor")

@@ -11,20 +11,17 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-import PIL
 import psutil
-import pyarrow
+from arms import record
 from PIL import Image
 
 from qvl_data.dataset import Dataset
@@ -79,15 +76,6 @@ def peak(process: psutil.Process) -> float:
     return float(process.memory_info().rss)
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="500 samples, once; writes nothing")
@@ -123,22 +111,14 @@ def main() -> None:
         )
     if arguments.quick:
         return
-    record = {
-        "benchmark": "validate",
-        "date": date.today().isoformat(),
-        "versions": {
-            "python": platform.python_version(), "pillow": PIL.__version__, "pyarrow": pyarrow.__version__,
-        },
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}", "processor": processor(), "cores": os.cpu_count(),
-        },
-        "pictures": count,
-        "repeats": repeats,
-        "results": results,
-        "bar_headers_per_cpu_second": BAR,
-    }  # fmt: skip
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print(f"wrote {RESULT}")
+    record.write(
+        RESULT,
+        record.versions("pillow", "pyarrow"),
+        pictures=count,
+        repeats=repeats,
+        results=results,
+        bar_headers_per_cpu_second=BAR,
+    )
     slow = [result for result in results if result["verb"] == "validate --headers" and result["per_cpu_second"] < BAR]
     if slow:
         sys.exit(f"validate --headers: below {BAR} pictures per CPU-second in {slow[0]['container']}")
