@@ -15,7 +15,9 @@ def run(*args, code=0):
     assert app.run([str(arg) for arg in args]) == code
 
 
-@pytest.mark.parametrize("verb", [[], ["convert"], ["stats"], ["validate"], ["view"], ["example"], ["example", "digits"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["convert"], ["stats"], ["validate"], ["view"], ["example"], ["example", "digits"]]
+)
 def test_help_is_cheap_and_loads_nothing_heavy(verb):
     code = (
         "import sys, time, atexit\n"

@@ -12,6 +12,7 @@ from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
 from qvl_data.formats import get_format, recognise, wds
 from qvl_data.sample import read_sample
+from qvl_data.writers import write
 
 from .chats import build, file_of, picture
 from .rows import PNG, anything, check_anything, plain, texts
@@ -140,3 +141,51 @@ def test_an_archive_is_read(tmp_path):
     assert [sample.messages[0].text for sample in data] == ["고양이 0", "고양이 1", "고양이 2"]
     assert data[1].id == "00000/000000001"
     assert data[2].opener.open(data[2].media[0]).size == (16, 12)
+
+
+def cc12m(number):
+    picture_of = file_of(picture(16, 12, number), "JPEG")
+    about = json.dumps({"url": f"http://host/{number}", "width": 16}).encode()
+    return {"__key__": f"00000/{number:09d}", "jpg": picture_of, "txt": f"고양이 {number}".encode(), "json": about}
+
+
+def test_an_archive_is_written_and_read_as_it_was(tmp_path):
+    given = [cc12m(number) for number in range(3)]
+    samples = [WDS.read(row, PLACE) for row in given]
+    for name in ("a.tar", "again.tar"):
+        write(samples, tmp_path / name, "wds")
+    read = Dataset(tmp_path / "a.tar")
+    assert (read.rows.format, [read.rows[index] for index in range(3)]) == ("wds", given)
+    write(read, tmp_path / "b.parquet")
+    write(Dataset(tmp_path / "b.parquet"), tmp_path / "c.tar", "wds")
+    assert (
+        (tmp_path / "a.tar").read_bytes() == (tmp_path / "again.tar").read_bytes() == (tmp_path / "c.tar").read_bytes()
+    )
+
+
+def test_files_and_videos_go_into_the_archive(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "a.mp4").write_bytes(b"film")
+    drawn = {"target_image": "a.png", "instruction": "a cat"}
+    told = {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "hop"}]}
+    for name, row in (("drawn", drawn), ("told", told)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    write([Dataset(tmp_path / "drawn.jsonl")[0], Dataset(tmp_path / "told.jsonl")[0]], tmp_path / "a.tar", "wds")
+    first, second = (Dataset(tmp_path / "a.tar").rows[index] for index in (0, 1))
+    assert (first["png"], first["txt"], second["mp4"], second["txt"]) == (PNG, b"a cat", b"film", b"hop")
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason", "sentence"),
+    [
+        (["a", "a"], "tar_double", "the key 'a' was written before"),
+        (["../a"], "tar_member", "leads out of the archive"),
+        (["a.b"], "tar_member", "has a dot in its name"),
+    ],
+)
+def test_keys_that_would_not_be_read_are_not_written(tmp_path, keys, reason, sentence):
+    samples = [WDS.read({**cc12m(0), "__key__": key}, PLACE) for key in keys]
+    with pytest.raises(BadSample, match=sentence) as caught:
+        write(samples, tmp_path / "a.tar", "wds")
+    assert caught.value.reason == reason
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from qvl_core.errors import BadInput
 from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
+from qvl_data.formats import get_format
 from qvl_data.sample import Sample, read_sample
 from qvl_data.writers import SUFFIXES, open_writer
 
@@ -93,6 +96,24 @@ def test_pictures_go_along(tmp_path):
     assert (tmp_path / "out/p/1.png").is_file()
 
 
+def test_embedded_pictures_are_laid_under_a_name_that_says_what_they_are(tmp_path):
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    row["images"] = [{"bytes": file_of(picture(5, 4), kind), "path": None} for kind in ("JPEG", "PNG", "WEBP")]
+    write(tmp_path / "a.jsonl", [get_format("hf").read(row, "")], "hf")
+    (read,) = Dataset(tmp_path / "a.jsonl")
+    assert [media.path.rpartition(".")[2] for media in read.media] == ["jpg", "png", "webp"]
+
+
+def test_parquet_without_nulls_is_read_by_a_fresh_process(tmp_path):
+    edit = {"source_image": file_of(picture(5, 4)), "target_image": file_of(picture(6, 4)), "instruction": "x"}
+    write(tmp_path / "a.parquet", [get_format("edit").read(edit, "")])
+    show = "import sys; from qvl_data.dataset import Dataset; print(Dataset(sys.argv[1])[0].task)"
+    read = subprocess.run(
+        [sys.executable, "-c", show, str(tmp_path / "a.parquet")], capture_output=True, text=True, check=False
+    )
+    assert (read.stdout.strip(), read.stderr) == ("edit", "")
+
+
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     sample = build(("user", "x"), ("assistant", "y"))
     lost = Sample.model_validate({**sample.to_dict(), "media": [{"kind": "image", "path": "gone.png"}], "messages": [
@@ -111,6 +132,7 @@ def test_refusals(tmp_path):
         ("a.csv", "qvl", "unknown kind of file; write .parquet, .tar, .jsonl"),
         ("a.parquet", "openai", "Parquet holds qvl samples; for openai name the file .jsonl"),
         ("a.tar", "openai", "a tar holds qvl samples"),
+        ("a.jsonl", "wds", "wds is written into archives; name the file .tar"),
         ("a.jsonl", "opnai", 'did you mean "openai"'),
     ):
         with pytest.raises(BadInput, match=words):

@@ -16,6 +16,7 @@ from qvl_core.errors import BadInput
 from .errors import BadSample, placed
 from .media import Opener, data_url, image_size, is_absolute, locate, media_name, read_bytes
 from .sample import Media, Sample, check_path
+from .sniff import ending
 
 _ENDINGS = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/gif": ".gif"} | {
     "image/bmp": ".bmp",
@@ -36,6 +37,15 @@ def embedded(sample: Sample) -> Sample:
     """The sample with its pictures inside, the size of each stated. Raises BadSample."""
     with placed(sample):
         media = tuple(_inside(media, sample.opener) for media in sample.media)
+    return sample.model_copy(update={"media": media})
+
+
+def enclosed(sample: Sample) -> Sample:
+    """The sample with its pictures and videos inside, byte for byte. Raises BadSample."""
+    root, allowed = sample.opener.root, sample.opener.allow_root
+    contents = [media.bytes if media.bytes is not None else read_bytes(media, root, allowed) for media in sample.media]
+    inside = [{"path": None, "url": None, "bytes": content} for content in contents]
+    media = tuple(media.model_copy(update=fields) for media, fields in zip(sample.media, inside, strict=True))
     return sample.model_copy(update={"media": media})
 
 
@@ -131,5 +141,6 @@ def _names_media(path: str) -> bool:
 
 
 def _by_content(media: Media) -> str:
-    ending = _ENDINGS.get(media.mime or "", ".png" if media.kind == "image" else ".mp4")
-    return f"media/{hashlib.sha256(media.bytes or b'').hexdigest()[:32]}{ending}"
+    content = media.bytes or b""
+    guessed = ending(content, "png") if media.kind == "image" else "mp4"
+    return f"media/{hashlib.sha256(content).hexdigest()[:32]}{_ENDINGS.get(media.mime or '', '.' + guessed)}"

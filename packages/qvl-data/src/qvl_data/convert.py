@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from qvl_core.errors import BadInput
-from qvl_core.files import sha256
+from qvl_core.files import sha256, writing
 
 from . import card
 from .dataset import SUFFIXES, Dataset
 from .errors import BadSample
-from .grounding import as_text
+from .formats import get_format
+from .grounding import SPACES, as_text
 from .job import NAME, Job, beside, clear, write_text
 from .progress import track
 from .sample import Sample
 from .shards import SAMPLES, Figures, Shard, plan
 from .walk import open_splits
-from .writers import check_target, open_writer, write
+from .writers import check_target, open_writer, suffix_for, write
 
 LEFT_OUT = "left_out.jsonl"
 
@@ -40,6 +41,10 @@ class Change:
 
     boxes: str | None = None
     license: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.boxes is not None and self.boxes not in SPACES:
+            raise BadInput(f'unknown space of boxes "{self.boxes}"; there are {", ".join(SPACES)}.')
 
     def __call__(self, sample: Sample) -> Sample:
         if self.license and not sample.meta.license:
@@ -79,8 +84,11 @@ def convert(
     Raises BadInput, also where `target` holds something else; `fresh` writes it anew.
     """
     one_file = target.suffix in SUFFIXES
-    suffix = target.suffix if one_file else f".{container or ('parquet' if format == 'qvl' else 'jsonl')}"
+    suffix = target.suffix if one_file else f".{container}" if container else suffix_for(format)
     check_target(target if one_file else target / f"train{suffix}", format)
+    get_format(format)
+    with writing(target):
+        target.exists()  # raises for a name that no file can have
     reading = {"format": from_format, "columns": columns, "media_root": media_root, "allow_root": tuple(allow_root)}
     datasets = _datasets(source, split, one_file, reading)
     folder, home = (target.parent, beside(target)) if one_file else (target, target)

@@ -23,7 +23,7 @@ from .progress import track
 from .sample import Sample
 from .shards import SAMPLES, Figures, Shard, plan
 from .sources import Item, Mixture
-from .writers import SUFFIXES, check_target, open_writer
+from .writers import SUFFIXES, check_target, open_writer, suffix_for
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def write(
     is called `id#2`. Pictures are not augmented. Raises BadInput, and BadSample for the first sample that is bad.
     """
     one_file = target.suffix in SUFFIXES
-    suffix = target.suffix if one_file else f".{container or ('parquet' if format == 'qvl' else 'jsonl')}"
+    suffix = target.suffix if one_file else f".{container}" if container else suffix_for(format)
     check_target(target if one_file else target / f"train{suffix}", format)
     count = len(mixture) if samples is None else samples
     parts = [Shard(split, target.name, 0, count)] if one_file else plan(split, count, suffix, shard)

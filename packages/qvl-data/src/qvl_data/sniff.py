@@ -5,6 +5,8 @@ from typing import BinaryIO
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow's names of the formats that are read."""
 
+_ENDINGS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
+_ENDINGS |= dict.fromkeys((b"II*\0", b"MM\0*"), "tiff")
 _FOREIGN = {
     b"avif": "an AVIF picture",
     b"avis": "an AVIF animation",
@@ -22,6 +24,11 @@ _STARTS = {
     b"8bps": "a Photoshop file",
     b"pk\3\4": "a ZIP archive",
 }
+
+
+def ending(content: bytes, default: str) -> str:
+    """What the name of a picture should end in."""
+    return next((name for start, name in _ENDINGS.items() if content.startswith(start)), default)
 
 
 def sniff(file: BinaryIO) -> str:

@@ -20,6 +20,7 @@ from .errors import BadSample
 from .json_lines import parse_written
 from .reader import Reader
 from .sample import Sample
+from .sniff import ending
 from .spans import MAX_BYTES
 from .tar_index import load
 from .tar_members import name_problem
@@ -32,7 +33,6 @@ _ENDINGS = (
         "video/webm": "webm",
     }
 )
-_STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 
 
 class Rows:
@@ -179,5 +179,4 @@ def _content(value: Any) -> bytes:
 
 
 def _ending(mime: str | None, content: bytes) -> str:
-    guessed = next((ending for start, ending in _STARTS.items() if content.startswith(start)), "dat")
-    return _ENDINGS.get(mime or "", guessed)
+    return _ENDINGS.get(mime or "") or ending(content, "dat")

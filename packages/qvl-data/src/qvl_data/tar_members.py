@@ -155,6 +155,11 @@ def _text(data: bytes) -> str:
 def _problem(name: str, kind: bytes) -> str:
     if kind not in _FILES:
         return f"{name!r} is {_NO_FILES.get(kind, 'a special entry')}; put the file itself into the archive"
+    return name_problem(name)
+
+
+def name_problem(name: str) -> str:
+    """Why a member must not have this name; empty if it may."""
     if "\\" in name:
         return f"{name!r} is no clean name; write it in UTF-8, with / between folders"
     if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":

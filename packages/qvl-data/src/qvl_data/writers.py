@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 
 from qvl_core.errors import BadInput
 
-from .carry import beside, embedded
+from .carry import beside, embedded, enclosed
 from .errors import BadSample, placed
 from .formats import get_format
 from .formats.kept import plain
@@ -36,7 +36,7 @@ class Writer(Protocol):
 def open_writer(file: Path, format: str = "qvl", columns: Mapping[str, str] | None = None) -> Iterator[Writer]:
     """A writer of one data file, which gets its name once all is written; after an error there is none.
 
-    format   name of a format; Parquet and tar hold qvl samples
+    format   name of a format; Parquet holds qvl samples, tar these or wds
     columns  columns of the data by field of the format, where they should have other names
 
     What was called `file` is replaced. Raises BadInput.
@@ -57,6 +57,10 @@ def open_writer(file: Path, format: str = "qvl", columns: Mapping[str, str] | No
             return
         from . import parquet, tar
 
+        if format == "wds":
+            with tar.Packer(part) as packer:
+                yield _Enclosing(packer, get_format(format, columns))
+            return
         with (parquet.Writer if file.suffix == ".parquet" else tar.Writer)(part) as writer:
             yield _Embedding(writer)
 
@@ -71,13 +75,21 @@ def write(samples: Iterable[Sample], file: Path, format: str = "qvl") -> int:
     return count
 
 
+def suffix_for(format: str) -> str:
+    """Where samples of a format go unless said otherwise."""
+    return {"qvl": ".parquet", "wds": ".tar"}.get(format, ".jsonl")
+
+
 def check_target(file: Path, format: str = "qvl") -> None:
     """Raise BadInput unless samples of `format` can be written to a file of this name."""
     if file.suffix == ".json" and format == "coco":
         return
     if file.suffix not in SUFFIXES:
         raise BadInput(f"{file}: unknown kind of file; write {', '.join(SUFFIXES)}.")
-    if file.suffix != ".jsonl" and format != "qvl":
+    if format == "wds":
+        if file.suffix != ".tar":
+            raise BadInput(f"{file}: wds is written into archives; name the file .tar.")
+    elif file.suffix != ".jsonl" and format != "qvl":
         kind = {".parquet": "Parquet", ".tar": "a tar"}[file.suffix]
         raise BadInput(f"{file}: {kind} holds qvl samples; for {format} name the file .jsonl.")
 
@@ -142,3 +154,14 @@ class _Embedding:
 
     def write(self, sample: Sample) -> None:
         self._writer.write(embedded(sample))
+
+
+class _Enclosing:
+    """Pictures and videos become members of an archive, as the format `wds` names them."""
+
+    def __init__(self, packer: Any, format: Any) -> None:
+        self._packer, self._format = packer, format
+
+    def write(self, sample: Sample) -> None:
+        with placed(sample):
+            self._packer.write(self._format.write(enclosed(sample)))

@@ -19,7 +19,7 @@ def convert(
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
     container: Annotated[
-        str | None, Option(help="Of a folder: parquet (default for qvl), tar or jsonl (default otherwise).")
+        str | None, Option(help="Of a folder: parquet (default for qvl), tar (for wds) or jsonl (otherwise).")
     ] = None,
     shard: Annotated[int, Option(min=1, help="Samples in a shard of a folder.")] = 5000,
     boxes: Annotated[

@@ -34,7 +34,7 @@ def mix(
     seed: Annotated[int, Option(min=0, help="Decides the order.")] = 0,
     format: Format = "qvl",
     container: Annotated[
-        str | None, Option(help="Of a folder: parquet (default for qvl), tar or jsonl (default otherwise).")
+        str | None, Option(help="Of a folder: parquet (default for qvl), tar (for wds) or jsonl (otherwise).")
     ] = None,
     shard: Annotated[int, Option(min=1, help="Samples in a shard of a folder.")] = 5000,
     media_root: MediaRoot = None,

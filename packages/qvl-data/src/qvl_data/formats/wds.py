@@ -16,6 +16,7 @@ from urllib.parse import quote
 from ..errors import BadSample
 from ..json_lines import parse
 from ..sample import Media, Message, Part, Sample
+from ..sniff import ending
 from . import register
 from .common import build, drawing, drawn, not_expressible, unpack_extra
 from .fitted import fitted
@@ -24,7 +25,6 @@ _KINDS: dict[str, Literal["image", "video"]] = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"), "image"),
     **dict.fromkeys(("mp4", "webm", "mov", "mkv", "avi"), "video"),
 }
-_ENDINGS = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
 _STYLES: list[dict[str, Any]] = [
     {"ensure_ascii": ascii, "indent": indent, "separators": separators}
     for ascii, indent, separators in product((True, False), (None, 2, 4), (None, (",", ":")))
@@ -166,7 +166,7 @@ def _laid_out(value: dict[str, Any], noted: dict[str, Any]) -> Any:
 def _ending(media: Media) -> str:
     if media.kind == "video":
         return "mp4"
-    return next((ending for start, ending in _ENDINGS.items() if (media.bytes or b"").startswith(start)), "jpg")
+    return ending(media.bytes or b"", "jpg")
 
 
 def _key(identity: str) -> str:
