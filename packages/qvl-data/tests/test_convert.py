@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, QVLError
 from qvl_data.cli import app
 from qvl_data.convert import Change, convert, write_samples
 from qvl_data.dataset import Dataset, splits
@@ -364,3 +364,20 @@ def test_a_finished_conversion_says_so(tmp_path, capsys):
     for said in (False, True):
         assert app.run(["convert", str(folder), str(tmp_path / "out")]) == 0
         assert ("nothing was done" in capsys.readouterr().out) is said
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "problem"),
+    [
+        ("x" * 252 + ".parquet", {}, "cannot be written"),
+        ("x" * 300, {}, "cannot be written"),
+        ("out", {"format": "opanai"}, "opanai"),
+        ("out", {"boxes": "qwen"}, 'unknown space of boxes "qwen"; there are qwen3vl'),
+        ("file/out", {}, "cannot be written"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_anything_is(target, options, problem, source, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QVLError, match=problem):
+        convert(source, tmp_path / target, options.get("format", "qvl"), change=Change(options.get("boxes")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "source"]

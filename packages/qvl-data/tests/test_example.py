@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 
 from qvl_core.errors import BadInput
 from qvl_data import example
+from qvl_data.cli import app
 from qvl_data.example.digits import KINDS, SPLITS, digit_png, digits, digits_dataset
 
 COUNTS = {"train": 1257, "validation": 180, "test": 360}
@@ -172,3 +173,28 @@ def test_conversations_are_true():
         answers = [message.text for message in sample.messages if message.role == "assistant"]
         larger = "first" if a > b else "second"
         assert answers == [str(a), "odd" if a % 2 else "even", f"{b}, the {larger}"]
+
+
+def test_another_set_takes_the_place_of_one_when_told(tmp_path, capsys):
+    def write(*options):
+        code = app.run(["example", *options])
+        return code, capsys.readouterr()
+
+    out = str(tmp_path / "out")
+    assert write("multi_turn", out)[0] == 0
+    assert "nothing was done" in write("multi_turn", out)[1].out
+    code, said = write("edit", out, "--container", "tar")
+    assert code == 2
+    assert "holds the output of another command" in said.err
+    assert write("edit", out, "--container", "tar", "--fresh")[0] == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [".job.jsonl", "test.tar", "train.tar", "validation.tar"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out/test.tar").unlink()
+    assert write("edit", out, "--container", "tar")[0] == 0
+    changed = {path.name for path in before if path.stat().st_mtime_ns != before[path]}
+    assert changed == {".job.jsonl", "test.tar"}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/test.tar").write_text("precious")
+    assert write("edit", str(tmp_path / "mine"), "--container", "tar")[0] == 2
+    assert (tmp_path / "mine/test.tar").read_text() == "precious"

@@ -164,7 +164,7 @@ class _Hold:
     sudden, of the process."""
 
     def __init__(self, file: Path) -> None:
-        with writing(file):
+        with writing(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         weakref.finalize(self, os.close, descriptor)
