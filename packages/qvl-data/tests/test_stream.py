@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
+from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Source
 from qvl_core.training.samples import LeftOut
 from qvl_data.chat import encode
@@ -95,3 +96,16 @@ def test_bad_samples_of_one_id_are_told_apart(tmp_path, processor):
         found.add(caught.value.bad.id)
     folders = {f"{tmp_path / name / 'train.jsonl'}:{line} (same)" for name in ("a", "b") for line in (1, 2)}
     assert found == folders | {f"{tmp_path / 'c.json'}:1 (sample {number}) (same)" for number in (1, 2)}
+
+
+def test_lengths_are_read_once(tmp_path, processor):
+    file = tmp_path / "x.jsonl"
+    chats = [build(("user", "?"), ("assistant", "x" * i), id=f"s{i}") for i in range(1, 5)]
+    write_samples(chats, file)
+    samples = ChatSamples(Mixture([Source(source=str(file))]), processor, seed=0, max_length=100)
+    lengths = {samples.mixture.locate(0, position).index: samples.length(position) for position in range(4)}
+    assert len(set(lengths.values())) > 1
+    file.write_text("changed")  # whoever reads it now is told so
+    assert {samples.mixture.locate(0, position).index: samples.length(position) for position in range(4, 8)} == lengths
+    with pytest.raises(BadInput, match="was changed while it was in use"):
+        samples.encode(0)

@@ -7,6 +7,8 @@ import io
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from qvl_core.qwen3vl.encoded import Encoded
@@ -27,7 +29,8 @@ class ChatSamples:
     seed: int
     max_length: int
     too_long: Literal["drop", "error", "cut"] = "error"
-    _lengths: dict[tuple[int, int], int] = field(default_factory=dict, init=False, repr=False)  # by source and index
+    _lengths: dict[int, NDArray[np.int32]] = field(default_factory=dict, init=False, repr=False)
+    """Of each source's samples, in 4 bytes each; -1: not known yet, or not the same in every pass."""
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -35,9 +38,11 @@ class ChatSamples:
     def length(self, position: int) -> int:
         """Tokens of the sample at `position`, from its text and the sizes of its pictures; 0 if it cannot be used."""
         item = self.mixture.locate(self.seed, position)
-        key = item.source, item.index
-        if key in self._lengths:
-            return self._lengths[key]
+        if item.source not in self._lengths:
+            self._lengths[item.source] = np.full(len(self.mixture.datasets[item.source]), -1, np.int32)
+        known = self._lengths[item.source]
+        if known[item.index] >= 0:
+            return int(known[item.index])
         try:
             sample = self.mixture.outline(item)
             fixed = self.mixture.keeps_length(item, sample)
@@ -47,7 +52,7 @@ class ChatSamples:
         if tokens > self.max_length:
             tokens = self.max_length if self.too_long == "cut" else 0
         if fixed:  # another pass may show a smaller picture
-            self._lengths[key] = tokens
+            known[item.index] = tokens
         return tokens
 
     def encode(self, position: int) -> Encoded:
