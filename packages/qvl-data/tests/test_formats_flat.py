@@ -164,6 +164,9 @@ def test_what_it_cannot_say_is_refused():
         build(("user", "a")),
         build(("user", (2.0, [picture(8, 8)])), ("assistant", "b")),
         build(("system", picture(8, 8)), ("user", "a"), ("assistant", "b")),
+        build(("system", ""), ("user", "a"), ("assistant", "b")),
+        build(("user", ""), ("assistant", "b")),
+        build(("user", picture(8, 8)), ("assistant", "")),
     ):
         with pytest.raises(BadSample, match="flat cannot say"):
             FLAT.write(sample)

@@ -75,7 +75,9 @@ class Flat:
             raise not_expressible("flat", "more or less than one question and its answer", sample)
         row: dict[str, Any] = dict(layout.get("empty", {}))
         for message in sample.messages:
-            row[message.role] = self._said(sample, message, layout)
+            row[message.role] = said = self._said(sample, message, layout)
+            if said == "" and all(part.media is None for part in message.parts):  # would be read as none, or refused
+                raise not_expressible("flat", f"an empty {message.role} turn", sample)
         shown = [index for message in sample.messages for part in message.parts if (index := part.media) is not None]
         for kind in tags.KINDS:
             indices = [index for index in shown if sample.media[index].kind == kind]
