@@ -247,6 +247,9 @@ def test_a_line_that_cannot_be_read_fails_alone(tmp_path: Path, server: Server) 
     file.write_bytes(file.read_bytes() + b"http://\xff\n")
     done = fetch(UrlList(file), tmp_path / "out", crowd(server))
     assert done.samples == 2
+    before = tree(tmp_path / "out")
+    assert fetch(UrlList(file), tmp_path / "out", crowd(server), retry=True) == done
+    assert tree(tmp_path / "out") == before, "what no address was asked for is not tried again"
     assert [(entry["reason"], entry["place"]) for entry in done.failed] == [("table", f"{file}:3")]
 
 

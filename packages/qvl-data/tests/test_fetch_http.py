@@ -2,11 +2,15 @@
 
 import asyncio
 import gzip
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -284,3 +288,40 @@ def test_a_name_that_does_not_exist_is_asked_for_once(monkeypatch: pytest.Monkey
 
     asyncio.run(run())
     assert asked == {socket.EAI_NONAME: 1, socket.EAI_AGAIN: 2}
+
+
+def test_a_certificate_is_checked_for_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection goes to an address, but the certificate must be that of the host."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["-nodes", "-newkey", "rsa:2048", "-keyout", str(key), "-out", str(certificate), "-days", "2"]
+    names = ["-subj", "/CN=good.example", "-addext", "subjectAltName=DNS:good.example"]
+    if subprocess.run([openssl, "req", "-x509", *made, *names], capture_output=True).returncode != 0:
+        pytest.skip("this openssl makes no such certificate")
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(certificate, key)
+
+    async def answer(lines: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        await lines.readuntil(b"\r\n\r\n")
+        out.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
+        await out.drain()
+        out.close()
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return ["127.0.0.1"]
+
+    async def ask(host: str) -> bytes:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=served) as listening:
+            name = f"{host}:{listening.sockets[0].getsockname()[1]}"
+            return await get(f"https://{name}/", Rules(allowed=frozenset({name})), resolve)
+
+    with pytest.raises(Failed, match="self-signed certificate"):
+        asyncio.run(ask("good.example"))
+    trusting = ssl.create_default_context(cafile=certificate)
+    monkeypatch.setattr("qvl_data.fetch.http._tls", lambda: trusting)
+    assert asyncio.run(ask("good.example")) == b"body"
+    for other in ("other.example", "127.0.0.1"):
+        with pytest.raises(Failed, match="mismatch, certificate is not valid for"):
+            asyncio.run(ask(other))

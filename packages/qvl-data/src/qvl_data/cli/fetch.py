@@ -37,7 +37,7 @@ def fetch(
     from qvl_data.fetch import fetch as run
     from qvl_data.fetch.crowd import Crowd
     from qvl_data.fetch.lists import UrlList
-    from qvl_data.fetch.work import FINAL
+    from qvl_data.fetch.work import can_be_mended
 
     if not online:
         raise BadInput("fetch uses the network; add --online if it may.")
@@ -56,5 +56,5 @@ def fetch(
     print(f"{out}: {done.samples} of {len(samples)} samples")
     if done.failed:
         reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(f["reason"] for f in done.failed).most_common())
-        again = "" if all(entry["reason"] in FINAL for entry in done.failed) else "; --retry tries again"
+        again = "; --retry tries again" if can_be_mended(done.failed) else ""
         print(f"{len(done.failed)} failed ({reasons}); {out / 'failed.jsonl'} lists them{again}.")

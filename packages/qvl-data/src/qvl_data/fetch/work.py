@@ -113,21 +113,25 @@ def _retry(
     before: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Fetch again what failed: a shard with failures is written anew, from what it holds and what comes now."""
+
+    def mendable() -> list[str]:
+        return [name for name in shards if can_be_mended(_read(_failures(out, name)))]
+
     home = _round(out, number)
-    if not home.exists() and not any(_can_be_mended(out, name) for name in shards):
+    if not home.exists() and not mendable():
         return dict(before)
     job = Job(home, "fetch --retry", (), {"round": number})
-    todo = job.step("plan", lambda: [name for name in shards if _can_be_mended(out, name)])
     figures = dict(before)
-    for name in todo:
+    for name in job.step("plan", mendable):
         figures[name] = job.step(name, partial(_fetch, samples, shards[name], out, crowd))
     _write_notes(out, split, figures, samples)
     job.finish(figures)
     return figures
 
 
-def _can_be_mended(out: Path, name: str) -> bool:
-    return any(entry["reason"] not in FINAL for entry in _read(_failures(out, name)))
+def can_be_mended(failed: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a retry may bring something: what failed without an address being asked fails again."""
+    return any(entry["url"] and entry["reason"] not in FINAL for entry in failed)
 
 
 def _round(out: Path, number: int) -> Path:
