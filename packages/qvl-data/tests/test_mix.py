@@ -109,6 +109,9 @@ def test_pictures_of_the_same_name_lie_apart(folder, tmp_path):
 def test_labels(folder):
     mixture = Mixture(spec(folder, "a.parquet + b.parquet + a.parquet%50"))
     assert labels(mixture) == ["a", "b", "a-2"]
+    write_samples(Dataset(folder / "b.parquet"), folder / "a-2.parquet")
+    again = Mixture(spec(folder, "a.parquet + a.parquet + {0}/a-2.parquet + a.parquet".replace("{0}", str(folder))))
+    assert labels(again) == ["a", "a-2", "a-2-2", "a-3"]
 
 
 def test_the_command(folder, tmp_path, capsys):

@@ -5,7 +5,6 @@ expect(mixture, samples=100_000)                            # how often each sou
 write(mixture, Path("mixed"), samples=100_000, seed=0)      # shards, resumable, always the same bytes
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -133,12 +132,11 @@ def files(mixture: Mixture) -> list[Path]:
 
 def labels(mixture: Mixture) -> list[str]:
     """A short name for each source: its registered name, or that of its file or folder; no two are the same."""
-    names = [Path(source.source).stem or source.source for source in mixture.sources]
-    seen: Counter[str] = Counter()
-    for place, name in enumerate(names):
-        seen[name] += 1
-        if seen[name] > 1:
-            names[place] = f"{name}-{seen[name]}"
+    names: list[str] = []
+    for source in mixture.sources:
+        name = Path(source.source).stem or source.source
+        free = (label for label in (name, *(f"{name}-{i}" for i in range(2, len(names) + 2))) if label not in names)
+        names.append(next(free))
     return names
 
 
