@@ -75,6 +75,7 @@ def test_a_retry_asks_only_for_what_failed(tmp_path: Path, server: Server) -> No
     file = listed(tmp_path, server, broken=(1, 5))
     server.give("/3.png", b"<html>no picture</html>")
     first = fetch(UrlList(file), tmp_path / "out", crowd(server), shard=3)
+    assert not first.before
     assert [(entry["index"], entry["reason"]) for entry in first.failed] == [
         (1, "fetch_status"),
         (3, "image_format"),
@@ -84,7 +85,7 @@ def test_a_retry_asks_only_for_what_failed(tmp_path: Path, server: Server) -> No
     offer(server, broken=(5,))  # now 1 and 3 are there
     server.asked.clear()
     second = fetch(UrlList(file), tmp_path / "out", crowd(server), shard=3, retry=True)
-    assert [entry["index"] for entry in second.failed] == [5]
+    assert ([entry["index"] for entry in second.failed], second.before) == ([5], False)
     assert dict(server.asked) == {"/1.png": 1, "/3.png": 1, "/5.png": 1}
     offer(server)
     third = fetch(UrlList(file), tmp_path / "out", crowd(server), shard=3, retry=True)
@@ -195,8 +196,9 @@ def test_a_retry_without_failures_does_nothing(tmp_path: Path, server: Server) -
     urls, out = UrlList(listed(tmp_path, server, 2)), tmp_path / "out"
     fetch(urls, out, crowd(server))
     before = tree(out)
-    assert fetch(urls, out, crowd(server), retry=True).samples == 2
-    assert tree(out) == before
+    for retry in (False, True):
+        again = fetch(urls, out, crowd(server), retry=retry)
+        assert (again.samples, again.before, tree(out)) == (2, True, before)
 
 
 def test_a_list_of_failures_that_is_gone_is_written_again(tmp_path: Path, server: Server) -> None:

@@ -53,6 +53,8 @@ def fetch(
     options = {"split": split or "train", "container": container, "shard": shard}
     reading = {"from_format": from_format, "columns": columns}
     done = run(samples, out, crowd, **options, retry=retry, fresh=fresh, reading=reading)  # type: ignore[arg-type]
+    if done.before:
+        print("all was fetched before; nothing was done.")
     print(f"{out}: {done.samples} of {len(samples)} samples")
     if done.failed:
         reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(f["reason"] for f in done.failed).most_common())

@@ -8,7 +8,7 @@ import shutil
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -54,6 +54,8 @@ class Fetched:
     samples: int
     failed: list[dict[str, Any]]
     """shard, index, place, url, reason and problem of each sample that is missing."""
+    before: bool = field(default=False, compare=False)
+    """Whether all had been fetched before, so that nothing was done."""
 
 
 def fetch(
@@ -92,7 +94,8 @@ def fetch(
         job = start(fresh=True)  # what its steps say was changed by a retry
         for folder in rounds:
             shutil.rmtree(folder)
-    if job.result is None:
+    before = job.result is not None
+    if not before:
         clear(out, job.dropped if fresh else {*job.dropped} - shards.keys())
         figures = {
             name: job.step(name, partial(_fetch, samples, part, out, crowd), out / name)
@@ -102,31 +105,35 @@ def fetch(
         job.finish(figures, files)
     number, figures = _latest(out, job.result)
     if retry:
-        figures = _retry(samples, shards, out, crowd, split, number, figures)
+        figures, again = _retry(samples, shards, out, crowd, split, number, figures)
+        before = before and not again
     if not (out / FAILED).is_file():
         _write_notes(out, split, figures, samples)
-    return Fetched(sum(given["samples"] for given in figures.values()), list(_read(out / FAILED)))
+    return Fetched(sum(given["samples"] for given in figures.values()), list(_read(out / FAILED)), before)
 
 
 def _retry(
     samples: Samples, shards: Mapping[str, Shard], out: Path, crowd: Crowd, split: str, number: int,
     before: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Fetch again what failed: a shard with failures is written anew, from what it holds and what comes now."""
+) -> tuple[dict[str, Any], bool]:  # fmt: skip
+    """Fetch again what failed: a shard with failures is written anew, from what it holds and what comes now.
+
+    Returns the figures of all shards, and whether there was anything to do.
+    """
 
     def mendable() -> list[str]:
         return [name for name in shards if can_be_mended(_read(_failures(out, name)))]
 
     home = _round(out, number)
     if not home.exists() and not mendable():
-        return dict(before)
+        return dict(before), False
     job = Job(home, "fetch --retry", (), {"round": number})
     figures = dict(before)
     for name in job.step("plan", mendable):
         figures[name] = job.step(name, partial(_fetch, samples, shards[name], out, crowd))
     _write_notes(out, split, figures, samples)
     job.finish(figures)
-    return figures
+    return figures, True
 
 
 def can_be_mended(failed: Iterable[Mapping[str, Any]]) -> bool:
