@@ -86,9 +86,13 @@ def test_a_changed_file_in_a_folder_is_seen(tmp_path: Path) -> None:
 
 def test_a_file_is_there_when_it_is_complete(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "a.txt"
-    with pytest.raises(RuntimeError), complete(file) as part:
+
+    def half(part: Path) -> None:
         part.write_text("half")
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), complete(file) as part:
+        half(part)
     assert list(file.parent.iterdir()) == []
     with complete(file) as part:
         part.write_text("whole")
