@@ -18,6 +18,7 @@ from qvl_data.convert import write_samples
 from qvl_data.dataset import SEARCHED, Dataset
 from qvl_data.errors import BadSample, placed
 from qvl_data.sample import Sample, read_sample
+from qvl_data.walk import open_splits
 from qvl_data.writers import open_writer
 
 from .chats import build, picture, write_png
@@ -49,6 +50,8 @@ def test_a_folder_holds_splits(tmp_path):
         BadInput, match='no split "tain"; did you mean "train"? available: test, train, validation.'.replace("?", r"\?")
     ):
         Dataset(tmp_path, "tain")
+    with pytest.raises(BadInput, match=r"available: test, train, validation; name one by --split, or as .*\[test\]"):
+        Dataset(tmp_path, "nothing")
     with pytest.raises(BadInput, match=r"which split\? available: test, train, validation"):
         Dataset(tmp_path)
     with pytest.raises(BadInput, match="a file has no splits; remove split='train'"):
@@ -56,6 +59,14 @@ def test_a_folder_holds_splits(tmp_path):
     write_lines(tmp_path / "test.jsonl", ROW)
     with pytest.raises(BadInput, match=r"split 'test' is there twice \(test\.jsonl, test\.parquet\)"):
         Dataset(tmp_path, "test")
+
+
+def test_a_folder_of_data_sets_is_not_one(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "meta" / name).mkdir(parents=True)
+        write_lines(tmp_path / "meta" / name / "data.jsonl", ROW)
+    with pytest.raises(BadInput, match="holds no data; name one of its folders that do: a, b, c and 1 more"):
+        open_splits(tmp_path / "meta")
 
 
 def test_missing_files(tmp_path):

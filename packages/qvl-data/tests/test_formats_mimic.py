@@ -19,6 +19,7 @@ from qvl_data.formats.mimic import sections
 from qvl_data.mimic_rows import Rows, is_mimic
 from qvl_data.sample import read_sample
 from qvl_data.sources import Mixture, shared
+from qvl_data.walk import open_splits
 
 from .chats import build, file_of, picture
 from .rows import anything, cells, check_anything, missing, texts, unknown
@@ -278,6 +279,17 @@ def test_splits_of_one_folder_have_nothing_in_common(tmp_path):
     train, test = (Mixture([Source(source=folder, split=split)]) for split in ("train", "test"))
     assert shared({"train": train, "test": test}) == []
     assert len(shared({"train": train, "test": train})) == 1
+
+
+def test_a_part_of_the_set_has_the_splits_of_its_studies(tmp_path):
+    folder = mimic_folder(tmp_path, ".csv")
+    metadata = folder / "mimic-cxr-2.0.0-metadata.csv"
+    lines = metadata.read_text().splitlines(keepends=True)
+    metadata.write_text("".join(line for line in lines if "57375967" not in line))
+    assert list(splits(folder)) == ["train", "test"]
+    assert {name: len(data) for name, data in open_splits(folder)[0].items()} == {"train": 2, "test": 1}
+    metadata.write_text("damaged")
+    assert list(splits(folder)) == ["train", "validation", "test"]
 
 
 def test_without_a_split_all_is_training(tmp_path):

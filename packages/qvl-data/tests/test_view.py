@@ -154,10 +154,29 @@ def test_marks_of_other_data_are_refused(source, tmp_path):
         write_clean(data, marks, tmp_path / "clean.parquet")
 
 
+def test_regions_are_spelt_out_and_data_cannot_write_to_the_terminal(tmp_path, capsys):
+    file = tmp_path / "a.parquet"
+    row = build(("user", picture(96, 64), "Where?\x1b[2J\nHere?"), ("assistant", "x"), id="a\x07").to_dict()
+    row["messages"][1]["parts"] = [{"type": "regions", "regions": [0, 1]}]
+    row["regions"] = [
+        {"media": 0, "kind": "box", "xy": [10, 20, 50.5, 60], "label": "cat\x9b"},
+        {"media": 0, "kind": "point", "xy": [5, 6]},
+    ]
+    write_samples([Sample.model_validate(row)], file)
+    assert app.run(["view", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "Where?\\x1b[2J\nHere?" in shown
+    assert "[box cat\\x9b 10, 20, 50.5, 60], [point 5, 6]" in shown
+    assert "a\\x07  chat" in shown
+
+
 def test_the_command(source, tmp_path, capsys):
     out = tmp_path / "clean.parquet"
     assert app.run(["view", str(source), "5"]) == 0
     assert "user: [image embedded image 96 x 64]猫 Katze" in capsys.readouterr().out
+    assert app.run(["view", str(source), "3"]) == 0
+    picture_of = "[image embedded image 20 x 20]"
+    assert f"source: {picture_of}\nzh: 调亮图片。\ntarget: {picture_of}\n" in capsys.readouterr().out
     marks = Marks(source.parent / ".marks/train.jsonl")
     marks.set(Mark(4, "broken", "reject"))
     marks.set(Mark(5, "五", "accept"))

@@ -315,7 +315,8 @@ def data_files(path: Path, split: str | None) -> tuple[Path, ...]:
         return found[same[0]]
     close = difflib.get_close_matches(split, found, 1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
-    raise BadInput(f'{path}: no split "{split}"; {hint}available: {available}.')
+    how = f"; name one by --split, or as {path}[{next(iter(found))}]" if found and not close else ""
+    raise BadInput(f'{path}: no split "{split}"; {hint}available: {available}{how}.')
 
 
 def _on_hub(path: Path) -> dict[str, tuple[Path, ...]]:

@@ -40,9 +40,16 @@ def is_mimic(folder: Path) -> bool:
 
 
 def splits(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The CSV files behind each split."""
-    files = tuple(file for kind in ("metadata", "split") if (file := _csv(folder, kind)) is not None)
-    return dict.fromkeys(_SPLITS if len(files) == 2 else ("train",), files)
+    """The CSV files behind each split that has studies; behind every split if they are unsound, as `Rows` tells."""
+    metadata, listed = _csv(folder, "metadata"), _csv(folder, "split")
+    if metadata is None or listed is None:
+        return dict.fromkeys(("train",), tuple(file for file in (metadata, listed) if file is not None))
+    try:
+        studies = _read(metadata, _IDS)["study_id"].to_numpy().astype(str)
+        spelt = set(_split_of(listed, metadata, studies))
+    except BadInput:
+        spelt = set(_SPLITS.values())
+    return {name: (metadata, listed) for name, there in _SPLITS.items() if there in spelt}
 
 
 class Rows:
@@ -99,7 +106,7 @@ class Rows:
         studies = self._table["study_id"].to_numpy().astype(str)
         self._has_splits = listed is not None
         if listed is not None:
-            chosen = np.isin(studies, _studies(listed, metadata, studies, _SPLITS[self.split]))
+            chosen = _split_of(listed, metadata, studies) == _SPLITS[self.split]
         else:
             chosen = np.ones(len(studies), bool)
         kept = np.flatnonzero(chosen)
@@ -171,8 +178,8 @@ def _read(file: Path, needed: tuple[str, ...]) -> "pa.Table":
     return table.combine_chunks()
 
 
-def _studies(file: Path, metadata: Path, studies: Any, split: str) -> Any:
-    """The ids of the studies in a split; every study must be in exactly one. Raises BadInput."""
+def _split_of(file: Path, metadata: Path, studies: Any) -> Any:
+    """The split of each of `studies`; every study must be in exactly one. Raises BadInput."""
     import numpy as np
 
     table = _read(file, ("study_id", "split"))
@@ -188,4 +195,4 @@ def _studies(file: Path, metadata: Path, studies: Any, split: str) -> Any:
         raise BadInput(
             f"{file}: has no split for study {missing[0]}, which {metadata.name} names; get both files anew."
         )
-    return pairs[pairs[:, 1] == split, 0]
+    return pairs[np.searchsorted(ids, studies), 1]

@@ -343,7 +343,8 @@ def _find(source: "Source", list_name: str, named: "Registered | None") -> tuple
         return paths[None], name, wanted is not None
     split = _named_split(available, name)
     if split is None:
-        raise BadInput(f'{source.source}: no split "{name}"; available: {", ".join(available)}.')
+        how = f"; name one, as in {source.source}[{next(iter(available))}]" if available else ""
+        raise BadInput(f'{source.source}: no split "{name}"; available: {", ".join(available)}{how}.')
     return *available[split], wanted is not None
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qvl_core.errors import BadInput, QVLError
 
-from .dataset import Dataset, splits
+from .dataset import SUFFIXES, Dataset, splits
 
 if TYPE_CHECKING:
     from .registry import Registered
@@ -46,7 +46,7 @@ def open_splits(
 
     names = known if split is None else [split]
     if not names:
-        raise BadInput(f"{source}: holds no data; name a file, or a folder with files such as train.parquet.")
+        raise BadInput(f"{source}: holds no data; {_inner(path)}.")
     sets: dict[str, Dataset] = {}
     broken: list[BadInput] = []
     for name in names:
@@ -57,6 +57,15 @@ def open_splits(
                 raise
             broken.append(error)
     return sets, broken
+
+
+def _inner(path: Path) -> str:
+    """What to name instead of a folder without data."""
+    holding = sorted({file.parent.name for suffix in SUFFIXES for file in path.glob(f"*/*{suffix}")})
+    if not holding:
+        return "name a file, or a folder with files such as train.parquet"
+    more = f" and {len(holding) - 3} more" if len(holding) > 3 else ""
+    return f"name one of its folders that do: {', '.join(holding[:3])}{more}"
 
 
 def open_split(source: str | Path, split: str | None = None, **reading: Any) -> Dataset:

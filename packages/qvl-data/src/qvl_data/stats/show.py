@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from ..printable import printable
 from . import COUNTS, NUMBERS, Counts, Histogram, Stats
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -60,7 +61,7 @@ def _counts(title: str, counts: Counts) -> Table:
 def _shown(value: str) -> str:
     """A value on one line, without control characters."""
     short = value if len(value) <= _SHOWN else value[: _SHOWN - 1] + "…"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short) or "(empty)"
+    return printable(short) or "(empty)"
 
 
 def _figure(value: float) -> str:

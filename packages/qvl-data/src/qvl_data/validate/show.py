@@ -1,6 +1,7 @@
 """A validation on the terminal."""
 
 from ..errors import REASONS
+from ..printable import printable
 from . import SHOWN, Validation
 
 _ORDER = ("error", "warning", "note")
@@ -18,13 +19,9 @@ def show(found: Validation) -> None:
         colour = {"error": "red", "warning": "yellow", "note": "blue"}[reason.severity]
         typer.echo(f"\n{typer.style(reason.severity, fg=colour)} {code}: {REASONS.get(code, '')}, {reason.count:,} x")
         for sentence in reason.first:
-            typer.echo(f"  {_printable(sentence)}")
+            typer.echo(f"  {printable(sentence)}")
         if reason.count > SHOWN:
             typer.echo(f"  ... and {reason.count - len(reason.first):,} more; all are in findings.jsonl of --out DIR")
     if found.mended is not None and found.left_out is not None:
         kept = found.samples - found.left_out
         typer.echo(f"\nclean set: {kept:,} samples, {found.mended:,} of them mended; {found.left_out:,} left out")
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
