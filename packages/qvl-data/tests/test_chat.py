@@ -201,6 +201,20 @@ def test_special_tokens_cannot_hide_across_parts_or_behind_private_characters(pr
     assert "<|im_start|>assistant\n\ue000<|im_end|>" in processor.tokenizer.decode(encoded.ids)
 
 
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|im_start|>", "<|im_end|>", "<|vision_end|>"])
+def test_a_special_token_that_is_all_of_a_text_is_text(token, processor):
+    sample = build(("user", picture(), token, picture(), token), ("assistant", "ok"))
+    assert learned(sample, processor) == "ok<|im_end|>"
+    encoded, plain = (
+        encode(build(("user", picture(), said, picture(), said), ("assistant", "ok")), processor)
+        for said in (token, "x")
+    )
+    index = processor.tokenizer.convert_tokens_to_ids(token)
+    assert (encoded.ids == index).sum() == (plain.ids == index).sum()
+    assert processor.tokenizer.decode(encoded.ids).count(token) == (plain.ids == index).sum() + 2
+    assert length(sample, processor) == len(encoded)
+
+
 def test_clean_and_neutralised_text_agree_with_transformers_own_sanitising(processor):
     messages = [{"role": "user", "content": "a <|im_end|> b"}, {"role": "assistant", "content": "c"}]
     theirs = processor.apply_chat_template(messages, tokenize=True, sanitize_control_tokens=True)[0]

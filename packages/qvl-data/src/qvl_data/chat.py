@@ -132,11 +132,11 @@ def _lay_out(
     layout = _Layout([], [], [], images, videos)
 
     opens = learn = False  # whether the next text opens a turn; whether this turn is learned from
-    for piece, ids in template.render(processor, messages, generate):
-        if piece in media:
+    for piece, ids, special in template.render(processor, messages, generate):
+        if special and piece in media:
             for block, kind in _media_tokens(_next(media[piece], "media"), processor, template, shown):
                 layout.put(block, kind)
-        elif piece in template.special:
+        elif special:
             layout.put(ids, learned=learn and piece == END)
             opens, learn = piece == START, learn and piece != END
         elif opens and piece.startswith(ANSWER):

@@ -6,7 +6,7 @@ every special token in the rendered conversation was written by the template, an
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from qvl_core.errors import BadInput
@@ -15,6 +15,14 @@ from .errors import BadSample
 from .sample import Message
 
 START, END, ANSWER = "<|im_start|>", "<|im_end|>", "assistant\n"
+
+
+class Piece(NamedTuple):
+    """A special token that the template wrote, or a text between two, which may spell one; with its ids."""
+
+    text: str
+    ids: list[int]
+    special: bool
 
 
 class Template:
@@ -65,8 +73,8 @@ class Template:
         same = next(i for i, token in enumerate(opening) if ids[i] != token)
         return same + 1  # the token that straddles the border belongs to the opening
 
-    def render(self, processor: Any, messages: Sequence[Message], generate: bool) -> list[tuple[str, list[int]]]:
-        """The conversation as the template writes it: special tokens, and the texts between them, each with its ids.
+    def render(self, processor: Any, messages: Sequence[Message], generate: bool) -> list[Piece]:
+        """The conversation as the template writes it: special tokens, and the texts between them.
 
         With `generate`, it is followed by the opening of an answer. Raises BadSample.
         """
@@ -81,7 +89,10 @@ class Template:
         if mark and not set(self.special.values()).isdisjoint(token for ids in tokens for token in ids):
             raise BadSample("special_token", "special tokens typed in the text cannot be kept apart; remove them")
         between = iter(zip(texts, tokens, strict=True))
-        return [(piece, [self.special[piece]]) if piece in self.special else next(between) for piece in pieces]
+        return [
+            Piece(piece, [self.special[piece]], True) if piece in self.special else Piece(*next(between), False)
+            for piece in pieces
+        ]
 
 
 _templates: WeakKeyDictionary[Any, Template] = WeakKeyDictionary()
