@@ -387,6 +387,17 @@ def test_importing_the_package_is_cheap():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_an_edit_is_no_conversation(processor):
+    sample = Sample.model_validate(
+        {"id": "e", "task": "edit", "edit": {"sources": [], "target": 0, "instruction": {"en": "x"}}}
+        | {"media": [{"kind": "image", "path": "a.png"}]}
+    )
+    for ask in (encode, length):
+        with pytest.raises(BadSample, match="no conversation to encode; qvl-edit and qvl-metaquery train") as caught:
+            ask(sample, processor)
+        assert caught.value.reason == "no_answer"
+
+
 def test_one_digit_takes_about_a_millisecond(processor):
     sample = CONVERSATIONS["picture"]
     encode(sample, processor)

@@ -11,6 +11,7 @@ from qvl_core.errors import BadInput
 from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
 from qvl_data.formats import get_format
+from qvl_data.media import read_bytes
 from qvl_data.sample import Sample, read_sample
 from qvl_data.writers import SUFFIXES, open_writer
 
@@ -94,6 +95,23 @@ def test_pictures_go_along(tmp_path):
         (sample,) = Dataset(tmp_path / f"out/a{suffix}")
         assert sample.opener.open(sample.media[0]).size == (5, 4)
     assert (tmp_path / "out/p/1.png").is_file()
+
+
+def test_videos_go_along(tmp_path):
+    (tmp_path / "in/clips").mkdir(parents=True)
+    (tmp_path / "in/clips/1.mp4").write_bytes(b"film")
+    row = {
+        "video": "clips/1.mp4",
+        "conversations": [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "x"}],
+    }
+    (tmp_path / "in/a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    for suffix in SUFFIXES:
+        write(tmp_path / f"out{suffix}/a{suffix}", Dataset(tmp_path / "in/a.jsonl"))
+        (sample,) = Dataset(tmp_path / f"out{suffix}/a{suffix}")
+        assert read_bytes(sample.media[0], sample.opener.root) == b"film"
+    (tmp_path / "in/clips/1.mp4").unlink()
+    with pytest.raises(BadSample, match=r"clips/1\.mp4: cannot be opened"):
+        write(tmp_path / "none.parquet", Dataset(tmp_path / "in/a.jsonl"))
 
 
 def test_embedded_pictures_are_laid_under_a_name_that_says_what_they_are(tmp_path):

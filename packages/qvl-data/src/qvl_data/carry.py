@@ -1,4 +1,5 @@
 """Pictures travel with their samples: inside them (Parquet, tar), or as files beside the lines that name them (JSONL).
+Videos are files beside all of these.
 
 Files are laid under their own relative path, embedded ones under the path they came from or `media/<hash>`.
 """
@@ -33,10 +34,18 @@ _LONGEST = 200
 """Bytes of a name; file systems take 255, and a file that is being written has a longer one."""
 
 
-def embedded(sample: Sample) -> Sample:
-    """The sample with its pictures inside, the size of each stated. Raises BadSample."""
+def embedded(sample: Sample, folder: Path | None = None) -> Sample:
+    """The sample with its pictures inside, the size of each stated; its videos as files below `folder`, if given.
+
+    Raises BadSample, BadInput.
+    """
     with placed(sample):
-        media = tuple(_inside(media, sample.opener) for media in sample.media)
+        media = tuple(
+            _inside(one, sample.opener)
+            if one.kind == "image" or one.bytes is not None or folder is None
+            else _laid(one, sample.opener, folder)
+            for one in sample.media
+        )
     return sample.model_copy(update={"media": media})
 
 

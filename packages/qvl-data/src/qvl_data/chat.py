@@ -122,6 +122,9 @@ def _lay_out(
     generate: bool = False,
 ) -> _Layout:
     """The tokens of `messages`; with `generate`, followed by the opening of an answer."""
+    if not messages:
+        hint = "qvl-edit and qvl-metaquery train on edits" if sample.edit else "remove it"
+        raise BadSample("no_answer", f"sample {sample.id}: no conversation to encode; {hint}")
     template = Template.of(processor)
     parts = [part for message in messages for part in message.parts if part.media is not None]
     images = [part.media for part in parts if part.type == "image" and part.media is not None]

@@ -4,7 +4,8 @@
         for sample in dataset:
             out.write(sample)
 
-Pictures go along: inside Parquet and tar files, beside a JSONL file. The same samples always give the same bytes.
+Pictures go along: inside Parquet and tar files, beside a JSONL file; videos beside all of them. The same samples always
+give the same bytes.
 """
 
 import json
@@ -62,7 +63,7 @@ def open_writer(file: Path, format: str = "qvl", columns: Mapping[str, str] | No
                 yield _Enclosing(packer, get_format(format, columns))
             return
         with (parquet.Writer if file.suffix == ".parquet" else tar.Writer)(part) as writer:
-            yield _Embedding(writer)
+            yield _Embedding(writer, file.parent)
 
 
 def write(samples: Iterable[Sample], file: Path, format: str = "qvl") -> int:
@@ -147,13 +148,13 @@ class _Beside:
 
 
 class _Embedding:
-    """Pictures go inside, each with its size."""
+    """Pictures go inside, each with its size; videos are laid into `folder`."""
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    def __init__(self, writer: Writer, folder: Path) -> None:
+        self._writer, self._folder = writer, folder
 
     def write(self, sample: Sample) -> None:
-        self._writer.write(embedded(sample))
+        self._writer.write(embedded(sample, self._folder))
 
 
 class _Enclosing:
