@@ -434,3 +434,24 @@ def test_the_locator_is_the_name_and_line_of_the_original():
 def test_what_would_be_lost_in_silence_is_refused(name, row, key):
     with pytest.raises(BadSample, match=f"{key} is not read"):
         get_format(name).read(row, "data.jsonl:7")
+
+
+@pytest.mark.parametrize("task", ["t2i", "interleaved"])
+@pytest.mark.parametrize("name", ["openai", "hf", "sharegpt", "qwenvl", "llava", "kodoc", "alpaca"])
+def test_a_task_that_would_be_read_as_a_chat_is_not_written(name, task):
+    data = build(("user", "a cat"), ("assistant", "x")).to_dict() | {"task": task}
+    data["media"] = [{"kind": "image", "path": "a.png"}]
+    data["messages"][1]["parts"] = [{"type": "image", "media": 0}]
+    with pytest.raises(BadSample, match=f"{name} cannot say the task {task}; keep it as qvl"):
+        get_format(name).write(read_sample(data))
+
+
+def test_what_would_be_refused_is_not_written():
+    picture = {"kind": "image", "bytes": "iVBORw0KGgo="}
+    edit = {"sources": [0], "target": 1, "instruction": {"en": ""}}
+    with pytest.raises(BadSample, match="metaquery cannot say an edit without one English instruction"):
+        get_format("metaquery").write(read_sample({"id": "x", "task": "edit", "media": [picture] * 2, "edit": edit}))
+    drawn = build(("user", " "), ("assistant", "x")).to_dict() | {"task": "t2i", "media": [picture]}
+    drawn["messages"][1]["parts"] = [{"type": "image", "media": 0}]
+    with pytest.raises(BadSample, match="wds cannot say an empty caption"):
+        get_format("wds").write(read_sample(drawn))

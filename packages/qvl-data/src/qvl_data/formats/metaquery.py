@@ -61,7 +61,7 @@ class MetaQuery:
         if sample.edit is None:
             raise not_expressible("metaquery", f"the task {sample.task}", sample)
         said = sample.edit.instruction
-        if set(said) != {"en"} or sample.edit.inverse:
+        if set(said) != {"en"} or not said["en"] or sample.edit.inverse:
             raise not_expressible("metaquery", "an edit without one English instruction alone", sample)
         if not sample.edit.sources or sample.messages or sample.regions:
             raise not_expressible("metaquery", "more or less than sources, instruction and target", sample)

@@ -58,8 +58,8 @@ class WebDataset:
     def write(self, sample: Sample) -> Any:
         fields, layout = unpack_extra(sample, "wds")
         caption, shown = _described(sample) if sample.task == "chat" else drawing("wds", sample)
-        if sample.regions:
-            raise not_expressible("wds", "regions", sample)
+        if sample.regions or not caption.strip():
+            raise not_expressible("wds", "regions" if sample.regions else "an empty caption", sample)
         names = layout.get("names", [])
         if len(names) != len(shown):
             number = [f"{i}." for i in range(len(shown))] if len(shown) > 1 else [""]

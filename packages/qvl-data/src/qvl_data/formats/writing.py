@@ -44,6 +44,8 @@ class _Writer:
         sample, dialect = self.sample, self.dialect
         if sample.edit is not None:
             raise self.cannot("an edit")
+        if sample.task not in ("chat", "text"):  # would be read as a chat
+            raise self.cannot(f"the task {sample.task}")
         self.check_fields()
         row = {**write_id(sample, self.layout), **self.fields}
         messages, hints = self.with_tags(row), list(self.layout.get("messages") or ())
