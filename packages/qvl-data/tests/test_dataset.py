@@ -17,6 +17,7 @@ from qvl_data import dataset, parquet, row_groups
 from qvl_data.convert import write_samples
 from qvl_data.dataset import SEARCHED, Dataset
 from qvl_data.errors import BadSample, placed
+from qvl_data.formats import recognise
 from qvl_data.sample import Sample, read_sample
 from qvl_data.walk import open_splits
 from qvl_data.writers import open_writer
@@ -131,6 +132,16 @@ def test_a_file_of_no_known_format_is_bad_as_a_whole(tmp_path):
             Dataset(file)[0]
         assert not isinstance(caught.value, BadSample)
     assert Dataset(late, format="openai")[SEARCHED].meta.format == "openai"
+
+
+def test_an_unknown_format_is_looked_for_once(tmp_path, monkeypatch):
+    data = Dataset(write_lines(tmp_path / "a.jsonl", *[{"question": "x"}] * (SEARCHED + 1)))
+    asked = []
+    monkeypatch.setattr(dataset, "recognise", lambda row, place: asked.append(place) or recognise(row, place))
+    for _ in range(3):
+        with pytest.raises(BadInput, match="cannot be told from its first 100 samples"):
+            data[0]
+    assert len(asked) == SEARCHED
 
 
 def test_media_lie_beside_the_file_or_under_the_media_root(tmp_path):

@@ -91,6 +91,7 @@ class Dataset:
             self.rows = open_rows(self.files[0]) if len(self.files) == 1 else Shards(map(open_rows, self.files))
         self._format_name, self._columns = format, columns
         self._format: Format | None = None
+        self._unknown: str | None = None  # why it cannot be told, so that it is tried once
         self.opener = Opener(
             Path(media_root) if media_root is not None else self.files[0].parent,
             tuple(Path(folder) for folder in allow_root),
@@ -149,6 +150,8 @@ class Dataset:
 
     def _recognised(self) -> Format:
         """The format of the first sample that has one, so that a broken first line is only a broken line."""
+        if self._unknown is not None:
+            raise BadInput(self._unknown)
         problems = []
         for index in range(min(len(self), SEARCHED)):
             try:
@@ -156,7 +159,8 @@ class Dataset:
             except BadSample as error:
                 problems.append(error)
         searched = "its only sample" if len(problems) == 1 else f"its first {len(problems)} samples"
-        raise BadInput(f"{self.file}: the format cannot be told from {searched}: {problems[0]}")
+        self._unknown = f"{self.file}: the format cannot be told from {searched}: {problems[0]}"
+        raise BadInput(self._unknown)
 
 
 class Shards:
