@@ -7,6 +7,7 @@ from qvl_core.errors import BadInput
 from qvl_data.cli import app
 from qvl_data.convert import write_samples
 from qvl_data.dataset import Dataset
+from qvl_data.media import read_bytes
 from qvl_data.mix import expect, labels, tempered, write
 from qvl_data.sources import Mixture
 
@@ -104,6 +105,19 @@ def test_pictures_of_the_same_name_lie_apart(folder, tmp_path):
         assert pictures[0] == pictures[1]
     assert (tmp_path / "a" / "0.png").is_file()
     assert (tmp_path / "b" / "0.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["mixed.parquet", "mixed.tar", "mixed.jsonl"])
+def test_videos_of_the_same_name_lie_apart(tmp_path, name):
+    turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "x"}]
+    for one in ("a", "b"):
+        (tmp_path / one / "clips").mkdir(parents=True)
+        (tmp_path / one / "clips/1.mp4").write_bytes(f"film {one}".encode())
+        row = {"id": one, "video": "clips/1.mp4", "conversations": turns}
+        (tmp_path / one / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    write(Mixture(f"{tmp_path}/a + {tmp_path}/b"), tmp_path / "out" / name)
+    films = [read_bytes(sample.media[0], sample.opener.root) for sample in Dataset(tmp_path / "out" / name)]
+    assert sorted(films) == [b"film a", b"film b"]
 
 
 def test_labels(folder):

@@ -99,14 +99,16 @@ def _laid(media: Media, opener: Opener, folder: Path) -> Media:
         origin = None if media.origin == path else media.origin
         return media.model_copy(update={"path": path, "bytes": None, "origin": origin})
     if media.path is not None and not is_absolute(media.path):
-        file, target = locate(media.path, opener.root, opener.allow_root), folder / media.path
-        if not _names_media(media.path) and not (target.exists() and target.samefile(file)):
+        path = media.origin if media.origin is not None and _is_clean(media.origin) else media.path
+        file, target = locate(media.path, opener.root, opener.allow_root), folder / path
+        if not _names_media(path) and not (target.exists() and target.samefile(file)):
             return _laid(
                 media.model_copy(update={"path": None, "bytes": file.read_bytes(), "origin": media.path}),
                 opener,
                 folder,
             )
         _lay(file, target)
+        return media.model_copy(update={"path": path, "origin": None if media.origin == path else media.origin})
     return media
 
 

@@ -18,8 +18,9 @@ from qvl_core.recipe.sources import spell
 from . import card
 from .carry import embedded
 from .job import NAME, Job, beside, complete
+from .media import is_absolute
 from .progress import track
-from .sample import Sample
+from .sample import Media, Sample
 from .shards import SAMPLES, Figures, Shard, plan
 from .sources import Item, Mixture
 from .writers import SUFFIXES, check_target, open_writer, suffix_for
@@ -153,20 +154,22 @@ def _write(mixture: Mixture, part: Shard, file: Path, seed: int, format: str, na
 
 
 def _named(sample: Sample, item: Item, names: Sequence[str], beside: bool) -> Sample:
-    """The sample under an id of its own; pictures that are laid `beside` lines, under the name of their source."""
+    """The sample under an id of its own; what is laid beside the file, under the name of its source."""
     changes: dict[str, Any] = {}
     again = f"#{item.pass_number + 1}" if item.pass_number else ""
     if len(names) > 1:
         name = names[item.source]
         changes = {"id": f"{name}/{sample.id}{again}"}
         changes["meta"] = sample.meta.model_copy(update={"dataset": sample.meta.dataset or name})
-        if beside:
-            sample = embedded(sample)
-            media = ((one, one.origin or one.path) for one in sample.media)
-            changes["media"] = tuple(
-                one.model_copy(update={"origin": f"{name}/{path}"}) if one.bytes is not None and path else one
-                for one, path in media
-            )
+        sample = embedded(sample) if beside else sample
+        changes["media"] = tuple(_under(name, one, beside) for one in sample.media)
     elif again:
         changes = {"id": f"{sample.id}{again}"}
     return sample.model_copy(update=changes) if changes else sample
+
+
+def _under(name: str, media: Media, beside: bool) -> Media:
+    """A picture or video that is laid into the folder, so that those of several sources do not meet there."""
+    laid = beside if media.bytes is not None else media.kind == "video" and not is_absolute(media.path or "")
+    path = media.origin or media.path
+    return media.model_copy(update={"origin": f"{name}/{path}"}) if laid and path else media
