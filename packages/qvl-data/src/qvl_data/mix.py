@@ -113,8 +113,8 @@ def write(
     if not before:
         names = labels(mixture)
         done = {
-            part.name: job.step(part.name, partial(_write, mixture, part, folder / part.name, seed, format, names))
-            for part in parts
+            name: job.step(name, partial(_write, mixture, part, folder / name, seed, format, names), folder / name)
+            for name, part in ((part.name, part) for part in parts)
         }
         if not one_file:
             figures = {split: {name: Figures(**given) for name, given in done.items()}}

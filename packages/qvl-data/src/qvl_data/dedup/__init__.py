@@ -211,7 +211,7 @@ def _write(part: Part, out: Path, job: Job) -> list[Path]:
         if file.name not in names:  # of an earlier run that is done anew
             file.unlink(missing_ok=True)
     for shard in track(shards, f"write {part.name}", len(shards)):
-        job.step(f"write {shard.name}", partial(_write_shard, part.data, left, shard, out))
+        job.step(f"write {shard.name}", partial(_write_shard, part.data, left, shard, out), out / shard.name)
     return [out / shard.name for shard in shards]
 
 
