@@ -354,6 +354,12 @@ def seen(page, name):
     page.wait_for_selector(f"#id:has-text('{name}')")
 
 
+def boxes_of(page, *selectors):
+    """Where the elements lie, all read at the same moment."""
+    read = "names => names.map(name => document.querySelector(name).getBoundingClientRect().toJSON())"
+    return page.evaluate(read, list(selectors))
+
+
 @needs_browser
 def test_looking_through_and_marking(source, tmp_path):
     complaints: list[str] = []
@@ -413,8 +419,24 @@ def test_hostile_texts_stay_texts(source, tmp_path, width):
         assert HOSTILE in page.inner_text("#talk")
         assert page.input_value("#comment") == HOSTILE
         # A box of 40 x 40 pixels at (10, 20) in a picture of 96 x 64 covers that part of what is shown.
-        box, shown = (page.locator(name).bounding_box() for name in (".picture rect", ".picture img"))
+        box, shown = boxes_of(page, ".picture rect", ".picture img")
         assert box["x"] - shown["x"] == pytest.approx(shown["width"] * 10 / 96, abs=2)
         assert box["height"] == pytest.approx(shown["height"] * 40 / 64, abs=3)
         assert page.locator("script").count() == 1
     assert complaints == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_moves_when_a_picture_arrives(source, tmp_path, width):
+    with served(Dataset(source), Marks(tmp_path / "m.jsonl")) as server, browser() as chromium:
+        page = page_of(chromium, [], server.url, width)
+        held = []
+        page.route("**/media/**", lambda route: held.append(route))
+        page.goto(f"{server.url}#1")
+        page.wait_for_selector(".picture rect", state="attached")
+        awaited = boxes_of(page, ".picture", ".picture rect", ".picture img", "figcaption")
+        assert len(held) == 1
+        held.pop().continue_()
+        page.evaluate("() => document.querySelector('.picture img').decode()")
+        assert boxes_of(page, ".picture", ".picture rect", ".picture img", "figcaption") == awaited

@@ -107,7 +107,7 @@ function figure(sample, media, count) {
   if (media.error) return element("figure", {}, element("p", { class: "broken", dir: "auto" }, media.error), caption);
   const frame = element("div", { class: "picture" });
   const img = element("img", { src: `media/${sample.index}/${media.number}`, alt: media.name });
-  img.addEventListener("load", () => fit(img, media, count));
+  if (!media.width) img.addEventListener("load", () => fit(img, media, count));
   img.addEventListener("error", async () => {
     const answer = await fetch(img.src);
     if (!answer.ok) frame.replaceWith(element("p", { class: "broken", dir: "auto" }, await answer.text()));
@@ -115,7 +115,9 @@ function figure(sample, media, count) {
   frame.append(img);
   const regions = sample.regions.filter((one) => one.media === media.number);
   if (media.width && regions.length) frame.append(...shapes(regions, media));
-  return element("figure", {}, frame, caption);
+  const whole = element("figure", {}, frame, caption);
+  if (media.width) fit(img, media, count); // before it loads, so that nothing moves when it does
+  return whole;
 }
 
 // Small pictures are enlarged by whole steps with hard edges, up to about the size of the stage.
