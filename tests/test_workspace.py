@@ -8,6 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from qvl_core.doctor import requirements
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
@@ -52,3 +54,9 @@ def test_a_package_can_be_released_alone(folder: Path) -> None:
     assert f"## {project['version']}" in (folder / "CHANGELOG.md").read_text("utf-8")
     assert project["license-files"] == ["LICENSE"]
     assert f"/packages/{folder.name}/ " in (ROOT / ".github" / "CODEOWNERS").read_text("utf-8")
+
+
+def test_the_doctor_needs_the_extras_that_a_package_asks_its_sibling_for() -> None:
+    needed, optional = requirements("qvl-sft")
+    assert needed["torch>=2.11"] == "qvl-core[train]"
+    assert optional["wandb>=0.22"] == "qvl-core[wandb]"

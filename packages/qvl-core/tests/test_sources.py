@@ -37,6 +37,7 @@ train: {steps: 10}
         ("2*digits[validation:5]%300", {"weight": 2, "percent": 300, "parts": {"validation": 5}}),
         ("digits[dev]", {"split": "dev"}),
         ("digits['a:b']", {"split": "a:b"}),
+        ("digits[':']", {"split": ":"}),
     ],
 )
 def test_each_form(text, fields):

@@ -41,7 +41,7 @@ def spell(source: Mapping[str, Any]) -> str:
     if parts := source.get("parts"):
         text += "[" + ",".join(f"{name}:{count}" for name, count in parts.items()) + "]"
     elif split := source.get("split"):
-        text += f"[{_quoted(split)}]"
+        text += f"[{_quoted(split, colon=0)}]"
     if (percent := source.get("percent")) is not None:
         text += f"%{_plain(percent)}"
     weight = source.get("weight", 1.0)
@@ -160,8 +160,9 @@ class _Reader:
         return BadSpec(f'"{self.text}", position {self.places[self.at + back] + 1}: {problem}{stop}')
 
 
-def _quoted(name: str) -> str:
-    bare = not FLOAT.fullmatch(name) and ":" not in name[2:] and _TOKEN.fullmatch(name) and name[0] not in "+*%[],'\""
+def _quoted(name: str, colon: int = 2) -> str:
+    """The name, in quotes where it needs them; a `:` before place `colon` (C:\\data) does not."""
+    bare = not FLOAT.fullmatch(name) and ":" not in name[colon:] and _TOKEN.fullmatch(name) and name[0] not in "+*%[],'\""
     return name if bare and not name.isspace() else "'" + name.replace("'", "''") + "'"
 
 
