@@ -162,8 +162,9 @@ class _Reader:
 
 def _quoted(name: str, colon: int = 2) -> str:
     """The name, in quotes where it needs them; a `:` before place `colon` (C:\\data) does not."""
-    bare = not FLOAT.fullmatch(name) and ":" not in name[colon:] and _TOKEN.fullmatch(name) and name[0] not in "+*%[],'\""
-    return name if bare and not name.isspace() else "'" + name.replace("'", "''") + "'"
+    is_name = _TOKEN.fullmatch(name) and name[0] not in "+*%[],'\"" and not name.isspace()
+    bare = is_name and ":" not in name[colon:] and not FLOAT.fullmatch(name)
+    return name if bare else "'" + name.replace("'", "''") + "'"
 
 
 def _plain(number: float) -> str:
