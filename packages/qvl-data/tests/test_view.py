@@ -337,12 +337,17 @@ def test_a_kill_loses_no_mark(source, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="a Ctrl-C is sent as a signal")
 def test_ctrl_c_ends_it(source, tmp_path):
     command = [sys.executable, "-m", "qvl_data", "view", str(source), "--port", "0", "--marks", str(tmp_path / "m")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child of a job in the background ignores it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    try:
         assert process.stdout is not None
         assert process.stdout.readline()
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert (process.returncode, errors) == (0, "")
 
 
