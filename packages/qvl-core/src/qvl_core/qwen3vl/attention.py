@@ -47,6 +47,10 @@ def use(model: nn.Module) -> None:
     """Let a loaded model and its vision tower attend per document; `set_attn_implementation("sdpa")` undoes it."""
     config: Any = model.config
     config._attn_implementation = register()
+    for module in model.modules():  # Qwen's tower inside a swapped one has a configuration of its own
+        inner: Any = getattr(module, "config", None)
+        if getattr(inner, "model_type", None) in ("qwen3_vl_vision", "qwen3_vl_moe_vision"):
+            inner._attn_implementation = NAME
 
 
 def packed_mask(

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,17 +62,22 @@ def open_processor(model: Model) -> Any:
         from qvl_core.qwen3vl.tiny import tiny_processor
 
         return tiny_processor()
-    return _read_processor(find_folder(model.name, model.revision))
+    folder = find_folder(model.name, model.revision)
+    register_architecture(folder / "config.json")
+    return _read_processor(folder)
 
 
-def find_folder(name: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint; a hub name is fetched into the hub's cache, or found there when offline."""
+def find_folder(name: str, revision: str | None = None, key: str = "model.name") -> Path:
+    """The local folder of a checkpoint; a hub name is fetched into the hub's cache, or found there when offline.
+
+    key  what messages call the place that named it
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or "\\" in name:
         raise BadInput(
-            f"model.name: there is no folder {name}; give a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or tiny."
+            f"{key}: there is no folder {name}; give a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or tiny."
         )
 
     from huggingface_hub import snapshot_download
@@ -84,7 +90,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         RevisionNotFoundError,
     )
 
-    place = f"model.name: {name}" + (f" at revision {revision}" if revision else "")
+    place = f"{key}: {name}" + (f" at revision {revision}" if revision else "")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except GatedRepoError:
@@ -96,7 +102,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
     except LocalEntryNotFoundError:
         raise BadInput(
             f"{place} is not in the local cache and the hub cannot be reached; connect once, or run "
-            f"`hf download {name} --local-dir FOLDER` elsewhere and give the folder as model.name."
+            f"`hf download {name} --local-dir FOLDER` elsewhere and give the folder as {key}."
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise BadInput(f"{place} cannot be fetched ({_first_line(error)}); try again, or give a folder.") from None
@@ -166,6 +172,7 @@ def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLMoeConfig
 
     file = folder / "config.json"
+    register_architecture(file)
     if not file.is_file():
         raise BadInput(
             f"{folder}: no config.json there, so it is no checkpoint; an adapter needs its base as model.name."
@@ -176,8 +183,22 @@ def _read_config(folder: Path) -> Any:
     except (ValueError, KeyError, OSError):
         config = None
     if not isinstance(config, (Qwen3VLConfig, Qwen3VLMoeConfig)):
-        raise BadInput(f"{file}: model_type {_model_type(file)!r} is not Qwen3-VL (qwen3_vl, qwen3_vl_moe).")
+        kind = _model_type(file)
+        if kind.startswith("qvl_"):
+            raise BadInput(f"{file}: model_type {kind!r} has a swapped vision tower; pip install qvl-vision.")
+        raise BadInput(f"{file}: model_type {kind!r} is not Qwen3-VL (qwen3_vl, qwen3_vl_moe).")
     return config
+
+
+def register_architecture(file: Path) -> None:
+    """Let the installed package that brings a checkpoint's model_type make it known to transformers.
+
+    A package names the module that registers with an entry point of the group `qvl_core.architectures`, called by the
+    model_type: qvl-core and the methods load swapped models without importing what is above them.
+    """
+    if file.is_file():
+        for point in entry_points(group="qvl_core.architectures", name=_model_type(file)):
+            point.load()
 
 
 def _read_weights(folder: Path, config: Any, dtype: "torch.dtype") -> Any:

@@ -1,0 +1,4 @@
+from qvl_vision.cli import main
+
+if __name__ == "__main__":
+    main()

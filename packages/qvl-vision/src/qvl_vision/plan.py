@@ -1,0 +1,116 @@
+"""`qvl-vision plan`: parameters, tokens and bytes of a swap before anything is downloaded.
+
+The encoder is one of the catalogue (offline) or a folder, the base a released name (offline) or a folder. Counts are
+those of the real modules without storage.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from transformers import AutoConfig
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.load import find_folder
+from qvl_core.qwen3vl.presets import config as preset_config
+from qvl_core.qwen3vl.presets import count_parameters, preset_for
+from qvl_core.qwen3vl.tiny import tiny_config, tiny_tokenizer
+from qvl_vision.commands import pairs
+from qvl_vision.opening import open_encoder, planned_spec
+from qvl_vision.registry import list_encoders, merger_info
+from qvl_vision.swapping import swapped_config_of, usual_layer, vision_config
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class SwapPlan:
+    """Parameters by tune group, before and after; tokens of a picture at most."""
+
+    before: dict[str, int]
+    after: dict[str, int]
+    tokens: int
+    layout: str
+
+    @property
+    def trained_bytes(self) -> int:
+        """What training the merger alone adds to the weights: fp32 weights, gradients, two Adam states."""
+        return 16 * (self.after["merger"] + self.after["deepstack_mergers"])
+
+    def rich(self) -> "Table":
+        from rich.table import Table
+
+        total = sum(self.after.values())
+        table = Table(show_footer=True, caption_justify="left")
+        table.add_column("group", "all")
+        table.add_column("stock", f"{sum(self.before.values()):,}", justify="right")
+        table.add_column("swapped", f"{total:,}", justify="right")
+        for group, count in self.after.items():
+            if count or self.before[group]:
+                table.add_row(group, f"{self.before[group]:,}", f"{count:,}")
+        table.caption = (
+            f"Layout {self.layout}; a picture has at most {self.tokens:,} tokens. Weights in bf16: "
+            f"{2 * total / GIB:.2f} GiB; training the merger alone adds {self.trained_bytes / GIB:.2f} GiB."
+        )
+        return table
+
+
+def plan(
+    base: str,
+    encoder: Sequence[str],
+    merger: str,
+    merge: int | None,
+    max_tokens: int | None,
+    merger_options: Sequence[str],
+    input_norm: bool,
+) -> None:
+    """Print the plan of a swap."""
+    options = pairs("--merger-option", merger_options)
+    Console().print(predict(base, encoder, merger, merge, max_tokens, options, input_norm).rich())
+
+
+def predict(
+    base: str,
+    encoder: Sequence[str],
+    merger: str = "linear",
+    merge: int | None = None,
+    max_tokens: int | None = None,
+    merger_options: dict[str, Any] | None = None,
+    input_norm: bool = False,
+) -> SwapPlan:
+    """The plan of a swap. Raises BadInput."""
+    if "native" in encoder:
+        raise BadInput("plan: Qwen's own tower is the base's; see qvl-sft plan.")
+    stock, info, options = base_config(base), merger_info(merger), merger_options or {}
+    specs = [
+        planned_spec(name) if _in_catalogue(name) else open_encoder(name, {}, torch.float32)[0] for name in encoder
+    ]
+    layer = usual_layer(specs[0]) if len(specs) == 1 else None
+    side = merge or info.merge
+    vision = vision_config(specs, info, options, side, "auto", layer, "patch", (), input_norm)
+    swapped = swapped_config_of(stock, vision)
+    if vision.layout == "image":
+        h, w = vision.grid or (1, 1)
+        tokens = h * w // side**2
+    else:
+        tokens = max_tokens or (max(max(spec.size) for spec in specs) // (vision.patch_size * side)) ** 2
+    return SwapPlan(count_parameters(stock), count_parameters(swapped), tokens, vision.layout)
+
+
+def base_config(name: str) -> Any:
+    """The configuration of a stock Qwen3-VL by its released name (offline), or of a folder."""
+    if (preset := preset_for(name)) is not None and not Path(name).is_dir():
+        return preset_config(preset)
+    if name == "tiny":
+        return tiny_config(tiny_tokenizer())
+    return AutoConfig.from_pretrained(find_folder(name, key="base"))
+
+
+def _in_catalogue(name: str) -> bool:
+    return any(info.name == name and info.shape is not None for info in list_encoders())

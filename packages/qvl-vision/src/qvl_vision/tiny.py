@@ -1,0 +1,44 @@
+"""A tiny encoder, and a tiny Qwen3-VL with it: what the real ones are, at a size for tests and demos."""
+
+import json
+from pathlib import Path
+
+from qvl_core.files import new_folder
+
+MEAN, STD = [0.5] * 3, [0.5] * 3
+
+
+def tiny(folder: Path, seed: int = 0) -> str:
+    """Write a tiny Qwen3-VL whose tower is a tiny DINOv2, with its processor, to the new folder `folder`."""
+    import tempfile
+
+    from qvl_core.qwen3vl.tiny import tiny_model, tiny_processor
+    from qvl_vision.checkpoint import save
+    from qvl_vision.swapping import swap
+
+    processor = tiny_processor()
+    with tempfile.TemporaryDirectory() as aside:
+        encoder = tiny_encoder(Path(aside) / "tiny-dinov2", seed)
+        swapped, swapped_processor = swap((tiny_model(processor.tokenizer, seed), processor), str(encoder), seed=seed)
+        save(swapped, swapped_processor, folder)
+    return f"{folder}: a tiny Qwen3-VL with a tiny DINOv2; look at it with `qvl-vision inspect {folder}`."
+
+
+def tiny_encoder(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny random DINOv2 (3 layers x 48, patches of 8 pixels, pictures of 64) to the new folder `folder`."""
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+
+    from qvl_core.qwen3vl.load import quiet
+
+    config = Dinov2Config(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=3, image_size=64, patch_size=8
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Dinov2Model(config).eval()
+    with new_folder(folder) as aside, quiet(bars=False):
+        model.save_pretrained(aside)
+        settings = {"image_mean": MEAN, "image_std": STD, "size": {"height": 64, "width": 64}}
+        (aside / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
