@@ -151,6 +151,9 @@ class OwnEncoder(nn.Module):
 
     def restore_buffers(self) -> None:
         """Buffers that are no part of a checkpoint are what the module computes when it is made."""
+        part: Any
+        for part in self.modules():
+            part._is_hf_initialized = True  # the library need not ask for each of them
         own = dict(self.model.named_buffers())
         kept = set(self.model.state_dict(keep_vars=True))
         if own.keys() - kept:
@@ -220,11 +223,13 @@ class NativeEncoder(nn.Module):
     def __init__(self, spec: Spec, feature_layer: int | None, feature_select: str) -> None:
         super().__init__()
         self.model: Any = AutoModel.from_config(transformers_config(spec))
-        self.without_mergers()
-
-    def without_mergers(self) -> None:
         self.model.merger = nn.Identity()
         self.model.deepstack_merger_list = nn.ModuleList(nn.Identity() for _ in self.model.deepstack_visual_indexes)
+
+    def take(self, tower: Any) -> None:
+        """The layers of a stock tower, whose merge size and DeepStack layers may be others."""
+        for name in ("patch_embed", "pos_embed", "rotary_pos_emb", "blocks"):
+            setattr(self.model, name, getattr(tower, name))
 
     def forward(self, patches: Tensor, grid_thw: Tensor, **kwargs: Any) -> list[Tensor]:
         """Patches (P, C) of all pictures to tokens (P, D), then those of the DeepStack layers."""

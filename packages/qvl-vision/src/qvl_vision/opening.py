@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import commit_of, find_folder, quiet
-from qvl_vision.encoders import JoinedEncoder, OwnEncoder, Spec, TransformersEncoder, build_encoder
+from qvl_vision.encoders import JoinedEncoder, NativeEncoder, OwnEncoder, Spec, TransformersEncoder, build_encoder
 from qvl_vision.registry import EncoderInfo, encoder_info, family_of, list_encoders
 
 MOST_PREFIX = 16  # tokens before the patch tokens; more than that is another arrangement of tokens
@@ -108,7 +108,10 @@ def with_weights(encoder: nn.Module, models: Sequence[nn.Module]) -> None:
     """Put opened models in the place of the random ones of a built encoder: nothing is copied."""
     parts: list[Any] = [*encoder.parts] if isinstance(encoder, JoinedEncoder) else [encoder]
     for part, model in zip(parts, models, strict=True):
-        part.model = model
+        if isinstance(part, NativeEncoder):
+            part.take(model)
+        else:
+            part.model = model
 
 
 def _info(name: str) -> EncoderInfo | None:

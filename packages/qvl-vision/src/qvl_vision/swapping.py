@@ -199,7 +199,6 @@ def _tower(
     with_weights(tower.encoder, [module for _, module in opened])
     if isinstance(tower.encoder, NativeEncoder):
         _take_mergers(tower, model)
-        tower.encoder.without_mergers()
     return tower.to(model.device, dtype).eval()
 
 

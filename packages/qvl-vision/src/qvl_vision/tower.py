@@ -67,11 +67,13 @@ class QVLVisionModel(PreTrainedModel):
         self.deepstack_merger_list = nn.ModuleList(make(**after) for _ in config.deepstack_visual_indexes)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """What `from_pretrained` cannot find in a file: mergers of a new swap, and buffers that no file holds."""
-        if isinstance(module, OwnEncoder):
-            module.restore_buffers()
-        elif not any(module is part for part in self.encoder.modules()):
-            super()._init_weights(module)
+        """Called for what `from_pretrained` found in no file: mergers of a new swap, and buffers that no file holds."""
+        owns = [part for part in self.encoder.modules() if isinstance(part, OwnEncoder)]
+        for own in owns:
+            if any(module is part for part in own.modules()):
+                own.restore_buffers()
+                return
+        super()._init_weights(module)
 
     @property
     def blocks(self) -> list[nn.Module]:

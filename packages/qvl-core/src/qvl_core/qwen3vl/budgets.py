@@ -18,9 +18,26 @@ def apply_media(processor: Any, media: Media) -> None:
     """Set the budgets of a processor's pictures and clips; what is not given stays the checkpoint's.
 
     A budget in old tokens of 28 x 28 pixels is taken as that many tokens, and a warning says so. Raises BadInput for
-    budgets that exclude each other.
+    budgets that exclude each other, or are set where every picture has one size (a swapped tower's).
     """
     images, videos = processor.image_processor, processor.video_processor
+    if "shortest_edge" in images.size:
+        _set_budgets(images, videos, media)
+    elif given := [key for key in _BUDGETS if getattr(media, key) is not None]:
+        raise BadInput(f"media.{given[0]}: every picture of this model has one size and as many tokens; remove it.")
+    if media.fps is not None:
+        videos.fps, videos.num_frames = media.fps, None
+    least = media.min_frames or videos.min_frames
+    most = media.max_frames or videos.max_frames
+    if least > most:
+        raise BadInput(f"media: min_frames ({least}) is over max_frames ({most}); set both.")
+    videos.min_frames, videos.max_frames = least, most
+
+
+_BUDGETS = ("max_pixels", "min_pixels", "image_tokens", "video_tokens", "frame_tokens")
+
+
+def _set_budgets(images: Any, videos: Any, media: Media) -> None:
     token = (images.patch_size * images.merge_size) ** 2
     high = _pixels("max_pixels", media.max_pixels, token)
     if media.image_tokens is not None:
@@ -32,13 +49,6 @@ def apply_media(processor: Any, media: Media) -> None:
         _set_size(videos, None, media.video_tokens * token, "clip")
     if media.frame_tokens is not None:
         videos.cap_pixels_per_frame, videos.max_video_tokens = True, media.frame_tokens
-    if media.fps is not None:
-        videos.fps, videos.num_frames = media.fps, None
-    least = media.min_frames or videos.min_frames
-    most = media.max_frames or videos.max_frames
-    if least > most:
-        raise BadInput(f"media: min_frames ({least}) is over max_frames ({most}); set both.")
-    videos.min_frames, videos.max_frames = least, most
 
 
 def _pixels(key: str, value: int | None, token: int) -> int | None:

@@ -9,8 +9,9 @@ from qvl_core.errors import BadInput
 
 from .parts import ImageProcessor, Processor, Tokenizer, VideoProcessor
 
-IMAGE_KINDS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
-VIDEO_KINDS = ("Qwen3VLVideoProcessor",)
+FIXED_IMAGES, FIXED_VIDEOS = "QVLImageProcessor", "QVLVideoProcessor"  # of qvl-vision: one size, one grid
+IMAGE_KINDS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil", FIXED_IMAGES)
+VIDEO_KINDS = ("Qwen3VLVideoProcessor", FIXED_VIDEOS)
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -88,6 +89,8 @@ def _image_settings(folder: Path) -> dict[str, Any]:
     if not settings:
         raise BadInput(f"{folder}: no picture settings there (preprocessor_config.json); copy the base model's.")
     _check_kind(folder, settings.get("image_processor_type"), IMAGE_KINDS)
+    if settings["image_processor_type"] == FIXED_IMAGES:
+        return {name: settings[name] for name in ("size", "patch_size", "merge_size", "grid")}
     size = settings.get("size") or {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
     low, high = settings.get("min_pixels"), settings.get("max_pixels")
     return {
@@ -118,7 +121,8 @@ def _video_settings(folder: Path) -> dict[str, Any]:
         "cap_pixels_per_frame": None,
         "max_video_tokens": 768,
     }
-    return {"size": dict(size)} | {name: settings.get(name, value) for name, value in defaults.items()}
+    known = {"size": dict(size)} | {name: settings.get(name, value) for name, value in defaults.items()}
+    return known | ({"grid": settings["grid"]} if settings["video_processor_type"] == FIXED_VIDEOS else {})
 
 
 def _check_kind(folder: Path, kind: Any, known: Sequence[str]) -> None:

@@ -91,14 +91,20 @@ class Tokenizer:
 
 @dataclass
 class ImageProcessor:
-    """Picture settings under transformers' names; `size` holds the smallest and largest number of pixels."""
+    """Picture settings under transformers' names; `size` holds the smallest and largest number of pixels.
+
+    grid  height and width in patches of every picture, where all have one size (qvl-vision's layout `image`)
+    """
 
     size: dict[str, int]
     patch_size: int
     merge_size: int
+    grid: list[int] | None = None
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: Any = None) -> int:
         """Patches of a picture. Raises ValueError for one that Qwen3-VL does not take."""
+        if self.grid is not None:
+            return self.grid[0] * self.grid[1]
         low, high = self.size["shortest_edge"], self.size["longest_edge"]
         return Images(low, high, self.patch_size, self.merge_size).patches(width, height)
 
@@ -120,11 +126,12 @@ class VideoProcessor:
     max_frames: int
     cap_pixels_per_frame: bool | None
     max_video_tokens: int
+    grid: list[int] | None = None
 
     def _videos(self) -> Videos:
         return Videos(
-            self.size["shortest_edge"],
-            self.size["longest_edge"],
+            self.size.get("shortest_edge", 0),  # absent where all frames have one size
+            self.size.get("longest_edge", 0),
             self.patch_size,
             self.merge_size,
             self.temporal_patch_size,
@@ -143,6 +150,8 @@ class VideoProcessor:
 
     def get_num_of_video_patches(self, num_frames: int, height: int, width: int) -> int:
         """Patches of a clip. Raises ValueError for one that Qwen3-VL does not take."""
+        if self.grid is not None:
+            return num_frames * self.grid[0] * self.grid[1]
         return self._videos().patches(num_frames, width, height)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:

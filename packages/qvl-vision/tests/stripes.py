@@ -1,0 +1,64 @@
+"""One's own encoders, as a user would write them: any number of tokens."""
+
+import torch
+from torch import Tensor, nn
+
+from qvl_vision import register_encoder
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@register_encoder("stripes", size=24, mean=HALF, std=HALF)
+class Stripes(nn.Module):
+    """Any number of tokens from one picture of 24 x 24: rows of a linear map, with a buffer that no file holds."""
+
+    def __init__(self, tokens: int = 13, width: int = 20) -> None:
+        super().__init__()
+        self.proj = nn.Linear(3 * 24 * 24, tokens * width)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("ramp", torch.linspace(0, 1, width), persistent=False)
+        self.width = width
+
+    def forward(self, pictures: Tensor) -> Tensor:  # (B, 3, 24, 24) -> (B, N, D)
+        tokens = self.proj(pictures.flatten(1)).unflatten(1, (-1, self.width))
+        return self.drop(tokens + self.ramp)
+
+
+@register_encoder("tiles", size=24, patch=8, mean=HALF, std=HALF)
+class Tiles(nn.Module):
+    """Pictures of any size, one token for each 8 x 8 pixels."""
+
+    def __init__(self, width: int = 20) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 8, stride=8)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.conv(pictures).flatten(2).transpose(1, 2)
+
+
+@register_encoder("flat", size=24, mean=HALF, std=HALF)
+class Flat(nn.Module):
+    """Gives one vector for a picture: the wrong rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(3 * 24 * 24, 20)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.proj(pictures.flatten(1))
+
+
+@register_encoder("liar", size=24, patch=4, mean=HALF, std=HALF)
+class Liar(Tiles):
+    """Says patches of 4 and gives patches of 8."""
+
+
+@register_encoder("nine", size=48, mean=HALF, std=HALF)
+def nine() -> nn.Module:
+    """A function that makes a module: nine tokens of a picture of 48 x 48."""
+    return nn.Sequential(nn.Conv2d(3, 12, 16, stride=16), nn.Flatten(2), _Turn())
+
+
+class _Turn(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:  # (B, D, N) -> (B, N, D)
+        return features.transpose(1, 2)
