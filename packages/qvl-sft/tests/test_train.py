@@ -202,7 +202,8 @@ def test_merged_is_equal_and_carries_the_processor(merged: Path, adapted: Path) 
     model = AutoModelForImageTextToText.from_pretrained(merged).eval()
     assert not hasattr(model, "peft_config")
     ours, _ = load_trained(str(adapted))
-    assert (logits(model, processor) - logits(ours, processor)).abs().max() < 1e-5
+    found, expected = logits(model, processor), logits(ours, processor)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()  # fp32 rounds a logit of 20 to 2e-6
     assert {"tokenizer.json", "chat_template.jinja", "processor_config.json", "config.json"} <= set(files(merged))
     assert [path.name for path in merged.parent.iterdir()] == ["model"]
     stored = json.loads((merged / "config.json").read_text(encoding="utf-8"))
