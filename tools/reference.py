@@ -17,8 +17,9 @@ def pages() -> dict[str, str]:
     found = {}
     for path in sorted(ROOT.glob("packages/*/src/*/recipe.py")):
         package = path.parts[-4]
-        kind = import_module(f"{path.parent.name}.recipe").RECIPE
-        found[f"{package}.md"] = reference(kind).replace("# Recipe reference", f"# Recipes of {package}", 1)
+        kind = getattr(import_module(f"{path.parent.name}.recipe"), "RECIPE", None)
+        if kind is not None:  # some only have blocks for the recipes of others
+            found[f"{package}.md"] = reference(kind).replace("# Recipe reference", f"# Recipes of {package}", 1)
     lines = [f"- [{name.removesuffix('.md')}]({name})" for name in found]
     index = "# Recipe reference\n\nEvery key: type, default and meaning, written from the recipe models themselves.\n\n"
     return {"index.md": index + "\n".join(lines) + "\n"} | found

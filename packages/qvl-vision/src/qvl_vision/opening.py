@@ -86,11 +86,10 @@ def planned_spec(name: str) -> Spec:
     )
 
 
-def native_spec(vision_config: PreTrainedConfig, processor: Any) -> Spec:
-    """What describes the tower of a stock Qwen3-VL."""
+def native_spec(vision_config: PreTrainedConfig, images: Any = None) -> Spec:
+    """What describes the tower of a stock Qwen3-VL; `images`, its image processor, is not needed for a plan."""
     config: Any = vision_config
     side = int(config.num_position_embeddings**0.5) * config.patch_size
-    images = processor.image_processor
     return Spec(
         name="native",
         family="native",
@@ -98,8 +97,8 @@ def native_spec(vision_config: PreTrainedConfig, processor: Any) -> Spec:
         size=[side, side],
         patch=config.patch_size,
         width=config.hidden_size,
-        mean=list(images.image_mean),
-        std=list(images.image_std),
+        mean=list(images.image_mean) if images else [],
+        std=list(images.image_std) if images else [],
         licence="the base model's",
     )
 

@@ -19,9 +19,10 @@ from qvl_core.qwen3vl.presets import config as preset_config
 from qvl_core.qwen3vl.presets import count_parameters, preset_for
 from qvl_core.qwen3vl.tiny import tiny_config, tiny_tokenizer
 from qvl_vision.commands import pairs
-from qvl_vision.opening import open_encoder, planned_spec
-from qvl_vision.registry import list_encoders, merger_info
-from qvl_vision.swapping import swapped_config_of, usual_layer, vision_config
+from qvl_vision.encoders import Spec
+from qvl_vision.opening import native_spec, open_encoder, planned_spec
+from qvl_vision.registry import list_encoders
+from qvl_vision.swapping import arranged, checked, swapped_config_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,20 +88,32 @@ def predict(
     """The plan of a swap. Raises BadInput."""
     if "native" in encoder:
         raise BadInput("plan: Qwen's own tower is the base's; see qvl-sft plan.")
-    stock, info, options = base_config(base), merger_info(merger), merger_options or {}
-    specs = [
-        planned_spec(name) if _in_catalogue(name) else open_encoder(name, {}, torch.float32)[0] for name in encoder
-    ]
-    layer = usual_layer(specs[0]) if len(specs) == 1 else None
-    side = merge or info.merge
-    vision = vision_config(specs, info, options, side, "auto", layer, "patch", (), input_norm)
-    swapped = swapped_config_of(stock, vision)
+    stock = base_config(base)
+    swapped = planned_config(stock, encoder, merger, merge=merge, merger_options=merger_options, input_norm=input_norm)
+    vision = swapped.vision_config
+    side = vision.spatial_merge_size
     if vision.layout == "image":
         h, w = vision.grid or (1, 1)
         tokens = h * w // side**2
     else:
-        tokens = max_tokens or (max(max(spec.size) for spec in specs) // (vision.patch_size * side)) ** 2
+        tokens = max_tokens or (max(max(spec["size"]) for spec in vision.encoders) // (vision.patch_size * side)) ** 2
     return SwapPlan(count_parameters(stock), count_parameters(swapped), tokens, vision.layout)
+
+
+def planned_config(
+    stock: Any,
+    encoder: str | Sequence[str],
+    merger: str,
+    encoder_options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """The configuration that `swap` gives a base of the configuration `stock`; settings are those of `arranged`.
+
+    Encoders of the catalogue are not opened: this needs neither files nor network. Raises BadInput.
+    """
+    names = checked([encoder] if isinstance(encoder, str) else encoder)
+    specs = [_spec(name, stock, encoder_options or {}) for name in names]
+    return swapped_config_of(stock, arranged(stock, specs, merger, **settings))
 
 
 def base_config(name: str) -> Any:
@@ -112,5 +125,8 @@ def base_config(name: str) -> Any:
     return AutoConfig.from_pretrained(find_folder(name, key="base"))
 
 
-def _in_catalogue(name: str) -> bool:
-    return any(info.name == name and info.shape is not None for info in list_encoders())
+def _spec(name: str, stock: Any, options: dict[str, Any]) -> Spec:
+    if name == "native":
+        return native_spec(stock.vision_config)
+    in_catalogue = any(info.name == name and info.shape is not None for info in list_encoders())
+    return planned_spec(name) if in_catalogue else open_encoder(name, options, torch.float32)[0]

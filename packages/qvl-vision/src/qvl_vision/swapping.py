@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers import Qwen3VLMoeConfig
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl import attention
@@ -72,28 +73,20 @@ def swap(
     if not isinstance(base, tuple):
         base = load_model(Model(name=str(base)), precision=precision, device="cpu")
     model, processor = base
-    config, dtype = model.config, model.dtype
-    if not names or ("native" in names and len(names) > 1):
-        raise BadInput("encoder: name one, or several others to join; Qwen's own tower cannot be joined.")
-    info = merger_info(merger)
-    merger_options = merger_options or {}
-
-    opened = [_open(name, model, processor, encoder_options or {}, dtype) for name in names]
-    specs = [spec for spec, _ in opened]
-    if feature_layer is None and len(specs) == 1:
-        feature_layer = usual_layer(specs[0])
-    side = merge or info.merge
-    deepstack = list(deepstack)
-    if specs[0].family == "native":
-        if merge is None and info.merge > 1:
-            side = config.vision_config.spatial_merge_size
-        if merger == "native" and not deepstack:
-            deepstack = list(config.vision_config.deepstack_visual_indexes)
-        specs[0].config |= {"spatial_merge_size": side, "deepstack_visual_indexes": deepstack}
-    vision = vision_config(
-        specs, info, merger_options, side, layout, feature_layer, feature_select, deepstack, input_norm
+    dtype = model.dtype
+    opened = [_open(name, model, processor, encoder_options or {}, dtype) for name in checked(names)]
+    vision = arranged(
+        model.config,
+        [spec for spec, _ in opened],
+        merger,
+        layout=layout,
+        feature_layer=feature_layer,
+        feature_select=feature_select,
+        merge=merge,
+        deepstack=deepstack,
+        merger_options=merger_options,
+        input_norm=input_norm,
     )
-    vision.out_hidden_size = config.text_config.hidden_size
 
     tower = _tower(vision, opened, model, dtype, seed)
     swapped = _assemble(model, vision, tower)
@@ -101,6 +94,48 @@ def swap(
     if calibrate:
         calibrate_merger(swapped, new_processor)
     return swapped, new_processor
+
+
+def checked(names: Sequence[str]) -> Sequence[str]:
+    """Names of encoders that can stand together. Raises BadInput."""
+    if not names or ("native" in names and len(names) > 1):
+        raise BadInput("encoder: name one, or several others to join; Qwen's own tower cannot be joined.")
+    return names
+
+
+def arranged(
+    base: Any,
+    specs: Sequence[Spec],
+    merger: str,
+    *,
+    layout: str = "auto",
+    feature_layer: int | None = None,
+    feature_select: str = "patch",
+    merge: int | None = None,
+    deepstack: Sequence[int] = (),
+    merger_options: dict[str, Any] | None = None,
+    input_norm: bool = False,
+) -> QVLVisionConfig:
+    """The configuration of the new tower of a base with the configuration `base`: what was not asked for is as usual.
+
+    Raises BadInput.
+    """
+    info, native = merger_info(merger), specs[0].family == "native"
+    if feature_layer is None and len(specs) == 1:
+        feature_layer = usual_layer(specs[0])
+    side = merge or info.merge
+    deepstack = list(deepstack)
+    if native:
+        if merge is None and info.merge > 1:
+            side = base.vision_config.spatial_merge_size
+        if merger == "native" and not deepstack:
+            deepstack = list(base.vision_config.deepstack_visual_indexes)
+        specs[0].config |= {"spatial_merge_size": side, "deepstack_visual_indexes": deepstack}
+    vision = vision_config(
+        specs, info, merger_options or {}, side, layout, feature_layer, feature_select, deepstack, input_norm
+    )
+    vision.out_hidden_size = base.text_config.hidden_size
+    return vision
 
 
 def usual_layer(spec: Spec) -> int | None:
@@ -184,7 +219,7 @@ def _open(name: str, model: Any, processor: Any, options: dict[str, Any], dtype:
         return open_encoder(name, options, dtype)
     if isinstance(model.config.vision_config, QVLVisionConfig):
         raise BadInput("encoder native: the base's tower has been swapped already; start from the stock model.")
-    return native_spec(model.config.vision_config, processor), model.model.visual
+    return native_spec(model.config.vision_config, processor.image_processor), model.model.visual
 
 
 def _tower(
@@ -217,7 +252,7 @@ def _take_mergers(tower: QVLVisionModel, model: Any) -> None:
 
 def swapped_config_of(old: Any, vision: QVLVisionConfig) -> Any:
     """The configuration of a swapped model: that of the base with another tower."""
-    moe = old.model_type == "qwen3_vl_moe"
+    moe = isinstance(old, Qwen3VLMoeConfig)  # swapped before or not
     vision.out_hidden_size = old.text_config.hidden_size
     tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return (QVLMoeConfig if moe else QVLConfig)(
