@@ -39,25 +39,43 @@ def conduct(
     recipe, unless `allow_change` says to go on with it.
     """
     with processes(recipe.parallel) as world:
-        run = RunFolder(Path(out))
-        finished = world.on_first(lambda: _open(recipe, run, fresh, allow_change))
-        if finished is not None:
-            world.on_first(lambda: _show(run, report))
-            return finished
-        parts = build(recipe, run, world)
-        outcome = fit(parts, recipe, run, world, resume=resume, allow_change=allow_change)
-        values = result(
-            package,
-            seed=recipe.train.seed,
-            complete=True,
-            figures=_figures(outcome),
-            before=outcome.progress.before,
+        return carry_out(
+            package, recipe, out, build, world, report=report, fresh=fresh, resume=resume, allow_change=allow_change
         )
-        if world.rank == 0:
-            run.write_result(values)
-            report(run.path)
-            print(f"{run.final} holds the weights of step {outcome.final_step}; {run.report_file} shows the run.")
-        return dict(values)
+
+
+def carry_out(
+    package: str,
+    recipe: R,
+    out: Path,
+    build: Callable[[R, RunFolder, World], Parts],
+    world: World,
+    *,
+    report: Callable[[Path], Path],
+    fresh: bool = False,
+    resume: Path | None = None,
+    allow_change: bool = False,
+) -> dict[str, Any]:
+    """`conduct` in processes that have met already: for a run that another one begins with."""
+    run = RunFolder(Path(out))
+    finished = world.on_first(lambda: _open(recipe, run, fresh, allow_change))
+    if finished is not None:
+        world.on_first(lambda: _show(run, report))
+        return finished
+    parts = build(recipe, run, world)
+    outcome = fit(parts, recipe, run, world, resume=resume, allow_change=allow_change)
+    values = result(
+        package,
+        seed=recipe.train.seed,
+        complete=True,
+        figures=_figures(outcome) | dict(parts.figures),
+        before=outcome.progress.before,
+    )
+    if world.rank == 0:
+        run.write_result(values)
+        report(run.path)
+        print(f"{run.final} holds the weights of step {outcome.final_step}; {run.report_file} shows the run.")
+    return dict(values)
 
 
 def _open(recipe: Recipe, run: RunFolder, fresh: bool, allow_change: bool) -> dict[str, Any] | None:

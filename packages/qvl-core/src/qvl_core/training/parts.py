@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from torch import Tensor, nn
 
+from qvl_core.run import Scalar
 from qvl_core.training.samples import Bad
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Parts:
     `export(folder, weights)` writes what the ecosystem loads, from the trained weights by name (on rank 0).
     Checkpoints hold what is in `groups`: a model whose buffers change in training (batch norm) cannot be resumed.
     `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on; `about` is
-    recorded in environment.json (its "tune" is the report's tune table).
+    recorded in environment.json (its "tune" is the report's tune table). `figures`, of what was done before the first
+    step, go into result.json.
     """
 
     model: nn.Module
@@ -106,6 +108,7 @@ class Parts:
     identity: Mapping[str, Any]
     base: str
     about: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Scalar] = field(default_factory=dict)
     evaluate: Callable[[nn.Module, "World", bool], dict[str, float]] | None = None
     export: Callable[[Path, Mapping[str, Tensor]], None] | None = None
     preview: Callable[[nn.Module, Path, int], None] | None = None
