@@ -45,11 +45,12 @@ def _add(
 add_encoder(EncoderInfo("native", "Qwen3-VL's own tower", "native", licence="the base model's"))
 add_encoder(EncoderInfo("timm", "any model of timm: timm:NAME, or a hub id timm/NAME", "timm_wrapper"))
 
+# The first of a family stands for it: what its own files do not say is taken from there.
 # fmt: off
-_add("rad_dino", "chest X-rays; DINOv2 ViT-B",
-     "dinov2", "microsoft/rad-dino", 518, 14, 1, XRAY, "MIT, for research", patch_size=14)
 _add("dinov2", "self-supervised ViT-B",
      "dinov2", "facebook/dinov2-base", 518, 14, 1, IMAGENET, "Apache-2.0", patch_size=14)
+_add("rad_dino", "chest X-rays; DINOv2 ViT-B",
+     "dinov2", "microsoft/rad-dino", 518, 14, 1, XRAY, "MIT, for research", patch_size=14)
 _add("dinov2_with_registers", "DINOv2 ViT-B with four register tokens",
      "dinov2_with_registers", "facebook/dinov2-with-registers-base", 518, 14, 5, IMAGENET, "Apache-2.0",
      patch_size=14, num_register_tokens=4)

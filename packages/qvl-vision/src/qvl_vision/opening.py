@@ -169,8 +169,13 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
         raise BadInput(f"encoder: {folder}: transformers has no bare model of {config.model_type}.") from None
     if not list(folder.glob("*.safetensors")):
         raise BadInput(f"encoder: {folder} has no weights there (*.safetensors); download or convert them.")
-    with quiet(bars=False):
-        model, info = kind.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+    try:
+        with quiet(bars=False):
+            model, info = kind.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+    except RuntimeError as error:
+        raise BadInput(
+            f"encoder: {folder}: the weights' shapes are not those of config.json; copy both again."
+        ) from error
     # A pooling head is of no use here; some checkpoints come without it.
     lost = sorted(key for key in info["missing_keys"] if not key.startswith(("pooler.", "head.")))
     if lost:
@@ -261,7 +266,8 @@ def _forward(encoder: nn.Module, size: tuple[int, int], raw: bool) -> Tensor:
 
 def _plain(config: PreTrainedConfig) -> dict[str, Any]:
     """A configuration as JSON, without what this process added to it."""
-    return json.loads(config.to_json_string(use_diff=False)) | {"model_type": config.model_type}
+    values = json.loads(config.to_json_string(use_diff=False)) | {"model_type": config.model_type}
+    return {key: value for key, value in values.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 def _patch(config: Any, info: EncoderInfo | None) -> int | None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qvl_core.errors import BadInput
@@ -78,13 +79,7 @@ class QVLVisionModel(PreTrainedModel):
     @property
     def blocks(self) -> list[nn.Module]:
         """The encoder's transformer blocks: what FSDP gathers one by one."""
-        names = {
-            name
-            for module in self.encoder.modules()
-            if isinstance(module, PreTrainedModel)
-            for name in module._no_split_modules or ()
-        }
-        return [module for module in self.encoder.modules() if type(module).__name__ in names]
+        return [module for module in self.encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def forward(self, pixel_values: Tensor, grid_thw: Tensor, **kwargs: Any) -> BaseModelOutputWithDeepstackFeatures:
         """Tokens (sum of M, T) of all pictures in order, and one such tensor for each DeepStack layer.

@@ -50,8 +50,8 @@ def checks(folder: str | Path, model: Any = None) -> Iterator[Check]:
     folder = Path(folder)
     reference, processor = load(folder)
     model = model or reference
-    yield (swapped := _swapped(model))
     yield (weights := _weights(folder, model, reference))
+    yield (swapped := _swapped(model))
     if not (weights.ok and swapped.ok):
         return
     yield (sizes := _sizes(model, processor))
