@@ -202,6 +202,17 @@ def test_an_encoder_whose_package_is_not_installed(base, tmp_path):
     assert "stripes (module), width 20, 13 tokens, trained at 24x24" in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("name", ["os.path", "stripes:Stripes", "qvl_vision.tower.QVLVisionModel"])
+def test_a_dotted_path_in_a_config_is_never_imported(base, tmp_path, name):
+    folder = save(*swap(base, "stripes"), tmp_path / "own")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["vision_config"]["encoders"][0]["name"] = name
+    file.write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="is not registered"):
+        load(folder)
+
+
 def test_an_entry_of_another_version(saved, tmp_path):
     changed = shutil.copytree(saved, tmp_path / "changed")
     file = changed / "config.json"
@@ -295,6 +306,37 @@ def test_an_entry_point_that_fails_is_left_out(monkeypatch, caplog):
     assert list_encoders("native")
     assert "the entry point broken (no_such_module_of_a_package) cannot be loaded" in caplog.text
     registry._from_packages.cache_clear()
+
+
+def test_an_installed_package_brings_its_encoder(base, tmp_path, monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from qvl_vision import registry
+
+    code = (HERE / "stripes.py").read_text().replace('"stripes"', '"installed"').split('@register_encoder("tiles"')[0]
+    (tmp_path / "bringing_an_encoder.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._from_packages.cache_clear()
+    point = EntryPoint("mine", "bringing_an_encoder", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    model, _ = swap(base, "installed", encoder_options={"tokens": 3})
+    assert model.config.vision_config.grid == [1, 3]
+    registry._from_packages.cache_clear()
+
+
+def test_a_name_of_the_catalogue_takes_its_source(base, encoders, monkeypatch):
+    """rad_dino is DINOv2 with weights, normalisation and licence of its own."""
+    from qvl_vision import opening
+
+    asked = []
+    monkeypatch.setattr(opening, "find_folder", lambda name, key: asked.append((name, key)) or encoders["dinov2"])
+    model, _ = swap(base, "rad_dino")
+    assert asked == [("microsoft/rad-dino", "encoder")]
+    spec = model.config.vision_config.encoders[0]
+    assert (spec["name"], spec["family"], spec["source"]) == ("rad_dino", "dinov2", "microsoft/rad-dino")
+    assert spec["licence"].startswith("MIT")
+    swap(base, "timm:vit_small_patch14_dinov2.lvd142m")
+    assert asked[-1] == ("timm/vit_small_patch14_dinov2.lvd142m", "encoder")
 
 
 def test_importing_loads_no_torch():

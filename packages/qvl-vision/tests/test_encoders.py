@@ -15,6 +15,7 @@ from samples import SIZES, chat, encoded, library_inputs
 
 from qvl_core.cli.plugin import execute
 from qvl_core.qwen3vl.batch import collate
+from qvl_core.qwen3vl.generate import generate
 from qvl_data.chat import length
 from qvl_vision import freeze, save, swap, verify
 from qvl_vision.encoders import NativeEncoder
@@ -174,6 +175,32 @@ def test_bf16(case, base, encoders, tmp_path):
     inputs = library_inputs(processor)
     with torch.no_grad():
         assert torch.isfinite(model(**inputs).logits).all()
+
+
+@pytest.mark.parametrize("case", ["dinov2", "N=13", "deepstack", "resampler"])
+def test_several_answers_at_once(case, swapped):
+    """Beams, and questions with different numbers of pictures in one batch, say what each says alone."""
+    model, processor = swapped(case)
+    inputs = library_inputs(processor, [(60, 90), (90, 60)])
+    options = {"max_new_tokens": 5, "do_sample": False}
+    with torch.no_grad():
+        beams = model.generate(**inputs, num_beams=3, num_return_sequences=3, **options)
+        one = model.generate(**inputs, **options)
+        scored = [mean_log_prob(model, inputs, row[None]) for row in (*beams, one[0])]
+    assert len(beams) == 3
+    assert scored[0] == pytest.approx(max(scored), abs=1e-5)  # the best beam comes first, and beats the greedy answer
+
+    prompts = [encoded(processor, sizes, seed) for seed, sizes in enumerate(([(60, 90)], [], [(90, 60), (64, 64)]))]
+    together = generate(model, processor, prompts, 5)
+    assert together == [generate(model, processor, [prompt], 5)[0] for prompt in prompts]
+
+
+def mean_log_prob(model, inputs, tokens) -> float:
+    start = inputs["input_ids"].shape[1]
+    types = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, tokens.shape[1] - start))
+    changed = {**inputs, "input_ids": tokens, "mm_token_type_ids": types, "attention_mask": torch.ones_like(tokens)}
+    logits = model(**changed).logits[0, start - 1 : -1].log_softmax(-1)
+    return float(logits.gather(-1, tokens[0, start:, None]).mean())
 
 
 def test_grids_of_the_tiles_are_those_of_the_pictures(swapped):

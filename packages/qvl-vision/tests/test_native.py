@@ -28,6 +28,8 @@ def test_logits_and_generation_are_bit_identical(pair):
         with torch.no_grad():
             assert torch.equal(stock(**before).logits, wrapped(**after).logits)
         assert torch.equal(answered(stock, before), answered(wrapped, after))
+        beams = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2, "do_sample": False}
+        assert torch.equal(stock.generate(**before, **beams), wrapped.generate(**after, **beams))
 
 
 @pytest.mark.parametrize("packing", [True, False])

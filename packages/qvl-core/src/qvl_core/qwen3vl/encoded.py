@@ -18,7 +18,8 @@ class Encoded:
     ids      (L,) int64    token ids, media placeholders expanded
     labels   (L,) int64    ids where the sample is learned from, else IGNORE; not shifted
     types    (L,) int64    0 text, 1 image, 2 video (`mm_token_type_ids` of transformers)
-    images   (P, C) float32 or None   patches of all images, in order (`pixel_values`)
+    images   (P, C) float32 or None   patches of all images, in order (`pixel_values`); of a swapped tower that takes
+                                      pictures of one size: (M, 3, H, W)
     image_grid (M, 3) int64 or None   time, height, width in patches of each image (`image_grid_thw`)
     videos, video_grid                the same for videos (`pixel_values_videos`, `video_grid_thw`)
     """
