@@ -53,6 +53,14 @@ class Liar(Tiles):
     """Says patches of 4 and gives patches of 8."""
 
 
+@register_encoder("square", size=24, patch=8, mean=HALF, std=HALF)
+class Square(Tiles):
+    """Says that it takes any size and always gives nine tokens."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return super().forward(nn.functional.interpolate(pictures, (24, 24)))
+
+
 @register_encoder("nine", size=48, mean=HALF, std=HALF)
 def nine() -> nn.Module:
     """A function that makes a module: nine tokens of a picture of 48 x 48."""

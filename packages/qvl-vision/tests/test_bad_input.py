@@ -55,6 +55,7 @@ def test_a_hub_name_that_cannot_be_reached(base, monkeypatch):
 def test_outputs_of_the_wrong_rank_or_size(base):
     assert "(1, 20)" in refused("it has to return tokens (B, N, D)", base, "flat")
     assert "36 tokens" in refused("but it gave 9", base, "liar")
+    refused("a picture of 3 x 5 patches does not give 15 tokens", base, "square")
 
 
 def test_options(base, encoders):
@@ -70,6 +71,13 @@ def test_options(base, encoders):
     refused("does not divide the grid of 1 x 13", base, "stripes", "pool")
     refused("one size and always the same tokens", base, "stripes", max_tokens=9)
     refused("keeps Qwen's own layout", base, "native", "resampler")
+
+
+def test_layers_that_do_not_fit(base, encoders):
+    refused("calls for 6 tokens, but the encoder gave 384", base, str(encoders["convnext"]), feature_layer=1)
+    refused("feature_layer 9", base, str(encoders["dinov2"]), feature_layer=9)
+    refused("deepstack [7]", base, str(encoders["dinov2"]), deepstack=[7])
+    refused("gives no intermediate layers", base, "stripes", deepstack=[0])
 
 
 def test_joined_encoders_need_equally_many_tokens(base, encoders):

@@ -144,6 +144,11 @@ def _own(info: EncoderInfo, options: dict[str, Any], dtype: torch.dtype) -> tupl
             f'encoder "{spec.name}": registered with patch {spec.patch}, so a picture of {size} x {size} pixels should '
             f"give {(size // spec.patch) ** 2} tokens, but it gave {tokens.shape[1]}; mend `patch`, or leave it out."
         )
+    if spec.patch and _through(encoder, spec, (3 * spec.patch, 5 * spec.patch)).shape[1] != 15:
+        raise BadInput(
+            f'encoder "{spec.name}": registered with patch {spec.patch}, but a picture of 3 x 5 patches does not give '
+            "15 tokens; leave `patch` out, and all its pictures have one size."
+        )
     return spec, encoder.model
 
 

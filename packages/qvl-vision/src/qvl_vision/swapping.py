@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers import Qwen3VLMoeConfig
 
@@ -26,7 +27,7 @@ from qvl_vision.encoders import NativeEncoder, Spec
 from qvl_vision.mergers import fixed_tokens
 from qvl_vision.model import QVLForConditionalGeneration, QVLMoeForConditionalGeneration
 from qvl_vision.opening import native_spec, open_encoder, with_weights
-from qvl_vision.processing import processor_for
+from qvl_vision.processing import as_batch, processor_for
 from qvl_vision.registry import MergerInfo, family_of, merger_info
 from qvl_vision.tower import QVLVisionModel
 
@@ -91,9 +92,25 @@ def swap(
     tower = _tower(vision, opened, model, dtype, seed)
     swapped = _assemble(model, vision, tower)
     new_processor = processor_for(processor, vision, max_tokens)
+    _prove(swapped, new_processor)
     if calibrate:
         calibrate_merger(swapped, new_processor)
     return swapped, new_processor
+
+
+@torch.no_grad()
+def _prove(model: Any, processor: Any) -> None:
+    """Send a picture through processor, encoder and merger. Raises BadInput for parts that do not go together."""
+    visual, vision = model.model.visual, model.config.vision_config
+    pixels, grid = as_batch(processor, [Image.new("RGB", (96, 64))])
+    try:
+        visual(pixels.to(visual.device, visual.dtype), grid.to(visual.device))
+    except (RuntimeError, IndexError) as error:
+        line = str(error).strip().split("\n")[0]
+        raise BadInput(
+            f"encoder: its layers (feature_layer {vision.feature_layer}, deepstack "
+            f"{list(vision.deepstack_visual_indexes)}) do not fit the merger ({line}); choose other layers."
+        ) from error
 
 
 def checked(names: Sequence[str]) -> Sequence[str]:

@@ -128,45 +128,34 @@ class QVLVisionModel(PreTrainedModel):
             yield places, to_pictures(patches, h, w, self.config.patch_size, self.spatial_merge_size)
 
     def _encoded(self, places: Sequence[int], states: list[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
-        """Check what the encoder gave for pictures of one size, (n, N, D), and lay it out square by square."""
+        """What the encoder gave for pictures of one size, (n, N, D), checked and laid out square by square."""
         if self.whole:
             return states
-        found = states[0].shape[1]
-        for place in places:
-            h, w = grids[place]
-            if found != h * w:
-                raise BadInput(
-                    f"picture {place + 1} of {len(grids)}: its grid of {h} x {w} calls for {h * w} tokens, but the "
-                    f"encoder gave {found}; {_CAUSES}"
-                )
+        _check(places, grids, states[0].shape[1], "encoder")
         h, w = grids[places[0]]
         return [to_squares(state, h, w, self.spatial_merge_size) for state in states]
 
     def _merged(self, merger: nn.Module, groups: list[tuple[Sequence[int], Tensor]], grids: Sequence[Grid]) -> Tensor:
         """Tokens of all pictures in order (sum of M, T), from groups of one size (n, N, D) or all patches (P, D)."""
-        if len(groups) == 1:
-            places, states = groups[0]
-            merged = merger(states)
-            if self.whole:
-                self._check_whole(places, merged.shape[1], grids)
-            return merged.reshape(-1, merged.shape[-1])
-        pieces: list[Tensor] = [groups[0][1]] * len(grids)
-        for places, states in groups:
-            merged = merger(states)  # (n, M, T)
-            if self.whole:
-                self._check_whole(places, merged.shape[1], grids)
-            for place, tokens in zip(places, merged.unbind(), strict=True):
-                pieces[place] = tokens
-        return torch.cat(pieces)
+        done = [(places, merger(states)) for places, states in groups]  # (n, M, T), or (M of all, T)
+        if self.whole:
+            for places, tokens in done:
+                _check(places, grids, tokens.shape[1], "merger")
+        if len(done) == 1:
+            return done[0][1].reshape(-1, done[0][1].shape[-1])
+        pieces = {place: piece for places, tokens in done for place, piece in zip(places, tokens.unbind(), strict=True)}
+        return torch.cat([pieces[place] for place in range(len(grids))])
 
-    def _check_whole(self, places: Sequence[int], found: int, grids: Sequence[Grid]) -> None:
-        for place in places:
-            h, w = grids[place]
-            if found != h * w:
-                raise BadInput(
-                    f"picture {place + 1} of {len(grids)}: its grid of {h} x {w} calls for {h * w} tokens, but the "
-                    f"merger gave {found}; {_CAUSES}"
-                )
+
+def _check(places: Sequence[int], grids: Sequence[Grid], found: int, who: str) -> None:
+    """Raise BadInput for a picture whose grid calls for another number of tokens than were found."""
+    for place in places:
+        h, w = grids[place]
+        if found != h * w:
+            raise BadInput(
+                f"picture {place + 1} of {len(grids)}: its grid of {h} x {w} calls for {h * w} tokens, but the "
+                f"{who} gave {found}; {_CAUSES}"
+            )
 
 
 _CAUSES = (
