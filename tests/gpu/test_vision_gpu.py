@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from qvl_core.qwen3vl.batch import collate
-from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.qwen3vl.lora import apply_tune
+from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.blocks import Group
 from qvl_data.chat import encode
