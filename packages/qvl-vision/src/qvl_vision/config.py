@@ -47,6 +47,32 @@ class QVLVisionConfig(PreTrainedConfig):
     out_hidden_size: int = 2560
     initializer_range: float = 0.02
 
+    # What plans of memory and time ask of Qwen's own tower; of a convolutional net this is the nearest to it.
+    @property
+    def depth(self) -> int:
+        """Blocks of the encoder (of several: of all)."""
+        return sum(_depth(encoder["config"]) for encoder in self.encoders or [])
+
+    @property
+    def num_heads(self) -> int:
+        return max((encoder["config"].get("num_attention_heads", 1) for encoder in self.encoders or []), default=1)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the MLPs, about four times the tokens' where the encoder does not say."""
+        said = [
+            config.get("intermediate_size") or round(config.get("mlp_ratio", 4) * encoder["width"])
+            for encoder in self.encoders or []
+            for config in [encoder["config"]]
+        ]
+        return sum(said)
+
+
+def _depth(config: dict[str, Any]) -> int:
+    """Blocks of an encoder of this configuration."""
+    stages = config.get("depths") or [config.get("num_hidden_layers") or config.get("depth") or 1]
+    return sum(stages)
+
 
 class QVLConfig(Qwen3VLConfig):
     """Qwen3-VL (dense) with a tower of `QVLVisionConfig`."""

@@ -45,13 +45,15 @@ def unused_weights(visual: Any) -> list[str]:
     config, encoder = visual.config, visual.encoder
     first = next(encoder.parameters())
     layers = tuple(config.deepstack_visual_indexes)
-    if isinstance(encoder, NativeEncoder):
-        side, p, t = config.spatial_merge_size, config.patch_size, config.temporal_patch_size
-        pixels = torch.randn(side**2, 3 * t * p * p, device=first.device, dtype=first.dtype)
-        states = encoder(pixels, torch.tensor([[1, side, side]], device=first.device))
-    else:
-        size = config.image_size or config.encoders[0]["size"]
-        states = encoder(torch.randn(1, 3, *size, device=first.device, dtype=first.dtype), layers)
+    # Beside frozen 16-bit weights, adapters are fp32: autocast, as in training.
+    with torch.autocast(first.device.type, first.dtype, enabled=first.dtype != torch.float32):
+        if isinstance(encoder, NativeEncoder):
+            side, p, t = config.spatial_merge_size, config.patch_size, config.temporal_patch_size
+            pixels = torch.zeros(side**2, 3 * t * p * p, device=first.device, dtype=first.dtype)
+            states = encoder(pixels, torch.tensor([[1, side, side]], device=first.device))
+        else:
+            size = config.image_size or config.encoders[0]["size"]
+            states = encoder(torch.zeros(1, 3, *size, device=first.device, dtype=first.dtype), layers)
     wanted = [(name, parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad]
     total: Any = sum(state.float().pow(2).sum() for state in states)
     gradients = torch.autograd.grad(total, [parameter for _, parameter in wanted], allow_unused=True)

@@ -156,6 +156,10 @@ def save_adapter(
         raise QVLError("the model has no LoRA to save as an adapter; save it whole with save_pretrained.")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     values = {_key(name): (state_dict or trained)[name].detach().cpu().contiguous() for name in trained}
+    # An adapter that was frozen (in layers that nothing depends on) changes nothing; its file still has to be whole.
+    for name, parameter in model.named_parameters():
+        if _is_adapter(name) and name not in trained:
+            values[_key(name)] = torch.zeros(parameter.shape)
     config = copy.copy(configs["default"])
     config.base_model_name_or_path = base_name
     config.revision = revision

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
+from qvl_core.qwen3vl.groups import GROUPS
 from qvl_core.recipe.blocks import Batch, Group
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def plan_memory(
 
     MoE models are taken at the experts' active width, which is an estimate: their layers were not counted.
     """
-    from qvl_core.qwen3vl.lora import EMBEDDING, apply_tune
+    from qvl_core.qwen3vl.lora import EMBEDDING, Row, apply_tune
     from qvl_core.qwen3vl.presets import meta_model
 
     work = batch if isinstance(batch, Workload) else Workload.of(batch, world)
@@ -169,13 +170,14 @@ def plan_memory(
         "activations": most["activations"],
         "16-bit copies of trained weights": most["16-bit copies"],
         "logits": most["logits"],
-        "batch": work.tokens * 100 + shapes.patches * 1536 * 4,
+        "batch": work.tokens * 100 + shapes.patches * shapes.pixels * 4,
     }
     if strategy == "fsdp2":
         rows = _sharded(rows, world, gathered=shapes.gathered(model, 2 if half else 4))
     rows = {name: round(size) for name, size in rows.items()}
 
-    flops = work.forwards * shapes.flops({row.group: row for row in table.rows}, recompute)
+    groups = {group: Row(group, "frozen", 0, 0) for group in GROUPS} | {row.group: row for row in table.rows}
+    flops = work.forwards * shapes.flops(groups, recompute)
     floor = flops / (peak_flops if half else peak_flops / 2)  # fp32 runs as TF32, at half the rate
     peak = sum(rows.values())
     return MemoryPlan(
@@ -219,6 +221,7 @@ class _Shapes:
         self.merge = vision.spatial_merge_size**2
         self.image_tokens = round(work.tokens * work.images)
         self.patches = self.image_tokens * self.merge
+        self.pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2  # numbers in a patch
         self.head_weight = text.vocab_size * self.hidden
         self.residual = 4 if _mode(tune, "embed") == "full" else self.compute  # bytes of the LLM's residual stream
 
@@ -289,7 +292,7 @@ class _Shapes:
         mlp = 2 * c * vision.intermediate_size
         lora = 4 * c * self.tune["vision"].rank if _mode(self.tune, "vision") == "lora" else 0
         block = self.patches * float(norms + inputs + attention + mlp + lora)
-        pixels = self.patches * float(c * vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)
+        pixels = self.patches * float(c * self.pixels)
         start = pixels if _mode(self.tune, "vision") == "full" else -self.patches * 4.0 * self.width
         return [block + start] + [block] * (vision.depth - 1)
 
@@ -334,9 +337,7 @@ class _Shapes:
         """FSDP: two layers (one computes, one arrives) and what belongs to no layer."""
         layers = model.model.language_model.layers
         one = sum(p.numel() for p in layers[0].parameters())
-        sharded = sum(p.numel() for p in layers.parameters()) + sum(
-            p.numel() for p in model.model.visual.blocks.parameters()
-        )
+        sharded = sum(p.numel() for part in (*layers, *model.model.visual.blocks) for p in part.parameters())
         return float(size * (2 * one + sum(p.numel() for p in model.parameters()) - sharded))
 
     def flops(self, rows: Mapping[str, Any], recompute: bool) -> float:
