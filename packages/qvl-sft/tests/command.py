@@ -52,8 +52,8 @@ def watched(*callbacks: Callbacks) -> Iterator[None]:
     room = importlib.import_module("qvl_sft.build")
     build = room.build
 
-    def with_callbacks(*args: Any) -> Parts:
-        return replace(build(*args), callbacks=callbacks)
+    def with_callbacks(*args: Any, **options: Any) -> Parts:
+        return replace(build(*args, **options), callbacks=callbacks)
 
     room.build = with_callbacks  # type: ignore[attr-defined]
     try:

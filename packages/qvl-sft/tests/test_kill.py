@@ -4,11 +4,6 @@ A tiny Qwen3-VL on digits in Parquet, every picture cropped, shifted and brighte
 full, packed rows in micro-batches; `kill -9` after steps and in the middle of saves.
 """
 
-import contextlib
-import io
-import multiprocessing
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from itertools import cycle
@@ -16,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from command import files, qvl_sft, watched
+from killing import KILLED, child, die
 
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.run import RunFolder
@@ -42,11 +37,6 @@ train: {{steps: 8}}
 checkpoint: {{every: 2, keep: 9}}
 log: {{every: 2}}
 """
-KILLED = -signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM
-
-
-def die() -> None:
-    os.kill(os.getpid(), abs(KILLED))
 
 
 def killed_after(out: Path, step: int, workers: int = 0) -> None:
@@ -89,25 +79,6 @@ def finish(out: Path, workers: int = 0) -> None:
     done = qvl_sft("train", str(out.parent / "recipe.yaml"), f"data.workers={workers}", "--out", str(out))
     if done.code:
         sys.exit(done.err)
-
-
-def child(target: Callable[..., None], *args: Any) -> int:
-    """Run `target` in a process of its own, on Linux without importing torch anew, and give its exit code."""
-    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
-        context.set_forkserver_preload(
-            ["qvl_sft.build", "qvl_core.training.conduct", "torch._dynamo", "peft", "pytest"]
-        )
-    process = context.Process(target=_main, args=(target, *args))
-    process.start()
-    process.join()
-    return int(process.exitcode)
-
-
-def _main(target: Callable[..., None], *args: Any) -> None:
-    torch.set_num_threads(1)
-    with contextlib.redirect_stdout(io.StringIO()):
-        target(*args)
 
 
 @pytest.fixture(scope="module")

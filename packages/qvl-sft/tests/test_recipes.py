@@ -15,6 +15,7 @@ from qvl_core.recipe.shipped import shipped
 from qvl_sft.known_good import warnings
 from qvl_sft.plan import model_config, predict
 from qvl_sft.recipe import RECIPE, SFTRecipe
+from qvl_vision.tiny import tiny_encoder
 
 RECIPES = {recipe.name: recipe for recipe in shipped("qvl_sft")}
 UNITS = {"": 1, "M": 1e6, "B": 1e9}
@@ -29,6 +30,18 @@ def header(name: str) -> str:
 
 def of(name: str, *overrides: str) -> SFTRecipe:
     return load(RECIPE, name, overrides, "qvl_sft")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tiny_vision` says to make first."""
+    return tiny_encoder(tmp_path_factory.mktemp("encoder") / "tiny_dinov2")
+
+
+def from_scratch(name: str, encoder: Path) -> SFTRecipe:
+    """A recipe with what tiny ones take of earlier runs in its place."""
+    overrides = ["model.name=tiny"] if name.startswith("tiny") else []
+    return of(name, *overrides, *([f"model.vision.encoder={encoder}"] if name == "tiny_vision" else []))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -54,9 +67,9 @@ def _command_line(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_its_header_counts_right(name: str) -> None:
-    recipe = of(name, *(["model.name=tiny"] if name.startswith("tiny") else []))
-    table = apply_tune(meta_model(model_config(recipe.model.name)), recipe.tune, seed=0)
+def test_its_header_counts_right(name: str, encoder: Path) -> None:
+    recipe = from_scratch(name, encoder)
+    table = apply_tune(meta_model(model_config(recipe.model)), recipe.tune, seed=0)
     found = re.search(r"[Tt]rains ([\d.,]*\d)([MB]?) parameters", header(name))
     assert found is not None
     digits = found[1].partition(".")[2]
@@ -67,10 +80,9 @@ def test_its_header_counts_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_plan_needs_no_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_needs_no_network(name: str, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    recipe = of(name, *(["model.name=tiny"] if name == "tiny_lora" else []))
-    planned = predict(recipe)
+    planned = predict(from_scratch(name, encoder))
     if said := re.search(r"planned: ([\d.]+) GiB", header(name)):
         assert (planned.peak + planned.reserve) / 2**30 == pytest.approx(float(said[1]), rel=0.02)
 
@@ -156,3 +168,18 @@ def test_a_doubt_is_said(overrides: list[str], doubt: str) -> None:
     assert not before
     (sentence,) = after
     assert sentence.startswith(doubt)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "doubt"),
+    [
+        ("mimic_4b_rad_dino", "tune.merger.lr=2e-5", "tune.merger: lr 2e-05 is too low for a new merger"),
+        ("mimic_4b_rad_dino", "tune.merger.lr=2e-2", "tune.merger: lr 0.02 is high for a new merger"),
+        ("mimic_4b_rad_dino_two_stage", "train.alignment.lr=1e-5", "train.alignment: lr 1e-05 is too low for a new"),
+        ("mimic_4b_rad_dino_two_stage", "tune.merger.lr=2e-5", None),  # after stage one, as the document has it
+        ("lora_4b", "tune.merger.lr=2e-5", None),  # Qwen's own merger
+    ],
+)
+def test_a_new_merger_has_rates_of_its_own(recipe: str, override: str, doubt: str | None) -> None:
+    found = list(warnings(of(recipe, override), 4_000_000_000))
+    assert [sentence[: len(doubt)] for sentence in found] == [doubt] if doubt else not found

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,33 +10,44 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.budgets import apply_media
-from qvl_core.qwen3vl.load import commit_of, find_folder, fingerprint, load_model, quiet, summary
+from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, quiet, summary
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
-from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.blocks import Model
-from qvl_core.run import RunFolder
+from qvl_core.run import RunFolder, Scalar
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.engine import resolve_precision
 from qvl_core.training.parts import Loss, Parts
 from qvl_core.training.world import World
 from qvl_data.sources import Mixture
+from qvl_sft.alignment import align
+from qvl_sft.base import base_model, stored_dtype
 from qvl_sft.batch import chat_batches, chat_samples, collation
 from qvl_sft.evaluate import Evaluation
 from qvl_sft.known_good import idle_devices
 from qvl_sft.plan import flops_per_token
 from qvl_sft.recipe import SFTRecipe
+from qvl_vision.config import QVLVisionConfig
+from qvl_vision.freezing import freeze_unused
 
 
-def build(recipe: SFTRecipe, run: RunFolder, world: World) -> Parts:
-    """Everything that `recipe` says, ready to train. Raises BadInput for what cannot be meant."""
+def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = False) -> Parts:
+    """Everything that `recipe` says, ready to train; stage one, if there are two, is then done.
+
+    allow_change  continue a stage one that began with another recipe
+
+    Raises BadInput for what cannot be meant, and what a run raises.
+    """
     lists = open_lists(recipe)  # before the model: what is wrong with the data is known at once
-    base = base_model(recipe, run, world)
+    aligned: dict[str, Scalar] = {}
+    if recipe.train.stage == "two":
+        base, aligned = align(recipe, run, world, build, allow_change)
+    else:
+        base = base_model(recipe, run, world)
     model, processor, table = open_model(recipe, base, world)
     batches = chat_batches(recipe, chat_samples(recipe, lists["train"], processor))
     steps = resolve_steps(recipe, batches)
@@ -62,8 +73,9 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World) -> Parts:
         about={
             "tune": [asdict(row) for row in table.rows],
             "base": base.name,
-            "base_commit": commit_of(base.name, base.revision),
+            "base_commit": commit_of(recipe.model.name, recipe.model.revision),
         },
+        figures=aligned,
         evaluate=partial(evaluation.measure, run=run) if evaluation.lists else None,
         export=partial(export, model, processor, base),
         shards=[*model.model.language_model.layers, *model.model.visual.blocks],
@@ -85,32 +97,30 @@ def open_lists(recipe: SFTRecipe) -> dict[str, Mixture]:
     }
 
 
-def base_model(recipe: SFTRecipe, run: RunFolder, world: World) -> Model:
-    """The model block to load; `tiny` is built once, in the run folder, so that adapters can name it."""
-    start = recipe.model.init_from
-    if start is not None and (Path(start) / "manifest.json").is_file():
-        raise BadInput(
-            f"model.init_from: {start} is a training checkpoint; continue it with --resume {start}, "
-            "or take the weights in its run's final/."
-        )
-    if recipe.model.name != "tiny":
-        return recipe.model
-    folder = run.path.resolve() / f"base-{recipe.train.seed}"
-    world.on_first(lambda: folder.is_dir() or bool(tiny(folder, seed=recipe.train.seed)))  # whole or not at all
-    return recipe.model.model_copy(update={"name": str(folder)})
-
-
 def open_model(recipe: SFTRecipe, base: Model, world: World) -> tuple[Any, Any, TuneTable]:
     """The model with its tune groups set up, its processor, and the tune table."""
     precision = resolve_precision(recipe.train.precision, world.device)
     model, processor = load_model(base, precision=precision, device=world.device, seed=recipe.train.seed)
     apply_media(processor, recipe.media)
     table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim)
+    table = _without_unused(model, table)
     if base.init_from is not None and (Path(base.init_from) / CONFIG_FILE).is_file():
         _continue_adapter(model, Path(base.init_from))
     if recipe.train.recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model, processor, table
+
+
+def _without_unused(model: Any, table: TuneTable) -> TuneTable:
+    """Freeze what a swapped tower's tokens do not depend on (mask token, pooling head, layers after the one that is
+    read): DDP would wait for its gradients. Gives the table without it."""
+    swapped = isinstance(model.config.vision_config, QVLVisionConfig)
+    if not swapped or not any(p.requires_grad for p in model.model.visual.encoder.parameters()):
+        return table
+    unused = sum(model.model.visual.encoder.get_parameter(name).numel() for name in freeze_unused(model))
+    return TuneTable(
+        tuple(replace(row, trainable=row.trainable - unused * (row.group == "vision")) for row in table.rows)
+    )
 
 
 def _continue_adapter(model: Any, folder: Path) -> None:
@@ -138,7 +148,7 @@ def identity(recipe: SFTRecipe, train: Mixture, steps: int, world: World) -> dic
     """What must be equal for a checkpoint to be continued; not logging, cadence, micro-batch or processes."""
     values = recipe.model_dump(mode="json", include={"tune", "optim", "schedule", "media"})
     return values | {
-        "model": {"name": recipe.model.name, "revision": recipe.model.revision, "init_from": recipe.model.init_from},
+        "model": recipe.model.model_dump(mode="json", include={"name", "revision", "init_from", "vision"}),
         "data": {
             "train": [source.model_dump(mode="json") for source in recipe.data.train],
             "media_root": recipe.data.media_root,
@@ -150,6 +160,7 @@ def identity(recipe: SFTRecipe, train: Mixture, steps: int, world: World) -> dic
             "seed": recipe.train.seed,
             "clip": recipe.train.clip,
             "precision": resolve_precision(recipe.train.precision, world.device),
+            **recipe.train.model_dump(mode="json", include={"stage", "alignment"}),
         },
     }
 
@@ -169,14 +180,8 @@ def export(model: Any, processor: Any, base: Model, folder: Path, weights: Mappi
             for name, value in weights.items():
                 own[name].copy_(value)
         with quiet(bars=False):
-            whole.to(_stored_dtype(base)).save_pretrained(folder)
+            whole.to(stored_dtype(base)).save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def _stored_dtype(base: Model) -> torch.dtype:
-    """The type that the base is stored in: weights trained in fp32 go back to it."""
-    dtype = AutoConfig.from_pretrained(find_folder(base.name, base.revision)).dtype
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _pace(recipe: SFTRecipe, steps: int, batches: SampleBatches) -> str:

@@ -31,6 +31,7 @@ from qvl_sft.build import open_lists, resolve_steps
 from qvl_sft.known_good import warnings
 from qvl_sft.plan import model_config
 from qvl_sft.recipe import SFTRecipe
+from qvl_vision.processing import processor_for
 
 ENCODED = 2000  # samples of a list that are encoded in full, pictures and all: a fixed random choice of a longer list
 SHOWN = 2  # samples of the first batch that are printed
@@ -53,7 +54,9 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     """
     console = Console(record=True)
     lists = open_lists(recipe)
-    processor = open_processor(recipe.model)
+    config, processor = model_config(recipe.model), open_processor(recipe.model)
+    if recipe.model.vision is not None:
+        processor = processor_for(processor, config.vision_config, recipe.model.vision.max_tokens)
     apply_media(processor, recipe.media)
     facts = {name: _read(mixture, processor, recipe) for name, mixture in lists.items()}
     console.print(_data_table(facts))
@@ -62,7 +65,6 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
             example = next(entry.message for entry in found.bad if entry.reason == reason)
             console.print(f"{name}: {count} x {reason}, such as: {example}", style="red", markup=False)
 
-    config = model_config(recipe.model.name)
     samples = chat_samples(recipe, lists["train"], processor)
     batches = chat_batches(recipe, samples)
     console.print(f"first batch (seed {recipe.train.seed}); what is learned from is green:", style="bold")

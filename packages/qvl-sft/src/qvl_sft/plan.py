@@ -5,13 +5,15 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from qvl_core.qwen3vl.load import find_folder
+from qvl_core.qwen3vl.load import find_folder, register_architecture
 from qvl_core.qwen3vl.plan import MemoryPlan, plan_memory
 from qvl_core.qwen3vl.presets import config, preset_for
 from qvl_core.qwen3vl.tiny import tiny_config, tiny_tokenizer
 from qvl_core.recipe.load import load
 from qvl_core.report import Table
 from qvl_sft.recipe import RECIPE, SFTRecipe
+from qvl_vision.plan import planned_config
+from qvl_vision.recipe import Model
 
 
 def plan(recipe: SFTRecipe) -> None:
@@ -27,7 +29,7 @@ def predict(recipe: SFTRecipe) -> MemoryPlan:
     world = (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
     strategy = ("ddp" if world > 1 else "single") if recipe.parallel.strategy == "auto" else recipe.parallel.strategy
     return plan_memory(
-        model_config(recipe.model.name), recipe.tune, recipe.batch, precision, recipe.train.recompute, world, strategy
+        model_config(recipe.model), recipe.tune, recipe.batch, precision, recipe.train.recompute, world, strategy
     )
 
 
@@ -45,10 +47,19 @@ def memory_table(name: str) -> Table:
     return Table([*rows, total], f"Memory plan of {name}: one GPU")
 
 
-def model_config(name: str) -> Any:
-    """The shapes of a released model by its name, else those of the checkpoint."""
+def model_config(model: Model) -> Any:
+    """The shapes of a released model by its name, else those of the checkpoint; with its new vision encoder."""
+    stock = _stock_config(model.name)
+    if model.vision is None:
+        return stock
+    return planned_config(stock, **model.vision.model_dump(exclude={"max_tokens", "calibrate"}))
+
+
+def _stock_config(name: str) -> Any:
     if (preset := preset_for(name)) is not None and not Path(name).is_dir():
         return config(preset)
     if name == "tiny":
         return tiny_config(tiny_tokenizer())
-    return AutoConfig.from_pretrained(find_folder(name))
+    folder = find_folder(name)
+    register_architecture(folder / "config.json")
+    return AutoConfig.from_pretrained(folder)

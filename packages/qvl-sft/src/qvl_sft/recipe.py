@@ -1,12 +1,44 @@
-"""The recipe of supervised fine-tuning: the common blocks."""
+"""The recipe of supervised fine-tuning: the common blocks, another vision encoder, and training in two stages."""
 
-from pydantic import model_validator
+from typing import Annotated, Literal
 
-from qvl_core.recipe.blocks import Recipe
+from pydantic import Field, model_validator
+
+from qvl_core.recipe import blocks
+from qvl_vision.recipe import Model
 
 
-class SFTRecipe(Recipe):
+class Alignment(blocks.Block):
+    """Stage one: only the new merger is trained, with a short warm-up and a cosine (as LLaVA-1.5 does it)."""
+
+    steps: Annotated[int, Field(ge=1)]
+    """Optimizer steps of stage one; its batches are the recipe's."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of the merger in stage one."""
+
+
+class Train(blocks.Train):
+    """How long, from which seed, in which precision, in one stage or two."""
+
+    stage: Literal["one", "two"] = "one"
+    """one: everything in `tune` from the first step; two: before that, the new merger of model.vision alone."""
+    alignment: Alignment | None = None
+    """Stage one of `stage: two`."""
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> "Train":
+        if self.stage == "two" and self.alignment is None:
+            raise ValueError("`stage: two` needs `alignment: {steps: N}`, how long the merger is trained alone")
+        if self.stage == "one" and self.alignment is not None:
+            raise ValueError("`alignment` belongs to `stage: two`; set it, or remove `alignment`")
+        return self
+
+
+class SFTRecipe(blocks.Recipe):
     """Supervised fine-tuning on chats: the answers of the assistant are learned, token by token."""
+
+    model: Model
+    train: Train
 
     @model_validator(mode="after")
     def _a_figure_to_stop_on(self) -> "SFTRecipe":
@@ -18,6 +50,34 @@ class SFTRecipe(Recipe):
         if stop.metric not in figures:
             raise ValueError(
                 f"`evaluate.early_stop.metric` {stop.metric!r} is no figure; choose {' or '.join(figures)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _new_mergers_learn(self) -> "SFTRecipe":
+        vision = self.model.vision
+        if vision is None or self.train.stage == "two" or self.model.init_from is not None:
+            return self
+        new = {"merger": vision.new_merger, "deepstack_mergers": vision.new_merger and vision.has_deepstack}
+        for group in (group for group, is_new in new.items() if is_new):
+            if group not in self.tune or self.tune[group].mode != "full":
+                raise ValueError(
+                    f"`tune.{group}` must be `{{mode: full, lr: 1e-3}}`: it is new with `model.vision` and starts from "
+                    "random weights, which would never become anything else"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_align(self) -> "SFTRecipe":
+        if self.train.stage == "one":
+            return self
+        if self.model.vision is None or not self.model.vision.new_merger:
+            raise ValueError("`train.stage: two` begins with the new merger of `model.vision`, and there is none; "
+                             "set `model.vision`, or `stage: one`")  # fmt: skip
+        if self.model.init_from is not None:
+            raise ValueError(
+                "`model.init_from` and `train.stage: two` exclude each other: stage one makes the merger that "
+                "init_from would bring; keep one"
             )
         return self
 

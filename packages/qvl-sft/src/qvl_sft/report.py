@@ -9,15 +9,15 @@ from qvl_core.run import RunFolder
 from qvl_sft.evaluate import PICTURES, Prediction, read_predictions
 
 LABELS = 20  # at most, for a confusion matrix
+ALIGNMENT = "alignment"  # folder of stage one in the run folder of both
 
 
 def report(path: Path) -> Path:
     """Write the report.html of the run in `path` anew. Raises BadInput if there is no run."""
     run = RunFolder(Path(path))
-    predictions = read_predictions(run.path)
-    if not predictions:
-        return core_report(run.path)
-    return write(run, [*run_sections(run), *(_answers(run, name, p) for name, p in _by_list(predictions).items())])
+    answers = [_answers(run, name, p) for name, p in _by_list(read_predictions(run.path)).items()]
+    more = [*_first_stage(run), *answers]
+    return write(run, [*run_sections(run), *more]) if more else core_report(run.path)
 
 
 def evaluation_report(run: RunFolder, model: str) -> Path:
@@ -28,6 +28,16 @@ def evaluation_report(run: RunFolder, model: str) -> Path:
     ]
     answers = [_answers(run, name, p) for name, p in _by_list(read_predictions(run.path)).items()]
     return write(run, [Section("Figures", [Figures(figures)]), *answers], title=f"Evaluation of {model}")
+
+
+def _first_stage(run: RunFolder) -> list[Section]:
+    """Stage one of a run in two stages: how its loss fell, and what was measured after it."""
+    first = RunFolder(run.path / ALIGNMENT)
+    if (done := first.read_result()) is None:
+        return []
+    figures = [Figure(name.replace("_", " "), done[name]) for name in done if name.startswith("validation_")]
+    (loss, *_) = next(section.blocks for section in run_sections(first) if section.title == "Training")
+    return [Section("Stage one: the new merger alone", [*([Figures(figures)] if figures else []), loss])]
 
 
 def _answers(run: RunFolder, name: str, predictions: list[Prediction]) -> Section:

@@ -19,8 +19,19 @@ def train(
     An unfinished run is continued, a finished one is left alone; `fresh` moves either aside, `resume` names a
     checkpoint to continue from, `allow_change` continues although the recipe has changed.
     """
+    from functools import partial
+
     from qvl_core.training.conduct import conduct
     from qvl_sft.build import build
     from qvl_sft.report import report
 
-    return conduct("qvl-sft", recipe, out, build, report=report, fresh=fresh, resume=resume, allow_change=allow_change)
+    return conduct(
+        "qvl-sft",
+        recipe,
+        out,
+        partial(build, allow_change=allow_change),
+        report=report,
+        fresh=fresh,
+        resume=resume,
+        allow_change=allow_change,
+    )

@@ -64,7 +64,8 @@ def base_of(adapter: Path, given: str | None = None) -> Model:
         raise BadInput(f"{adapter / CONFIG_FILE}: names no base model; give it with --base.")
     if Path(name).is_dir() or not Path(name).is_absolute():
         return Model(name=name, revision=config.get("revision"))
-    moved = adapter.parent / Path(name).name  # a base inside a run folder that was moved
-    if moved.is_dir() and moved != adapter:
-        return Model(name=str(moved))
+    for inside in (Path(name).name, Path(*Path(name).parts[-2:])):  # of a run folder that was moved: base, or stage one
+        moved = adapter.parent / inside
+        if moved.is_dir() and moved != adapter:
+            return Model(name=str(moved))
     raise BadInput(f"{adapter / CONFIG_FILE}: its base {name} is not there; give it with --base.")

@@ -1,0 +1,70 @@
+"""What training stands on: a checkpoint as it is, the model `tiny`, or a checkpoint with another vision encoder.
+
+What has to be made first is made once, in the run folder, so that an adapter can name it as its base.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import AutoConfig
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.load import Precision, find_folder, load_model
+from qvl_core.qwen3vl.tiny import tiny
+from qvl_core.recipe import blocks
+from qvl_core.run import RunFolder
+from qvl_core.training.engine import DTYPES
+from qvl_core.training.world import World
+from qvl_sft.recipe import SFTRecipe
+from qvl_vision.checkpoint import save
+from qvl_vision.recipe import Model
+from qvl_vision.swapping import swap
+
+
+def base_model(recipe: SFTRecipe, run: RunFolder, world: World) -> Model:
+    """The model block to load."""
+    model, seed = recipe.model, recipe.train.seed
+    if model.init_from is not None and (Path(model.init_from) / "manifest.json").is_file():
+        raise BadInput(
+            f"model.init_from: {model.init_from} is a training checkpoint; continue it with --resume "
+            f"{model.init_from}, or take the weights in its run's final/."
+        )
+    if model.vision is not None:
+        # Named after all that decides what it is: a mended recipe in the same run folder takes no other's base.
+        folder = run.path.resolve() / f"swapped-{_digest(recipe)}"
+        world.on_first(lambda: folder.is_dir() or bool(_write_swapped(recipe, folder)))  # whole or not at all
+    elif model.name == "tiny":
+        folder = run.path.resolve() / f"base-{seed}"
+        world.on_first(lambda: folder.is_dir() or bool(tiny(folder, seed=seed)))
+    else:
+        return model
+    return from_folder(model, folder)
+
+
+def from_folder(model: Model, folder: Path) -> Model:
+    """The block of the model that was made of `model` in a folder."""
+    return model.model_copy(update={"name": str(folder), "revision": None, "vision": None})
+
+
+def stored_dtype(base: blocks.Model) -> torch.dtype:
+    """The type that the base is stored in: weights trained in fp32 go back to it."""
+    dtype = AutoConfig.from_pretrained(find_folder(base.name, base.revision)).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _write_swapped(recipe: SFTRecipe, folder: Path) -> Path:
+    """The base with its new vision encoder, in the type that its weights are stored in."""
+    assert recipe.model.vision is not None
+    plain = blocks.Model(name=recipe.model.name, revision=recipe.model.revision)
+    dtype = torch.float32 if plain.name == "tiny" else stored_dtype(plain)
+    precision = next((name for name, known in DTYPES.items() if known == dtype), "fp32")
+    base = load_model(plain, precision=cast(Precision, precision), device="cpu", seed=recipe.train.seed)
+    return save(*swap(base, **recipe.model.vision.model_dump(), seed=recipe.train.seed), folder)
+
+
+def _digest(recipe: SFTRecipe) -> str:
+    values = recipe.model.model_dump(mode="json", include={"name", "revision", "vision"}) | {"seed": recipe.train.seed}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
