@@ -9,10 +9,11 @@ from qvl_data.convert import Change, convert, write_samples
 from qvl_data.dataset import Dataset, splits
 from qvl_data.errors import BadSample
 from qvl_data.example.grounding import samples as grounding
+from qvl_data.media import read_bytes
 from qvl_data.sample import read_sample
 
 from .chats import build, file_of, picture, write_png
-from .killing import check_every_kill
+from .killing import check_every_kill, tree
 
 
 def pixels(dataset):
@@ -118,9 +119,71 @@ def test_refusals(source, tmp_path):
         convert(source, tmp_path / "b.parquet", "openai")
     with pytest.raises(BadInput, match=r"write \.parquet, \.tar, \.jsonl"):
         convert(source, tmp_path / "b.csv")
-    write_png(tmp_path / "other/photos/0.png", picture(4, 4))
-    with pytest.raises(BadInput, match="another file of this name is already there"):
-        convert(source, tmp_path / "other/train.jsonl")
+
+
+def test_pictures_of_the_same_name_are_told_apart(tmp_path):
+    """As in files of the hub whose pictures are all called image.png."""
+    chats = [build(("user", picture(8, 8, number)), ("assistant", "b")).to_dict() for number in (0, 1, 1, 2)]
+    for chat in chats:
+        chat["media"][0]["origin"] = "image.png"
+    samples = [read_sample(chat) for chat in chats]
+    write_samples(samples, tmp_path / "same.parquet")
+    for out in (tmp_path / "a", tmp_path / "b"):
+        convert(tmp_path / "same.parquet", out / "same.jsonl")
+    laid = Dataset(tmp_path / "a/same.jsonl")
+    assert pixels(laid) == pixels(samples)
+    assert [sample.media[0].path == "image.png" for sample in laid] == [True, False, False, False]
+    assert {sample.media[0].origin for sample in laid} == {None, "image.png"}
+    assert len(list((tmp_path / "a/media").iterdir())) == 2
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    convert(tmp_path / "a/same.jsonl", tmp_path / "back.parquet")
+    assert {sample.media[0].origin for sample in Dataset(tmp_path / "back.parquet")} == {"image.png"}
+
+
+def test_what_lies_there_already_is_left_alone(source, tmp_path):
+    before = write_png(tmp_path / "out/photos/0.png", picture(4, 4)).read_bytes()
+    write_png(tmp_path / "out/photos/1.png/x.png", picture(4, 4))
+    convert(source, tmp_path / "out/train.jsonl", "qwenvl")
+    assert pixels(Dataset(tmp_path / "out/train.jsonl")) == pixels(Dataset(source))
+    assert (tmp_path / "out/photos/0.png").read_bytes() == before
+
+
+def test_a_file_may_be_called_as_a_folder(tmp_path):
+    chats = [build(("user", picture(8, 8, number)), ("assistant", "b")).to_dict() for number in range(2)]
+    chats[0]["media"][0]["origin"], chats[1]["media"][0]["origin"] = "a.png", "a.png/b.png"
+    samples = [read_sample(chat) for chat in chats]
+    write_samples(samples, tmp_path / "out/a.jsonl")
+    assert pixels(Dataset(tmp_path / "out/a.jsonl")) == pixels(samples)
+
+
+def test_two_splits_may_each_have_their_own_file_of_one_name(tmp_path):
+    for split, seed in (("train", 0), ("test", 1)):
+        write_png(tmp_path / split / "0.png", picture(8, 8, seed))
+        (tmp_path / split / "1.mp4").write_bytes(split.encode())
+        parts = [{"type": "image", "image": "0.png"}, {"type": "video", "video": "1.mp4"}]
+        row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "b"}]}
+        (tmp_path / split / "data.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        convert(tmp_path / split / "data.jsonl", tmp_path / "out" / f"{split}.jsonl", "openai")
+        convert(tmp_path / split / "data.jsonl", tmp_path / "inside" / f"{split}.parquet")
+    for split, seed in (("train", 0), ("test", 1)):
+        for file in (tmp_path / "out" / f"{split}.jsonl", tmp_path / "inside" / f"{split}.parquet"):
+            (sample,) = Dataset(file)
+            assert sample.opener.open(sample.media[0]).tobytes() == picture(8, 8, seed).tobytes()
+            assert read_bytes(sample.media[1], file.parent) == split.encode()
+
+
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_anywhere_pictures_of_the_same_name_end_the_same(every, tmp_path):
+    chats = [build(("user", picture(8, 8, number)), ("assistant", "b")).to_dict() for number in (0, 1, 2)]
+    for chat in chats:
+        chat["media"][0]["origin"] = "image.png"
+    (tmp_path / "in").mkdir()
+    write_samples(map(read_sample, chats), tmp_path / "in/train.parquet")
+
+    def command(out):
+        return ["convert", str(tmp_path / "in"), str(out / "set"), "--format", "openai", "--shard", "1"]
+
+    assert check_every_kill(command, tmp_path / "kills", every) > 5
 
 
 def test_a_missing_picture_is_named(source, tmp_path):

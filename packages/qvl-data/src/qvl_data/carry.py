@@ -1,7 +1,8 @@
 """Pictures travel with their samples: inside them (Parquet, tar), or as files beside the lines that name them (JSONL).
 Videos are files beside all of these.
 
-Files are laid under their own relative path, embedded ones under the path they came from or `media/<hash>`.
+Files are laid under their own relative path, embedded ones under the path they came from. What has no name fit for a
+media file, or one under which other content lies already, is laid as `media/<hash>`.
 """
 
 import filecmp
@@ -9,10 +10,11 @@ import hashlib
 import os
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qvl_core.errors import BadInput
+from qvl_core.files import sha256
 
 from .errors import BadSample, placed
 from .media import Opener, data_url, image_size, is_absolute, locate, media_name, read_bytes
@@ -94,8 +96,8 @@ def _sized(media: Media) -> Media:
 def _laid(media: Media, opener: Opener, folder: Path) -> Media:
     """A picture or video as a file below `folder`; what has an address or an absolute path stays where it is."""
     if media.bytes is not None:
-        path = media.origin if media.origin is not None and _is_clean(media.origin) else _by_content(media)
-        _lay(media.bytes, folder / path)
+        named = media.origin if media.origin is not None and _is_clean(media.origin) else None
+        path = _lay(media.bytes, folder, named, _ending(media))
         origin = None if media.origin == path else media.origin
         return media.model_copy(update={"path": path, "bytes": None, "origin": origin})
     if media.path is not None and not is_absolute(media.path):
@@ -107,25 +109,48 @@ def _laid(media: Media, opener: Opener, folder: Path) -> Media:
                 opener,
                 folder,
             )
-        _lay(file, target)
-        return media.model_copy(update={"path": path, "origin": None if media.origin == path else media.origin})
+        laid = _lay(file, folder, path, PurePosixPath(path).suffix.lower())
+        origin = media.origin or (None if laid == path else path)
+        return media.model_copy(update={"path": laid, "origin": None if origin == laid else origin})
     return media
 
 
-def _lay(content: bytes | Path, target: Path) -> None:
-    """Put a file (its bytes, or a copy) where `target` says, unless it is there already. Raises BadInput."""
+def _lay(content: bytes | Path, folder: Path, path: str | None, ending: str) -> str:
+    """Put a file (its bytes, or a copy) below `folder`, at `path` if nothing else is there, else at `media/<hash>`.
+
+    Returns where it lies. What is there already is left as it is. Raises BadInput.
+    """
+    if path is not None and _put(content, folder / path):
+        return path
+    digest = sha256(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+    path = f"media/{digest[:32]}{ending}"
+    if not _put(content, folder / path):
+        raise BadInput(f"{folder / path}: something else is already there; write into an empty folder.")
+    return path
+
+
+def _put(content: bytes | Path, target: Path) -> bool:
+    """Write a file where nothing is; whether `target` now holds the content."""
     if target.exists():
-        same = filecmp.cmp(content, target, False) if isinstance(content, Path) else target.read_bytes() == content
-        if not same:
-            raise BadInput(f"{target}: another file of this name is already there; write into an empty folder.")
-        return
+        return _holds(target, content)
     part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):  # a file is called as the folder would be
+        return False
     if isinstance(content, Path):
         shutil.copyfile(content, part)
     else:
         part.write_bytes(content)
     os.replace(part, target)
+    return True
+
+
+def _holds(target: Path, content: bytes | Path) -> bool:
+    """Whether what is at `target` is a file of this content."""
+    if isinstance(content, Path):
+        return target.is_file() and filecmp.cmp(content, target, False)
+    return target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content
 
 
 def _is_clean(origin: str) -> bool:
@@ -151,7 +176,7 @@ def _names_media(path: str) -> bool:
     )
 
 
-def _by_content(media: Media) -> str:
-    content = media.bytes or b""
-    guessed = ending(content, "png") if media.kind == "image" else "mp4"
-    return f"media/{hashlib.sha256(content).hexdigest()[:32]}{_ENDINGS.get(media.mime or '', '.' + guessed)}"
+def _ending(media: Media) -> str:
+    """How the name of embedded media ends where their content gives it."""
+    guessed = ending(media.bytes or b"", "png") if media.kind == "image" else "mp4"
+    return _ENDINGS.get(media.mime or "", f".{guessed}")

@@ -1,6 +1,6 @@
 """A clean data set: all samples without errors, and those whose errors can be mended without guessing.
 
-    OUT/train.parquet ...   the samples, pictures inside; videos lie beside, under their own paths
+    OUT/train.parquet ...   the samples, pictures inside; videos lie beside (see `carry`)
     OUT/fixes.txt           one line for each sample that was changed or left out, with its place
 
 Mended are: an id that is given twice (the later one gets its number as a suffix), a box that reaches over the border of
@@ -8,7 +8,6 @@ its picture (cut off there), a stated size that is wrong (the real one), a byte 
 with an error is left out. Other warnings change nothing.
 """
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,6 @@ from ..errors import BadSample, severity
 from ..grounding import clip
 from ..job import Job, complete
 from ..json_lines import parse
-from ..media import is_absolute, locate
 from ..parquet import Writer
 from ..sample import Sample
 from ..shards import Shard, plan
@@ -86,8 +84,7 @@ class Mender:
                 place = data.rows.place(index)
                 try:
                     sample, changes = self._mended(data, shard.split, index, faults)
-                    writer.write(embedded(sample))
-                    _lay_videos(sample, folder)
+                    writer.write(embedded(sample, folder))
                 except BadInput as error:
                     left_out += 1
                     lines.append(f"{place}: left out: {_sentence(error, place)}")
@@ -145,16 +142,6 @@ class Mender:
         while _among(hash_of(new.encode("utf-8", "surrogatepass")), self.ids):
             new += "-2"
         return new
-
-
-def _lay_videos(sample: Sample, folder: Path) -> None:
-    """Copy video files, which are not embedded, to their place below the new folder."""
-    for media in sample.media:
-        if media.kind == "video" and media.path is not None and not is_absolute(media.path):
-            target = folder / media.path
-            if not target.exists():
-                with complete(target) as part:
-                    shutil.copyfile(locate(media.path, sample.opener.root, sample.opener.allow_root), part)
 
 
 def _without_mark(data: Dataset, index: int) -> Sample:
