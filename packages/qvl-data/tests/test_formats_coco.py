@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qvl_core.errors import BadInput
+from qvl_data.cli import app
 from qvl_data.coco_rows import Rows, is_coco
 from qvl_data.coco_writer import write_coco
 from qvl_data.convert import convert
@@ -154,8 +155,6 @@ def test_a_category_with_a_crowd_is_not_asked_about():
     [
         ([1, 1, 0, 5], "region_empty", None),
         ([1, 1, 5, -5], "region_empty", None),
-        ([-4, 1, 10, 5], "region_beyond", (0, 1, 6, 6)),
-        ([60, 40, 10, 10], "region_beyond", (60, 40, 64, 48)),
         ([64, 0, 5, 5], "region_outside", None),
         ([-9, -9, 5, 5], "region_outside", None),
     ],
@@ -167,6 +166,25 @@ def test_boxes_outside_the_frame(box, reason, clipped):
     assert caught.value.reason == reason
     assert [region.xy for region in asked(row, CLIP).regions[1:]] == ([clipped] if clipped else [])
     assert len(asked(row, DROP).regions) == 1
+
+
+@pytest.mark.parametrize(
+    ("box", "kept", "clipped"),
+    [([-4, 1, 10, 5], (-4, 1, 6, 6), (0, 1, 6, 6)), ([60, 40, 10, 10], (60, 40, 70, 50), (60, 40, 64, 48))],
+)
+def test_boxes_over_the_border_stay_unless_told(box, kept, clipped):
+    row = row_of([1, 1, 2, 2], box)
+    sample = asked(row)
+    assert sample.regions[1].xy == kept
+    assert [problem.reason for problem in check(sample)] == ["region_beyond"]
+    assert asked(row, CLIP).regions[1].xy == clipped
+    assert len(asked(row, DROP).regions) == 1
+    for form in (COCO, CLIP, DROP):
+        assert COCO.write(asked(row, form)) == row
+    data = sample.to_dict()
+    data["regions"][1]["xy"] = list(clipped)
+    mended = COCO.write(read_sample(data))["annotations"][1]["bbox"]
+    assert mended == [clipped[0], clipped[1], clipped[2] - clipped[0], clipped[3] - clipped[1]]
 
 
 def test_rounding_at_the_border_is_cut():
@@ -295,9 +313,23 @@ def test_options_come_by_map(tmp_path):
     file, data = coco_file(tmp_path)
     data["annotations"][0]["bbox"] = [-5, 2, 10, 4]
     file.write_text(json.dumps(data), "utf-8")
-    with pytest.raises(BadSample, match="reaches over the picture"):
-        Dataset(file)[1]
+    assert Dataset(file)[1].regions[0].xy == (-5, 2, 5, 6)
     assert Dataset(file, columns={"boxes": "clip"})[1].regions[0].xy == (0, 2, 5, 6)
+
+
+def test_every_verb_takes_a_box_over_the_border(tmp_path, capsys):
+    file, data = coco_file(tmp_path)
+    del data["images"][2]
+    data["annotations"][1]["bbox"] = [-5, 2, 10, 4]
+    file.write_text(json.dumps(data), "utf-8")
+    given = ["--media-root", str(tmp_path / "photos")]
+    assert app.run(["validate", str(file), *given, "--fix-to", str(tmp_path / "clean")]) == 0
+    assert "warning region_beyond" in capsys.readouterr().out
+    assert app.run(["view", str(file), "0", *given]) == 0
+    assert app.run(["convert", str(file), str(tmp_path / "kept.parquet"), *given]) == 0
+    assert Dataset(tmp_path / "kept.parquet")[0].regions[0].xy == (-5, 2, 5, 6)
+    assert Dataset(tmp_path / "clean")[0].regions[0].xy == (0, 2, 5, 6)
+    assert COCO.write(Dataset(tmp_path / "clean")[0])["annotations"][0]["bbox"] == [0, 2, 5, 4]
 
 
 def test_other_samples_are_written_with_numbers(tmp_path):

@@ -129,7 +129,7 @@ QUESTION = {"user": "What?", "assistant": "x"}
         (QUESTION | {"assistant": ["x"]}, "flat", '"assistant" is list, no text'),
         (QUESTION | {"assistant": float("nan")}, "flat", '"assistant" is float, no text'),
         (QUESTION | {"user": None}, "flat", '"user" is NoneType'),
-        (QUESTION | {"user": ""}, "no_question", '"user" is empty; write a question'),
+        (QUESTION | {"user": ""}, "flat", '"user" is empty; write a question'),
         (QUESTION | {"image": 5}, "media_value", "image[0] is int; expected a path"),
         (QUESTION | {"image": "a", "images": ["b"]}, "flat", '"image" and "images" are both there; keep one'),
         (QUESTION | {"user": "<image>?"}, "media_count", '1 <image> tags in "user" but 0 images; write one tag'),

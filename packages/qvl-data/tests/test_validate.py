@@ -21,6 +21,7 @@ from qvl_core.errors import BadInput, QVLError
 from qvl_data.cli import app
 from qvl_data.dataset import Dataset
 from qvl_data.errors import REASONS, SEVERITY, severity
+from qvl_data.media import read_bytes
 from qvl_data.shards import plan
 from qvl_data.validate import Validation, read_findings, validate
 from qvl_data.validate.checks import SPECIAL
@@ -155,10 +156,10 @@ def test_no_values_crash_it(tmp_path, changes):
 # --- reason codes ---------------------------------------------------------------------------------------------------
 
 
-def codes_in_the_source() -> set[str]:
+def codes_in_the_source(below: str = ".") -> set[str]:
     """First arguments of BadSample, TooLong and Finding that are written out."""
     codes = set()
-    for file in SOURCE.rglob("*.py"):
+    for file in (SOURCE / below).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("BadSample", "TooLong", "Finding"):
                 first = node.args[0] if node.args else None
@@ -173,6 +174,10 @@ def test_every_reason_has_its_meaning():
     assert list(REASONS) == sorted(REASONS)
     assert set(SEVERITY) <= set(REASONS)
     assert (severity("json"), severity("split_leak")) == ("error", "warning")
+
+
+def test_what_cannot_be_read_is_an_error():
+    assert {code for code in codes_in_the_source("formats") if severity(code) != "error"} == set()
 
 
 def table() -> str:
@@ -412,6 +417,25 @@ def test_videos_go_along_into_the_clean_set(tmp_path):
     assert validate(folder, fix_to=tmp_path / "clean").left_out == 1
     assert found(tmp_path / "clean") == {}
     assert (tmp_path / "clean/clips/1.mp4").read_bytes() == (folder / "clips/1.mp4").read_bytes()
+
+
+def test_videos_of_one_name_are_not_swapped_in_the_clean_set(tmp_path, monkeypatch):
+    """Splits with a `video/1.mp4` each, and a name that data must not choose."""
+    pytest.importorskip("av", reason='videos need the extra "video"')
+    contents = {"train": clip(), "test": clip(11), "odd": clip(10)}
+    for split, content in contents.items():
+        name = "run.sh" if split == "odd" else "video/1.mp4"
+        (tmp_path / split / "video").mkdir(parents=True)
+        (tmp_path / split / name).write_bytes(content)
+        lines(tmp_path / split, chat(question=[{"type": "video", "video": name}], id=split))
+    splits = {split: f"{split}/data.jsonl" for split in contents}
+    (tmp_path / "datasets.yaml").write_text(json.dumps({"datasets": {"clips": {"splits": splits}}}), encoding="utf-8")
+    monkeypatch.setenv("QVL_REGISTRY", str(tmp_path / "datasets.yaml"))
+    run("validate", "clips", "--fix-to", tmp_path / "clean")
+    for split, content in contents.items():
+        (sample,) = Dataset(tmp_path / "clean", split)
+        assert read_bytes(sample.media[0], tmp_path / "clean") == content
+    assert not (tmp_path / "clean/run.sh").exists()
 
 
 def test_a_finished_run_does_nothing_and_others_are_refused(photos, tmp_path, monkeypatch):

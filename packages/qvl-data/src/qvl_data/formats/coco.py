@@ -10,9 +10,9 @@ names the categories to find (one of TEMPLATES, chosen by the picture's id and `
 - Boxes are `regions` of kind `box` (x1, y1, x2, y2), polygons of kind `polygon`, cut at the border; run lengths (RLE)
   are kept and not looked at.
 - A category with a crowd in the picture (`iscrowd`) is not asked about, since its boxes are not all there.
-- `--map boxes=clip` cuts boxes at the border and leaves out those of which nothing is left; `boxes=drop` leaves out all
-  that are empty or reach over it. By default they are refused: `region_empty`, `region_beyond`, `region_outside`. Less
-  than a pixel over the border is rounding, and cut.
+- Boxes without area (`region_empty`) or outside the picture (`region_outside`) are refused; one that reaches over the
+  border stays, for `validate` to tell (`region_beyond`) and to cut. `--map boxes=clip` cuts these at the border and
+  leaves out the others; `boxes=drop` leaves out all of them. Less than a pixel over the border is rounding, and cut.
 - `write` gives back every annotation as it was, those that were left out too, as long as no region was removed.
 
 COCO's boxes are in the pixels of the file as stored; its tools ignore the EXIF orientation. `settle` turns boxes of a
@@ -148,13 +148,14 @@ class Coco:
             return _from_regions(sample)
         image = {**layout["image"], "file_name": _file_name(sample)}
         frame = (layout.get("turn", 1), image["width"], image["height"])
+        stays = layout.get("boxes", "error") == "error"
         names = {category["id"]: category["name"] for category in layout["categories"]}
-        annotations = [self._annotation(sample, hint, frame, names) for hint in layout["annotations"]]
+        annotations = [self._annotation(sample, hint, frame, stays, names) for hint in layout["annotations"]]
         kept = {key: layout[key] for key in _KEPT if key in layout}
         return {**fields, "image": image, "annotations": annotations, **kept}
 
     def _annotation(
-        self, sample: Sample, hint: dict[str, Any], frame: tuple[int, int, int], names: dict[Any, str]
+        self, sample: Sample, hint: dict[str, Any], frame: tuple[int, int, int], stays: bool, names: dict[Any, str]
     ) -> dict[str, Any]:
         """An annotation as it was read, with what has been changed in its regions since."""
         annotation = dict(hint["rest"])
@@ -166,7 +167,7 @@ class Coco:
                 if annotation["category_id"] is None:
                     raise not_expressible("coco", f"the new label {region.label!r}", sample)
             xy = grounding.stored(region.xy, turn, width, height)
-            if _moved(xy, _cut(grounding.xyxy(annotation["bbox"]), width, height)):
+            if _moved(xy, _as_read(grounding.xyxy(annotation["bbox"]), width, height, stays)):
                 annotation["bbox"] = list(grounding.xywh(xy))
         if "polygons" in hint:
             found = [grounding.stored(sample.regions[index].xy, turn, width, height) for index in hint["polygons"]]
@@ -196,17 +197,16 @@ class Coco:
             score=float(score) if _numbers([score]) else None,
             crowd=True if annotation.get("iscrowd") == 1 else None,
         )
-        over = max(-x1, -y1, x2 - width, y2 - height)
         inside = grounding.clip(region, width, height)
-        if over <= 0 or (over <= _ROUNDING and inside is not None):
-            return inside
-        if self.boxes == "error":
-            reason, how = ("region_beyond", "reaches over") if inside else ("region_outside", "lies outside")
+        if inside is None and self.boxes == "error":
             problem = (
-                f"{where}: box {bbox} {how} the picture of {width} x {height} pixels; mend it, or --map boxes=clip"
+                f"{where}: box {bbox} lies outside the picture of {width} x {height} pixels; mend it, or"
+                " --map boxes=clip"
             )
-            raise BadSample(reason, problem, place)
-        return inside if self.boxes == "clip" else None
+            raise BadSample("region_outside", problem, place)
+        if inside is None or (self.boxes == "drop" and _over(region.xy, width, height) > _ROUNDING):
+            return None
+        return region.model_copy(update={"xy": _as_read(region.xy, width, height, self.boxes == "error")})
 
     def _chat(self, image: dict[str, Any], labels: list[str], shown: list[int]) -> list[Message]:
         key = int.from_bytes(hashlib.sha256(str(image["id"]).encode()).digest()[:8])
@@ -291,9 +291,18 @@ def _polygons(annotation: dict[str, Any], label: str, width: int, height: int) -
     return found
 
 
-def _cut(xy: tuple[float, ...], width: int, height: int) -> tuple[float, ...]:
+def _as_read(xy: tuple[float, ...], width: int, height: int, stays: bool) -> tuple[float, ...]:
+    """The corners of a box, cut at the border; one that clearly reaches over it may stay."""
+    if stays and _over(xy, width, height) > _ROUNDING:
+        return xy
     x1, y1, x2, y2 = xy
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+
+
+def _over(xy: tuple[float, ...], width: int, height: int) -> float:
+    """By how many pixels a box reaches over the border; at most 0 if it does not."""
+    x1, y1, x2, y2 = xy
+    return max(-x1, -y1, x2 - width, y2 - height)
 
 
 def _moved(xy: tuple[float, ...], read: tuple[float, ...]) -> bool:

@@ -147,7 +147,7 @@ class Flat:
         waiting = {kind: iter(indices) for kind, indices in slots.items()}
         parts = [Part(type=kind, text=text, media=None if text else next(waiting[kind])) for kind, text in pieces]
         if not parts:
-            raise BadSample("no_question", f'"{self.columns["user"]}" is empty; write a question', place)
+            raise BadSample("flat", f'"{self.columns["user"]}" is empty; write a question', place)
         return parts
 
     def _said(self, sample: Sample, message: Message, layout: Mapping[str, Any]) -> Any:
