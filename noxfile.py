@@ -74,6 +74,12 @@ def distributed(session: nox.Session) -> None:
 
 
 @nox.session
+def integration(session: nox.Session) -> None:
+    """Whole jobs across packages, command by command: swap an encoder, train, merge, reload, evaluate."""
+    project(session, "pytest", "tests/integration", *session.posargs)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Tests on a CUDA device, with the interpreter at hand; without a device each skips with its reason."""
     session.run(sys.executable, "-m", "pytest", "-m", "gpu", *session.posargs)
