@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qvl_core.cli.failure import report
 from qvl_core.cli.testing import help_of_every_verb
 from qvl_core.errors import BadInput, Preempted, QVLError
 
@@ -169,6 +170,16 @@ def test_a_command_alone_shows_its_verbs(run):
 
 def test_version(run):
     assert run("--version") == (0, "qvl-shell", "")
+
+
+def test_errors_do_not_write_to_the_terminal(capsys):
+    hostile = "a\x1b[2Jb\u202ec\nd\x9b"
+    assert report(BadInput(f"{hostile}: no such file."), "qvl") == 2
+    assert capsys.readouterr().err == "a\\x1b[2Jb\\u202ec\nd\\x9b: no such file.\n"
+    assert report(RuntimeError(hostile), "qvl") == 1
+    shown = capsys.readouterr().err
+    assert "RuntimeError: a\\x1b[2Jb" in shown
+    assert not {"\x1b", "\x9b", "\u202e"} & set(shown)
 
 
 # Common verbs

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typer import TyperException
 
 from qvl_core.errors import BadInput, Preempted, QVLError
+from qvl_core.printable import printable
 
 
 def rank() -> int:
@@ -35,14 +36,14 @@ def report(error: Exception, command: str) -> int:
     if alike and rank() > 0:
         return code
     if sentence is None or os.environ.get("QVL_DEBUG") == "1":
-        traceback.print_exception(error)
+        print(printable("".join(traceback.format_exception(error)), "\n\t"), file=sys.stderr, end="")
     if sentence is None:
         sentence = (
             f"{versions(command)} failed in a way it should not: please report it on the project's issue tracker, "
             f"with the lines above and what `{command} doctor` prints."
         )
     where = f"[rank {rank()}] " if rank() > 0 else ""
-    print(where + sentence, file=sys.stderr, flush=True)
+    print(where + printable(sentence, "\n"), file=sys.stderr, flush=True)
     return code
 
 

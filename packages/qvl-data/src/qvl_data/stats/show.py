@@ -3,7 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from ..printable import printable
+from qvl_core.printable import printable
+
 from . import COUNTS, NUMBERS, Counts, Histogram, Stats
 
 _BARS = "▁▂▃▄▅▆▇█"

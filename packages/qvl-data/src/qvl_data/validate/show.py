@@ -1,7 +1,8 @@
 """A validation on the terminal."""
 
+from qvl_core.printable import printable
+
 from ..errors import REASONS
-from ..printable import printable
 from . import SHOWN, Validation
 
 _ORDER = ("error", "warning", "note")
