@@ -234,6 +234,11 @@ def test_lists_of_any_kind(tmp_path: Path) -> None:
     with pytest.raises(BadSample, match=r"urls\.txt:4: invalid UTF-8 at byte 1"):
         urls[2]
     assert urls[3].media[0].url == "http://c"
+    file.write_text("not a url\na.png\tcaption\n")
+    with pytest.raises(BadSample, match=r"urls\.txt:1: 'not a url' is no URL; write one such as https://"):
+        UrlList(file)[0]
+    with pytest.raises(BadSample, match=r"urls\.txt:2: 'a\.png' is no URL"):
+        UrlList(file)[1]
     file.write_bytes("http://a.example/".encode("utf-16"))
     with pytest.raises(BadInput, match="is UTF-16; save the file as UTF-8"):
         UrlList(file)

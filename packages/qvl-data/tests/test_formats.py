@@ -346,7 +346,8 @@ def turns(*values):
         ([], 'expected an object with a list "conversations".'),
         (
             {"image": "a/../../b.png", "conversations": turns("<image>", "x")},
-            "path 'a/../../b.png' leaves its folder through ..; move the file below the media root.",
+            "path 'a/../../b.png' leaves its folder through ..; move the file below the media root, or set"
+            " --media-root to a folder above it, or write it absolute and allow its folder with --allow-root.",
         ),
     ],
 )

@@ -30,7 +30,7 @@ layouts = st.fixed_dictionaries(
 @st.composite
 def rows(draw):
     kind = draw(st.sampled_from([("jpg", "PNG", "0.jpg", "1.webp", "seg.png"), ("mp4", "0.webm", "1.mp4")]))
-    row = {"__key__": draw(st.sampled_from(["000123", "a/b/0001", "猫", "a%2Eb", "$bytes"]))}
+    row = {"__key__": draw(st.sampled_from(["000123", "a/b/0001", "猫", "a%2Eb", "a%2eb", "a%2Eb/c", "%", "$bytes"]))}
     row |= {
         name: draw(st.sampled_from([PNG, b"", b"\xff\xd8\xff"]))
         for name in draw(st.sets(st.sampled_from(kind), min_size=1))
@@ -54,7 +54,7 @@ def test_round_trip(row):
     sample = WDS.read(row, PLACE)
     assert WDS.write(sample) == row
     assert WDS.write(read_sample(QVL.write(sample))) == row
-    assert sample.id == row["__key__"]
+    assert sample.id == {"a%2Eb": "a.b"}.get(row["__key__"], row["__key__"])
     assert type(recognise(row, PLACE)) is wds.WebDataset
 
 
@@ -124,6 +124,16 @@ def test_what_it_cannot_say_is_refused():
 def test_another_format_goes_in_under_a_clean_key():
     drawn = get_format("edit").read({"id": "a/b.c", "target_image": {"bytes": PNG}, "instruction": "x", "more": 1}, "")
     assert WDS.write(drawn) == {"__key__": "a%2Fb%2Ec", "png": PNG, "txt": b"x", "json": b'{"more": 1}'}
+
+
+@pytest.mark.parametrize("identity", ["a.b", "a/b.c", "50%", "猫.1", "a%2Eb", "plain"])
+def test_an_id_comes_back_from_its_key(identity, tmp_path):
+    row = {"id": identity, "target_image": {"bytes": PNG}, "instruction": "x"}
+    write([get_format("edit").read(row, "")], tmp_path / "a.tar", "wds")
+    (sample,) = Dataset(tmp_path / "a.tar")
+    assert sample.id == identity
+    write([sample], tmp_path / "again.tar", "wds")
+    assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "a.tar").read_bytes()
 
 
 def test_an_archive_is_read(tmp_path):

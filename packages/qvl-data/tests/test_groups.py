@@ -7,7 +7,7 @@ import pytest
 
 from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
-from qvl_data.groups import group_of
+from qvl_data.groups import SEARCHED, group_of
 from qvl_data.writers import open_writer
 
 GROUPS = [
@@ -40,10 +40,18 @@ def test_members_are_samples(packed):
     assert data[0].meta.locator.startswith("packed.json")
 
 
-def test_a_file_whose_first_row_is_no_group_is_read_as_it_is(tmp_path):
+@pytest.mark.parametrize("first", [json.dumps(ALONE), "{broken", "[]", "[1"])
+def test_the_first_row_need_not_be_a_group(first, tmp_path):
     file = tmp_path / "mixed.jsonl"
-    file.write_text(json.dumps(ALONE) + "\n" + json.dumps(GROUPS[0]), encoding="utf-8")
-    assert len(Dataset(file)) == 2
+    file.write_text(f"{first}\n" * 3 + json.dumps(GROUPS[0]), encoding="utf-8")
+    assert len(Dataset(file)) == 6
+    assert Dataset(file)[4].messages[0].text == "0.1"
+
+
+def test_a_file_without_groups_among_its_first_rows_is_read_as_it_is(tmp_path):
+    file = tmp_path / "mixed.jsonl"
+    file.write_text((json.dumps(ALONE) + "\n") * SEARCHED + json.dumps(GROUPS[0]), encoding="utf-8")
+    assert len(Dataset(file)) == SEARCHED + 1
 
 
 @pytest.mark.parametrize("through", [None, "qvl.jsonl", "qvl.parquet"])

@@ -117,11 +117,20 @@ def test_what_is_no_array(text, tmp_path):
         Rows(file)
 
 
-@pytest.mark.parametrize(("text", "rows"), [("[]", 0), (" [ ]\n", 0), ("[[]]", 1), ("[1,,2]", 3), ("[1,]", 1)])
+@pytest.mark.parametrize(("text", "rows"), [("[]", 0), (" [ ]\n", 0), ("[[]]", 1), ("[1,,2]", 3)])
 def test_edges_of_arrays(text, rows, tmp_path):
     file = tmp_path / "data.json"
     file.write_text(text)
     assert len(Rows(file)) == rows
+
+
+@pytest.mark.parametrize("text", ["[1,]", '[{"a": 1},\n ]', "[1, 2,\n]", "[,]"])
+def test_a_comma_at_the_end_is_refused(text, tmp_path):
+    file = tmp_path / "data.json"
+    file.write_text(text)
+    line = text.count("\n") + 1
+    with pytest.raises(BadInput, match=rf"data\.json:{line}: nothing stands behind the last comma; remove the comma"):
+        Rows(file)
 
 
 def test_rows_are_read_in_any_order_and_after_pickling(tmp_path):

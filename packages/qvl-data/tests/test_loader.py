@@ -107,6 +107,9 @@ def test_the_state_is_small_and_refused_elsewhere(mixture, data):
         Loader(data["sound"].replace("2*", "3*"), state=state)
     with pytest.raises(BadInput, match="is not one"):
         Loader(mixture, state={"step": 3})
+    for position in (-5, 2.5, 10**30, True, "2", None):
+        with pytest.raises(BadInput, match=rf"is at position {position!r}, which is no count of samples"):
+            Loader(mixture, state={**state, "position": position})
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_workers_change_nothing(broken, workers):
 def test_a_worker_that_is_killed_gives_one_sentence(mixture):
     batches = iter(Loader(mixture, batch=4, workers=1, each=ID, max_bad=1))
     next(batches)
-    (worker,) = multiprocessing.active_children()
+    worker = next(child for child in multiprocessing.active_children() if child.name == "loader-0")
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(QVLError, match=r"a worker of the loader died \(exit code -9") as caught:
         list(islice(batches, 4))  # some were ready

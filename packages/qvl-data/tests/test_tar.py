@@ -51,6 +51,15 @@ def chats(count):
     return [build(("user", picture(8, 8, i), "?", picture(4, 4)), ("assistant", "é"), id=str(i)) for i in range(count)]
 
 
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_compressed_archive_is_told_as_such(kind, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", f"w:{kind}") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    name = {"gz": "gzip", "bz2": "bzip2", "xz": "xz"}[kind]
+    with pytest.raises(BadInput, match=rf"a\.tar: is compressed \({name}\), .*; unpack it first"):
+        list(members(tmp_path / "a.tar"))
+
+
 # reading
 
 word = st.text(st.sampled_from("abcé가_-"), min_size=1, max_size=60)

@@ -170,6 +170,25 @@ def test_regions_are_spelt_out_and_data_cannot_write_to_the_terminal(tmp_path, c
     assert "a\\x07  chat" in shown
 
 
+def test_a_picture_that_cannot_be_opened_stops_nothing(source, tmp_path, capsys):
+    rows = [
+        {"texts": ["a", None, "b"], "images": [None, "http://host/a.png", None]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": "no.png"}, {"type": "text", "text": "?"}]}
+            ]
+        },
+    ]
+    problems = ["http://host/a.png: is an address, and data is never fetched", "no.png: cannot be opened (No such file"]
+    for number, (row, problem) in enumerate(zip(rows, problems, strict=True)):
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        assert app.run(["view", str(file)]) == 0
+        assert f"[image {problem}" in capsys.readouterr().out
+    assert app.run(["view", str(source), "4"]) == 0
+    assert "[image embedded image: is no picture in a known format" in capsys.readouterr().out
+
+
 def test_the_command(source, tmp_path, capsys):
     out = tmp_path / "clean.parquet"
     assert app.run(["view", str(source), "5"]) == 0

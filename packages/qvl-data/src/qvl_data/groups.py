@@ -15,17 +15,26 @@ from .errors import BadSample
 from .sample import Sample
 
 if TYPE_CHECKING:
+    from . import json_lines
     from .dataset import Rows
 
 _MEMBER = re.compile(r" \(row \d+ of \d+\)$", re.ASCII)
 
 
-def unpacked(rows: "Rows") -> "Rows":
-    """The rows of a file, or their members if the first of them is a group; only then the whole file is read."""
+SEARCHED = 100
+"""Rows among which a group is looked for."""
+
+
+def unpacked(rows: "json_lines.Rows") -> "Rows":
+    """The rows of a file, or their members if one of the first is a group; only then the whole file is read."""
+    return Members(rows) if any(_starts_group(rows, number) for number in range(min(len(rows), SEARCHED))) else rows
+
+
+def _starts_group(rows: "json_lines.Rows", number: int) -> bool:
     try:
-        return Members(rows) if len(rows) and _is_group(rows[0]) else rows
-    except BadSample:
-        return rows
+        return rows.raw(number).lstrip().startswith(b"[") and _is_group(rows[number])
+    except BadSample:  # told by whoever reads it
+        return False
 
 
 def group_of(sample: Sample, format: str) -> str | None:

@@ -235,7 +235,7 @@ def _split(file: BinaryIO, path: Path, brackets: bytes = b"[]") -> Iterator[tupl
     broken = BadInput(f"{path}: not one complete JSON {what}.")
     opening, closing = brackets[:1], brackets[1:]
     depth, line = 0, 1
-    in_string = closed = False
+    in_string = closed = comma = False
     element: tuple[int, int] | None = None  # start and line of the one at hand, once its first byte is seen
     data, base = b"", 0  # what is scanned, and where it stands in the file
     position = 0
@@ -274,7 +274,9 @@ def _split(file: BinaryIO, path: Path, brackets: bytes = b"[]") -> Iterator[tupl
                     raise broken
                 if not closed or element[0] < base + position:
                     yield element[0], base + position, element[1]
-                element = None
+                elif comma:
+                    raise BadInput(f"{path}:{element[1]}: nothing stands behind the last comma; remove the comma.")
+                element, comma = None, True
             position = min(position + 1, len(data))
         line += data.count(b"\n", counted)
     if not closed:

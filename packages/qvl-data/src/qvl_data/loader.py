@@ -123,10 +123,12 @@ class Loader:
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         try:
-            seed, position, mixture = state["seed"], int(state["position"]), state["mixture"]
+            seed, position, mixture = state["seed"], state["position"], state["mixture"]
             bad = [Bad(place, reason, "") for place, reason in state.get("bad", ())]
         except (KeyError, TypeError, ValueError):
             raise BadInput("the state of the loader is not one: it has no seed, position and mixture.") from None
+        if type(position) is not int or not 0 <= position < 1 << 63:
+            raise BadInput(f"the state of the loader is at position {position!r}, which is no count of samples.")
         if seed != self.seed:
             raise BadInput(f"the state is of seed {seed}, the loader of seed {self.seed}; resume with seed={seed}.")
         if mixture != self.mixture.choice():

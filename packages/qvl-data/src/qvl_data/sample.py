@@ -114,7 +114,10 @@ def check_path(path: str) -> None:
     if "\\" in path:
         raise ValueError(f"path {path!r} holds a backslash; write folders with /")
     if ".." in path.split("/"):
-        raise ValueError(f"path {path!r} leaves its folder through ..; move the file below the media root")
+        raise ValueError(
+            f"path {path!r} leaves its folder through ..; move the file below the media root, or set --media-root to a"
+            " folder above it, or write it absolute and allow its folder with --allow-root"
+        )
 
 
 class Part(Record):

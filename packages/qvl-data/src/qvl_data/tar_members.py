@@ -18,6 +18,7 @@ _FOLDER, _NAMES = b"5", (b"L", b"x", b"g")
 _NO_FILES = dict(
     zip((b"1", b"2", b"3", b"4", b"6"), ("a hard link", "a link", "a device", "a device", "a pipe"), strict=True)
 )
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 
 
 class Member(NamedTuple):
@@ -77,6 +78,8 @@ def _block(file: BinaryIO, at: int, path: Path, total: int) -> bytes:
     """The header at `at`; empty at the end mark. Raises BadInput."""
     file.seek(at)
     header = file.read(_BLOCK)
+    if at == 0 and (kind := next((kind for mark, kind in _COMPRESSED.items() if header.startswith(mark)), None)):
+        raise BadInput(f"{path}: is compressed ({kind}), so its members cannot be read in any order; unpack it first.")
     if len(header) < _BLOCK:
         raise BadInput(f"{path}: {'is empty' if not total else 'is cut off: no end mark'}; get the whole file.")
     if not any(header):

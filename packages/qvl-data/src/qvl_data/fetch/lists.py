@@ -5,6 +5,7 @@ from pathlib import Path
 from qvl_core.errors import BadInput
 
 from ..errors import BadSample
+from ..formats.common import is_address
 from ..json_lines import Rows
 from ..sample import Media, Message, Part, Sample
 from ..spans import MAX_BYTES
@@ -45,6 +46,9 @@ class UrlList:
             problem = f"invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8"
             raise BadSample("table", problem, place) from None
         url, _, caption = text.partition("\t")
+        if not is_address(url):
+            problem = f"{url[:80]!r} is no URL; write one such as https://host/a.png on each line, or remove it"
+            raise BadSample("table", problem, place)
         shown = Part(type="image", media=0)
         messages: tuple[Message, ...]
         if caption:

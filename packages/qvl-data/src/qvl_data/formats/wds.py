@@ -11,7 +11,7 @@ caption answers.
 import json
 from itertools import product
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from ..errors import BadSample
 from ..json_lines import parse
@@ -42,17 +42,18 @@ class WebDataset:
             raise BadSample("wds", 'expected an object with a text "__key__"', place)
         key = row["__key__"]
         others = {name: value for name, value in row.items() if name != "__key__"}
-        layout: dict[str, Any] = {}
+        identity = unquote(key) if _key(unquote(key)) == key else key  # an id that `write` made a key of
+        layout: dict[str, Any] = {} if identity == key else {"quoted": True}
         media = _media(key, others, layout, place)
         known = _known(others, layout, place)
         caption = _caption(others, known, layout, place)
         layout |= {"members": others} if others else {}
         shown = range(len(media))
         if media[0].kind == "image":
-            return build("wds", place, {"id": key}, known, layout, media, drawn(caption, shown), task="t2i")
+            return build("wds", place, {"id": identity}, known, layout, media, drawn(caption, shown), task="t2i")
         asked = Message(role="user", parts=tuple(Part(type="video", media=index) for index in shown))
         answer = Message(role="assistant", parts=(Part(type="text", text=caption),))
-        return build("wds", place, {"id": key}, known, layout, media, [asked, answer])
+        return build("wds", place, {"id": identity}, known, layout, media, [asked, answer])
 
     @fitted
     def write(self, sample: Sample) -> Any:
@@ -64,7 +65,8 @@ class WebDataset:
         if len(names) != len(shown):
             number = [f"{i}." for i in range(len(shown))] if len(shown) > 1 else [""]
             names = [number[i] + _ending(sample.media[index]) for i, index in enumerate(shown)]
-        row: dict[str, Any] = {"__key__": sample.id if sample.meta.format == "wds" else _key(sample.id)}
+        is_key = sample.meta.format == "wds" and not layout.get("quoted")
+        row: dict[str, Any] = {"__key__": sample.id if is_key else _key(sample.id)}
         for name, index in zip(names, shown, strict=True):
             if (content := sample.media[index].bytes) is None:
                 raise not_expressible("wds", "a picture or video that is not embedded", sample)

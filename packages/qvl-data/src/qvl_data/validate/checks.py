@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..errors import BadSample, TooLong
+from ..errors import BadSample, TooLong, severity
 from ..grounding import check as check_regions
 from ..sample import CHATS, Sample
 from .media import MediaCheck
@@ -67,11 +67,7 @@ class Checks:
                 return found, keys
         found.extend(_edit(sample, keys))
         found.extend(check_regions(sample, partial(_size, sizes)))
-        if (
-            self.processor is not None
-            and sample.task in CHATS
-            and not any(error.reason in _UNCOUNTED for error in found)
-        ):
+        if self.processor is not None and sample.task in CHATS and not any(map(_is_uncounted, found)):
             found.extend(self._length(sample))
         return found, keys
 
@@ -87,8 +83,10 @@ class Checks:
             yield TooLong("too_long", f"{tokens} tokens is over the limit of {self.max_length}; shorten or split it")
 
 
-_UNCOUNTED = {"media_in_answer", "weight", "media_size", "video_fps", "video_frames"}
-"""What `chat.length` would tell again."""
+def _is_uncounted(error: BadSample) -> bool:
+    """Whether `chat.length` would tell this again."""
+    of_media = error.reason.startswith(("media_", "image_", "video_")) and severity(error.reason) == "error"
+    return of_media or error.reason == "weight"
 
 
 def _turns(sample: Sample) -> Iterator[BadSample]:

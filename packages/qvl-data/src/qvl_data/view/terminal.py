@@ -1,15 +1,19 @@
 """One sample on the terminal."""
 
 from qvl_core.errors import BadInput
+from qvl_core.printable import printable
 
 from ..dataset import Dataset
+from ..errors import BadSample
 from ..media import media_name
-from ..printable import printable
 from ..sample import Part, Region, Sample
 
 
 def view(dataset: Dataset, number: int) -> None:
-    """Print sample `number`, its edit and its turns; every picture is opened on the way. Raises BadInput."""
+    """Print sample `number`, its edit and its turns, and of every picture its size or why it cannot be opened.
+
+    Raises BadInput.
+    """
     import typer
 
     if number >= len(dataset):
@@ -60,5 +64,8 @@ def _media(index: int, sample: Sample) -> str:
         return f"[video of {len(media.video.frames)} frames]"
     if media.kind == "video":
         return f"[video {name}]"
-    width, height = sample.opener.open(media).size
+    try:
+        width, height = sample.opener.open(media).size
+    except BadSample as error:
+        return f"[image {name}: {printable(error.problem)}]"
     return f"[image {name} {width} x {height}]"
