@@ -325,6 +325,10 @@ def test_lengths_with_a_model(tmp_path, processor):
     file = lines(tmp_path, FIRST, chat("word " * 300))
     assert found(file, model=tmp_path / "model") == {}
     assert found(file, model=tmp_path / "model", max_length=100) == {"too_long": 1}
+    for name in ("gone.png", "broken.png"):
+        (tmp_path / "broken.png").write_bytes(PNG[:20])
+        file = lines(tmp_path, shown(name))
+        assert list(found(file, model=tmp_path / "model").values()) == [1]
 
 
 # --- quarantine and the clean set -----------------------------------------------------------------------------------
