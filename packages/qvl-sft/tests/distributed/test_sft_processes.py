@@ -19,6 +19,7 @@ from qvl_core.run import RunFolder
 from qvl_data.convert import write_samples
 from qvl_data.example.digits import digits_dataset
 from qvl_data.sample import Message, Part, Sample
+from qvl_vision.tiny import tiny_encoder
 
 pytestmark = pytest.mark.distributed
 TOLERANCE = 1e-5  # fp32: gradients summed in another order, four AdamW steps
@@ -106,6 +107,30 @@ def test_two_processes_are_one(strategy: str, place: Path) -> None:
     assert sorted(map(_answer, answers[0])) == sorted(map(_answer, answers[1]))
     for path in (run, one):
         assert {"final", "report.html", "result.json"} <= {entry.name for entry in path.iterdir()}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_processes_are_one_in_two_stages_with_a_tower_that_is_trained(strategy: str, place: Path) -> None:
+    """Stage one and two in the same processes. Of the encoder some weights (mask token, last layer) are never used."""
+    if not (place / "encoder").is_dir():
+        tiny_encoder(place / "encoder")
+    changes = [
+        f"model.vision={{encoder: {place / 'encoder'}, feature_layer: -2, max_tokens: 16}}",
+        "tune.vision={mode: full, lr: 1e-4}",
+        "train.stage=two",
+        "train.alignment={steps: 2, lr: 1e-3}",
+    ]
+    one = place / "one-vision"
+    if not one.is_dir():
+        done = qvl_sft("train", str(place / "recipe.yaml"), *changes, "--out", str(one))
+        assert done.code == 0, done.err
+    run = place / f"{strategy}-vision"
+    assert train(place, run.name, "--nproc", "2", f"parallel.strategy={strategy}", *changes) == 0
+    assert difference(run, one) < TOLERANCE
+    for stage, records in (("alignment", 2 + 1), (".", 4 + 2)):
+        assert len(figures(one / stage)) == records
+        for ours, theirs in zip(figures(run / stage), figures(one / stage), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def _answer(line: str) -> tuple[str, str, bool]:

@@ -81,7 +81,9 @@ class Engine:
             with self._synchronise(last=index == len(share) - 1):
                 loss: Loss = self._forward(self._loss, micro.batch.to(device, non_blocking=True))
                 # DDP and FSDP average over processes; the loss is a mean over the global count.
-                (loss.total * (self.scale * self.world.size / count)).backward()
+                total = loss.total * (self.scale * self.world.size / count)
+                if total.requires_grad:  # text alone reaches nothing that is trained where only a merger is
+                    total.backward()
             sums = sums + torch.stack([loss.total, *loss.parts.values()]).detach().float()  # (1 + parts,)
         sums = self.world.reduce(sums)
         found = self._update(step, loss=sums[0])
