@@ -56,12 +56,12 @@ def test_another_command_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("1\n")
     home = tmp_path / "out"
-    Job(home, "convert", [data], {"format": "qvl"})
+    Job(home, "convert", [data], {"format": "qvl"}).step("a", Counted())
     with pytest.raises(
         BadInput, match=r"out: holds the output of another command \(options .*openai.*; choose another"
     ):
         Job(home, "convert", [data], {"format": "openai"})
-    Job(tmp_path / "two", "convert", [data], {"format": "qvl", "size": 1})
+    Job(tmp_path / "two", "convert", [data], {"format": "qvl", "size": 1}).step("a", Counted())
     with pytest.raises(BadInput, match=r'\(options \{"size": 1\}, now \{"size": 2\}\)'):
         Job(tmp_path / "two", "convert", [data], {"format": "qvl", "size": 2})
     with pytest.raises(BadInput, match=r"\(verb \"convert\", now \"dedup\"\)"):
@@ -73,10 +73,56 @@ def test_another_command_is_refused(tmp_path: Path) -> None:
     Job(home, "convert", [data], {"format": "qvl"})
 
 
+def test_a_request_of_which_nothing_was_done_gives_way(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("1\n")
+    home = tmp_path / "out"
+    Job(home, "convert", [data], {"size": 1})
+    Job(home, "dedup", [data], {"size": 2})
+    data.write_text("12\n")
+    job = Job(home, "dedup", [data], {"size": 2})
+    job.step("a", Counted())
+    del job
+    assert Job(home, "dedup", [data], {"size": 2}).is_done("a")
+    with pytest.raises(BadInput, match="another command"):
+        Job(home, "convert", [data], {"size": 1})
+    Job(home, "convert", [data], {"size": 1}, fresh=True)
+    assert Job(home, "dedup", [data], {"size": 3}).dropped == ["a"], "of what was written before it still has to go"
+
+
+def test_what_is_wrong_with_a_request_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise BadInput("no.")
+
+    with pytest.raises(BadInput, match="no"):
+        Job(tmp_path / "out", "count", first=refuse)
+    assert list(tmp_path.iterdir()) == []
+    Job(tmp_path / "out", "count").finish(1)
+    assert Job(tmp_path / "out", "count", first=refuse).result == 1
+
+
+def test_scratch_of_another_request_is_started_over(tmp_path: Path) -> None:
+    Job(tmp_path, "count", (), {"size": 1}, scratch=True).step("a", Counted())
+    assert Job(tmp_path, "count", (), {"size": 1}, scratch=True).is_done("a")
+    other = Job(tmp_path, "count", (), {"size": 2}, scratch=True)
+    assert not other.is_done("a")
+    other.finish(1)
+    assert Job(tmp_path, "count", (), {"size": 1}, scratch=True).result is None
+    (tmp_path / NAME).write_text("garbage\n")
+    assert Job(tmp_path, "count", (), {"size": 1}, scratch=True).result is None
+
+
+@pytest.mark.parametrize("name", ["out", "out/.validate", ".out.job", "out/.retry-1"])
+def test_the_output_is_named(name: str, tmp_path: Path) -> None:
+    Job(tmp_path / name, "count").step("a", Counted())
+    with pytest.raises(BadInput, match=r"/out: holds the output of another command"):
+        Job(tmp_path / name, "other")
+
+
 def test_a_changed_file_in_a_folder_is_seen(tmp_path: Path) -> None:
     (tmp_path / "data" / "sub").mkdir(parents=True)
     (tmp_path / "data" / "sub" / "a.txt").write_text("a")
-    Job(tmp_path / "out", "count", [tmp_path / "data"])
+    Job(tmp_path / "out", "count", [tmp_path / "data"]).step("a", Counted())
     (tmp_path / "data" / ".hidden").write_text("x")
     Job(tmp_path / "out", "count", [tmp_path / "data"])
     (tmp_path / "data" / "sub" / "a.txt").write_text("ab")

@@ -36,16 +36,19 @@ class Job:
     inputs   files and folders that are read: their size and time must not change until the job is finished
     options  everything else that decides what comes out (JSON)
     fresh    start over
+    first    called before anything is written, unless the job is finished: it raises what is wrong with the request
+    scratch  what is kept here helps this very request only: work of another one is started over
 
     Raises BadInput if `home` holds the work of another command, or of this one on inputs that have changed since, and
-    while another process is at work there.
+    while another process is at work there. A request of which nothing was done yet gives way to another one.
     """
 
     def __init__(
         self, home: Path, verb: str, inputs: Sequence[Path] = (), options: Mapping[str, Any] | None = None,
-        fresh: bool = False,
+        fresh: bool = False, *, first: Callable[[], object] = lambda: None, scratch: bool = False,
     ) -> None:  # fmt: skip
         self.home, self.file = home, home / NAME
+        self._scratch = scratch
         asked = {"verb": verb, "inputs": [str(path) for path in inputs], "options": dict(options or {})}
         request = {"schema": "qvl.job/1", **asked, "seen": [_identity(path) for path in inputs]}
         self._request: dict[str, Any] = json.loads(_line(request))  # as it is read again: tuples are lists
@@ -58,6 +61,7 @@ class Job:
         begun, _ = self._read(fresh)
         if begun and self.result is not None:
             return
+        first()
         self._hold = _held(self.file)
         begun, size = self._read(fresh)  # another process may have gone on in between
         if size < self.file.stat().st_size:
@@ -100,8 +104,9 @@ class Job:
         made_by: dict[str, str] = {}
         ended: list[str] = []
         size = 0
-        for record, end in _records(self.file, fresh):
-            size = end
+        begun = False
+        for record, end in _records(self.file, tolerant=fresh or self._scratch):
+            size, begun = end, "schema" not in record
             if "schema" in record:
                 self._steps, self.result, request, made_by, ended = {}, None, record, {}, []
             elif "finished" in record:
@@ -114,12 +119,12 @@ class Job:
                 self.dropped.append(record["step"])
                 if "output" in record:
                     made_by[record["output"]] = record["step"]
-        if request is not None and not fresh:
+        if request is not None and begun and not (fresh or self._scratch):
             self._same(request)
         self._gone = [name for name in dict.fromkeys([*ended, *made_by]) if not (self.home / name).exists()]
         self._forget(self._gone, made_by)
         self.dropped = [name for name in dict.fromkeys(self.dropped) if name not in self._steps]
-        return request is not None and not fresh and made_by.keys() >= set(self._gone), size
+        return request == self._request and not fresh and made_by.keys() >= set(self._gone), size
 
     def _forget(self, gone: list[str], made_by: dict[str, str]) -> None:
         """Outputs are no longer there: their steps are open again."""
@@ -134,20 +139,16 @@ class Job:
                     json.dumps(said, ensure_ascii=False) for said in _apart(request.get(key), self._request[key])
                 )
                 raise BadInput(
-                    f"{self._place}: holds the output of another command ({what} {was}, now {now}); choose another"
-                    f" place or add --fresh."
+                    f"{_place(self.home)}: holds the output of another command ({what} {was}, now {now}); choose"
+                    f" another place or add --fresh."
                 )
         if request.get("seen") != self._request["seen"]:
             before = request.get("seen") or []
             pairs = zip_longest(request["inputs"], before, self._request["seen"])
             changed = next(path for path, old, new in pairs if old != new)
-            raise BadInput(f"{self._place}: {changed} has changed since this output was begun; add --fresh to redo it.")
-
-    @property
-    def _place(self) -> Path:
-        """What the user calls the output."""
-        name = self.home.name
-        return self.home.with_name(name[1:-4]) if name.startswith(".") and name.endswith(".job") else self.home
+            raise BadInput(
+                f"{_place(self.home)}: {changed} has changed since this output was begun; add --fresh to redo it."
+            )
 
     def _name(self, output: Path) -> str:
         return Path(os.path.relpath(output, self.home)).as_posix()
@@ -171,7 +172,7 @@ class _Hold:
         try:
             _lock(descriptor)
         except (BlockingIOError, PermissionError):
-            raise BadInput(f"{file.parent}: another process is writing here; wait until it is done.") from None
+            raise BadInput(f"{_place(file.parent)}: another process is writing here; wait until it is done.") from None
         except OSError:  # a file system without locks
             pass
 
@@ -202,6 +203,22 @@ def _lock(descriptor: int) -> None:
 def beside(file: Path) -> Path:
     """Where the journal of a single output file is kept."""
     return file.with_name(f".{file.name}.job")
+
+
+def _place(home: Path) -> Path:
+    """What the user calls the output whose journal is in `home`."""
+    if home.name.startswith("."):
+        return home.with_name(home.name[1:-4]) if home.name.endswith(".job") else home.parent
+    return home
+
+
+def check_free(home: Path, files: Iterable[Path], fresh: bool) -> None:
+    """Raise BadInput if one of the files to write is there, and no earlier run whose journal is in `home` wrote it."""
+    if fresh or (home / NAME).exists():
+        return
+    for file in files:
+        if file.exists():
+            raise BadInput(f"{file}: is already there; remove it, choose another name, or add --fresh.")
 
 
 @contextmanager
