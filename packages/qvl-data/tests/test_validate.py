@@ -446,7 +446,8 @@ def test_a_finished_run_does_nothing_and_others_are_refused(photos, tmp_path, mo
     places = {"out": tmp_path / "out", "quarantine": tmp_path / "bad", "fix_to": tmp_path / "clean"}
     first = validate(photos, **places)
     with monkeypatch.context() as patch:
-        patch.setattr(room, "_run", lambda *_: pytest.fail("done again"))
+        for name in ("check", "open_data"):
+            patch.setattr(room, name, lambda *_, **__: pytest.fail("done again"))
         assert validate(photos, **places) == first
     with pytest.raises(BadInput, match="holds the output of another command"):
         validate(photos, **places, pixels=False)

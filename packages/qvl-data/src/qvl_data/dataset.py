@@ -67,6 +67,7 @@ class Dataset:
     columns     columns of the data by field of the format, where they have other names
     media_root  folder that relative media paths start from; default: the folder of the data file
     allow_root  further folders from which media may be read, by absolute path or by link
+    license     licence of samples that state none
 
     `files` are the data files, in order; `file` names them in messages. Raises BadInput for what is wrong with a file,
     BadSample for what is wrong with one sample.
@@ -81,6 +82,7 @@ class Dataset:
         allow_root: Sequence[str | Path] = (),
         max_pixels: int = MAX_PIXELS,
         columns: Mapping[str, str] | None = None,
+        license: str | None = None,
     ) -> None:
         self.files = data_files(Path(path), split)
         self.file = self.files[0] if len(self.files) == 1 else _pattern(self.files)
@@ -89,7 +91,7 @@ class Dataset:
             self.file, self.rows = Path(path), mimic_rows.Rows(Path(path), split)
         else:
             self.rows = open_rows(self.files[0]) if len(self.files) == 1 else Shards(map(open_rows, self.files))
-        self._format_name, self._columns = format, columns
+        self._format_name, self._columns, self._license = format, columns, license
         self._format: Format | None = None
         self._unknown: str | None = None  # why it cannot be told, so that it is tried once
         self.opener = Opener(
@@ -124,9 +126,16 @@ class Dataset:
 
     def read(self, row: Any, place: str) -> Sample:
         """The sample of one row. Raises BadSample."""
-        sample = self.format.read(row, place).read_from(self.opener, place)
+        sample = licensed(self.format.read(row, place), self._license).read_from(self.opener, place)
         settle = getattr(self.format, "settle", None)  # what a format can only say once pictures can be opened
         return settle(sample) if settle else sample
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the rows become samples, beside what they say themselves (JSON)."""
+        roots = {"media_root": str(self.opener.root), "allow_root": [str(root) for root in self.opener.allow_root]}
+        columns = dict(self._columns) if self._columns else None
+        return {"format": self._format_name, "columns": columns, "license": self._license, **roots}
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -161,6 +170,13 @@ class Dataset:
         searched = "its only sample" if len(problems) == 1 else f"its first {len(problems)} samples"
         self._unknown = f"{self.file}: the format cannot be told from {searched}: {problems[0]}"
         raise BadInput(self._unknown)
+
+
+def licensed(sample: Sample, license: str | None) -> Sample:
+    """The sample under a licence, unless it states one."""
+    if not license or sample.meta.license:
+        return sample
+    return sample.model_copy(update={"meta": sample.meta.model_copy(update={"license": license})})
 
 
 class Shards:

@@ -52,7 +52,7 @@ class Entry(Block):
     augment: Augment | None = None
     """Random changes of the pictures in training, unless the source has its own."""
     license: str | None = None
-    """Licence of the data, as it is shown in lists and on cards."""
+    """Licence of the data: of its samples that state none, and as it is shown in lists and on cards."""
 
     @model_validator(mode="after")
     def _somewhere(self) -> "Entry":
@@ -104,6 +104,12 @@ class Registered:
         path = self.paths[None]
         return [None] if path.is_file() else list(splits(path))
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the entry says of its data (JSON), and where its paths start."""
+        said = self.entry.model_dump(mode="json", exclude_defaults=True, exclude={"augment"})
+        return {**said, "folder": str(self.folder)}
+
     def open(self, split: str | None = None, **reading: Any) -> Dataset:
         """The data of a split by itself; what is given of `reading` (options of Dataset) comes before the entry's.
 
@@ -111,7 +117,7 @@ class Registered:
         """
         entry = self.entry
         path, inside = (self.paths[split], None) if entry.splits is not None else (self.paths[None], split)
-        own = {"format": entry.format, "media_root": self.media_root, "columns": entry.map}
+        own = {"format": entry.format, "media_root": self.media_root, "columns": entry.map, "license": entry.license}
         given = {key: value for key, value in reading.items() if value is not None}
         allow_root = (*self.allow_root, *given.pop("allow_root", ()))
         return Dataset(path, inside, **{**own, **given}, allow_root=allow_root)
@@ -146,19 +152,34 @@ class Registry(Mapping[str, Registered]):
         path = Path(name)
         if name in self:
             named = self[name]
-            if path.exists() and not any(path.resolve() == own.resolve() for own in named.paths.values()):
+            if os.path.exists(name) and not any(path.resolve() == own.resolve() for own in named.paths.values()):
                 raise BadInput(
                     f'{name}: a registered data set ({named.place}) and a path are both called so; write "./{name}" for'
                     " the path, or rename the entry."
                 )
             return named
-        if "/" not in name and not path.exists() and (close := self.close(name)):  # a/b may be on the hub
+        if "/" not in name and not os.path.exists(name) and (close := self.close(name)):  # a/b may be on the hub
             raise BadInput(f'{name}: no registered data set, file or folder is called so; did you mean "{close}"?')
         return None
 
     def close(self, name: str) -> str | None:
         """The registered name that was probably meant."""
         return next(iter(get_close_matches(name, list(self), 1)), None)
+
+
+def look_up(name: str, registry: Registry | None = None) -> Registered | None:
+    """What `name` stands for in a registry, by default the one in use; None for a path or a name on the hub.
+
+    Raises BadInput as `Registry.named` does, and where the registry in use cannot be read, unless a path is called so.
+    """
+    if registry is None:
+        try:
+            registry = Registry()
+        except BadInput:
+            if os.path.exists(name):
+                return None
+            raise
+    return registry.named(name)
 
 
 def find(file: str | Path | None = None) -> Path | None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe.sources import LISTS, parse_sources, spell
@@ -63,7 +64,7 @@ class Mixture:
 
     sources        as a recipe has them, or as text
     default_split  name of the list: the split of sources that name none, and the part of `name[train:1000,test:100]`
-    registry       names that may stand for paths; default: those of the registry file in use (`registry.find`)
+    registry       names that may stand for paths; default: those of the registry file in use (`registry.look_up`)
     """
 
     def __init__(
@@ -75,13 +76,10 @@ class Mixture:
         max_pixels: int = MAX_PIXELS,
         registry: "Registry | None" = None,
     ) -> None:
-        from .registry import Registry
-
         self.sources = tuple(read_sources(sources) if isinstance(sources, str) else sources)
         if not self.sources:
             raise BadInput(f"data.{default_split}: no sources; name at least one.")
-        names = Registry() if registry is None else registry
-        opened = [_open(source, default_split, names, media_root, allow_root, max_pixels) for source in self.sources]
+        opened = [_open(source, default_split, registry, media_root, allow_root, max_pixels) for source in self.sources]
         self.datasets = tuple(one.dataset for one in opened)
         self._rules = tuple(one.augment for one in opened)
         self._readings = tuple(one.reading for one in opened)
@@ -206,6 +204,10 @@ class Mixture:
                 digest.update(content)
         return digest.hexdigest()
 
+    def reading(self) -> list[dict[str, Any]]:
+        """How the rows of each source become samples, whether the source, its list or the registry says so (JSON)."""
+        return [dataset.reading for dataset in self.datasets]
+
     def weighted(self, weights: Sequence[float]) -> "Mixture":
         """The same sources under other weights. Raises BadInput."""
         if len(weights) != len(self.sources):
@@ -252,7 +254,14 @@ def read_sources(*texts: str) -> "list[Source]":
     """The sources that texts such as `2*digits%50 + receipts` name. Raises BadInput."""
     from qvl_core.recipe.blocks import Source
 
-    return [Source(**fields) for text in texts for fields in parse_sources(text)]
+    found = []
+    for fields in (fields for text in texts for fields in parse_sources(text)):
+        try:
+            found.append(Source(**fields))
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            raise BadInput(f"{fields['source']}: {problem}.") from None
+    return found
 
 
 def shared(lists: Mapping[str, Mixture]) -> list[str]:
@@ -293,12 +302,14 @@ class _Opened:
 def _open(
     source: "Source",
     list_name: str,
-    registry: "Registry",
+    registry: "Registry | None",
     media_root: str | Path | None,
     allow_root: Sequence[str | Path],
     max_pixels: int,
 ) -> _Opened:
-    named = registry.named(source.source)
+    from .registry import look_up
+
+    named = look_up(source.source, registry)
     path, split, carved = _find(source, list_name, named)
     entry = named.entry if named else None
     dataset = Dataset(
@@ -309,6 +320,7 @@ def _open(
         (*allow_root, *(named.allow_root if named else ())),
         max_pixels,
         source.map or (entry.map if entry else None),
+        entry.license if entry else None,
     )
     first, size = _subset(source, list_name, carved, dataset)
     augment = source.augment or (entry.augment if entry and list_name == "train" else None)
@@ -331,9 +343,9 @@ def _find(source: "Source", list_name: str, named: "Registered | None") -> tuple
         available = {str(name): (path, None) for name, path in paths.items()}
     if source.parts is not None and wanted is None:
         _check_part(source, list_name)
-        if len(available) == 1 and not all(_named_split(available, part) for part in source.parts):
+        if len(available) == 1 and not all(named_split(available, part) for part in source.parts):
             return *next(iter(available.values())), True
-        if available and (missing := [part for part in source.parts if not _named_split(available, part)]):
+        if available and (missing := [part for part in source.parts if not named_split(available, part)]):
             raise BadInput(
                 f'{source.source}: no split "{missing[0]}", and which of {", ".join(available)} it should be carved '
                 "from cannot be told; name parts that are there, or one split and `take`."
@@ -341,14 +353,14 @@ def _find(source: "Source", list_name: str, named: "Registered | None") -> tuple
     name = wanted or list_name
     if None in paths:
         return paths[None], name, wanted is not None
-    split = _named_split(available, name)
+    split = named_split(available, name)
     if split is None:
         how = f"; name one, as in {source.source}[{next(iter(available))}]" if available else ""
         raise BadInput(f'{source.source}: no split "{name}"; available: {", ".join(available)}{how}.')
     return *available[split], wanted is not None
 
 
-def _named_split(available: Mapping[str, Any], name: str) -> str | None:
+def named_split(available: Mapping[str, Any], name: str) -> str | None:
     """The split of that name; `val`, `valid` and `dev` are validation."""
     if name in available:
         return name

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qvl_core.errors import BadInput, QVLError
 
+from .chosen import open_lists, sources_in
 from .dataset import SUFFIXES, Dataset, splits
+from .formats import get_format
+from .registry import look_up
 
 if TYPE_CHECKING:
     from .registry import Registered
@@ -29,12 +32,16 @@ def open_splits(
 ) -> tuple[dict[str, Dataset], list[BadInput]]:
     """All splits of a source (or the one named), and what is wrong with those that are none.
 
-    source    file (its split is called by its stem), folder, registered name, or name on the hub
+    source    file (its split is called by its stem), folder, registered name, name on the hub, or text that chooses
+              among such (`digits%50`, `a + b`; see `chosen`); a path that is there is one
     reading   options of Dataset: format, media_root, allow_root, max_pixels, columns
 
-    Raises BadInput if there is nothing at `source`, or no such split.
+    Raises BadInput if there is nothing at `source`, or no such split, format or media root.
     """
-    named, path = _registered(source), Path(source)
+    _check(**reading)
+    if (sources := sources_in(str(source))) is not None:
+        return open_lists(sources, split, **reading)
+    named, path = look_up(str(source)), Path(source)
     known: list[str | None] = [None]
     if named is not None:
         known = named.split_names
@@ -78,16 +85,44 @@ def open_split(source: str | Path, split: str | None = None, **reading: Any) -> 
     return next(iter(sets.values()))
 
 
+def _check(
+    format: str | None = None, columns: Mapping[str, str] | None = None, media_root: str | Path | None = None, **_: Any
+) -> None:
+    """Raise BadInput for what is wrong with the command, not with the data."""
+    if format is not None:
+        get_format(format, columns)
+    if media_root is not None and not Path(media_root).is_dir():
+        raise BadInput(f"{media_root}: the media root is no folder.")
+
+
 def inputs(source: str | Path) -> list[Path]:
     """The files and folders that a source stands for, as the journal of a verb watches them."""
-    named = _registered(source)
-    return [Path(source)] if named is None else list(dict.fromkeys(named.paths.values()))
+    found = (one.paths.values() if one else [Path(name)] for name, one in _look_up(source).items())
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
-def _registered(source: str | Path) -> "Registered | None":
-    from .registry import Registry
+def said(source: str | Path) -> dict[str, Any]:
+    """What decides about a source's samples beside its files (JSON): the text that chooses, and the registry."""
+    sources = sources_in(str(source))
+    chosen = [one.model_dump(mode="json", exclude_defaults=True) for one in sources or ()]
+    return {
+        "sources": chosen,
+        "registered": {name: one.reading for name, one in _look_up(source).items() if one is not None},
+    }
 
-    return Registry().named(str(source))
+
+def check_outside(folder: Path, source: str | Path) -> None:
+    """Raise BadInput if a folder to write lies inside the data that is read."""
+    for path in inputs(source):
+        if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
+            raise BadInput(f"{folder}: lies inside the data that is read; choose a folder outside of {path}.")
+
+
+def _look_up(source: str | Path) -> "dict[str, Registered | None]":
+    """Every name in a source, and what the registry says of it."""
+    sources = sources_in(str(source))
+    names = [str(source)] if sources is None else [one.source for one in sources]
+    return {name: look_up(name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@
 The page is one HTML file that asks for nothing from outside. The same data always gives the same page.
 """
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from qvl_core.report import render
 from ..dedup.prints import PRINTS, Fingerprint, all_prints, same
 from ..job import Job, beside, complete
 from ..stats import stats
-from ..validate import read_findings, validate
-from ..walk import inputs, open_splits
+from ..validate import Data, Validation, check, open_data, read_findings
+from ..walk import inputs, said
 from . import sections
 
 RADIUS = 4
@@ -28,7 +30,7 @@ SAMPLES = 24
 
 
 def audit(
-    source: Path,
+    source: str | Path,
     out: Path,
     *,
     split: str | None = None,
@@ -41,7 +43,7 @@ def audit(
     workers: int = 1,
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Write the report on a file, or on all splits of a folder, to `out`; returns `samples`, `bad`, `duplicates`.
+    """Write the report on a source (as `open_splits` takes it) to `out`; returns `samples`, `bad`, `duplicates`.
 
     model    folder of a model, to count tokens
     samples  how many are shown
@@ -55,33 +57,38 @@ def audit(
         "format": format, "columns": columns, "media_root": media_root, "allow_root": tuple(allow_root)
     }  # fmt: skip
     options = {"split": split, **{key: str(value) for key, value in reading.items()}, "samples": samples}
-    job = Job(beside(out), "audit", [*inputs(source), *([model] if model else [])], options, fresh)
+    options |= said(source)
+    data = cache(partial(_open, source, split, reading, model))
+    start = partial(Job, inputs=[*inputs(source), *([model] if model else [])], options=options, fresh=fresh)
+    job = start(beside(out), "audit", first=data)
     if job.result is None:
-        job.finish(_audit(job, source, out, split, reading, model, samples, workers, fresh), [out])
+        checked = start(job.home / "validate", "validate", scratch=True)
+        prints = start(job.home / PRINTS, "fingerprints", scratch=True)
+        name = os.path.basename(os.path.realpath(source)) if os.path.exists(source) else str(source)
+        title = name + (f" · {split}" if split else "")
+        job.finish(_audit(data(), checked, prints, inputs(source)[0], str(source), title, out, samples, workers), [out])
     shutil.rmtree(job.home / PRINTS, ignore_errors=True)
     result: dict[str, Any] = job.result
     return result
 
 
-def _audit(
-    job: Job, source: Path, out: Path, split: str | None, reading: dict[str, Any], model: Path | None, samples: int,
-    workers: int, fresh: bool,
-) -> dict[str, Any]:  # fmt: skip
-    checked = job.home / "validate"
-    found = validate(source, split, **reading, model=model, out=checked, workers=workers, fresh=fresh)
-    sets, broken = open_splits(source, split, **reading)
-    sets = dict(sorted(sets.items(), key=lambda item: item[0] != "train"))
-    if not sets:
-        raise broken[0]
-    processor = None
-    if model is not None:
-        from ..processor import open_processor
+def _open(source: str | Path, split: str | None, reading: Mapping[str, Any], model: Path | None) -> Data:
+    data = open_data(source, split, reading, model)
+    if not data.sets:
+        raise data.broken[0]
+    return data
 
-        processor = open_processor(model)
-    figures = stats(sets, processor, source=str(source), workers=workers)
-    prints = all_prints(Fingerprint(sets, perceptual=True, strict=False), job.home, job, workers)
+
+def _audit(
+    data: Data, checked: Job, printed: Job, first: Path, source: str, title: str, out: Path, samples: int, workers: int
+) -> dict[str, Any]:
+    findings = checked.home / "findings.jsonl"
+    if checked.result is None:
+        checked.finish(check(source, lambda: data, checked, findings, workers=workers).to_dict(), [findings])
+    found, sets = Validation.from_dict(checked.result), data.sets
+    figures = stats(sets, data.processor, source=source, workers=workers)
+    prints = all_prints(Fingerprint(sets, perceptual=True, strict=False), printed, workers)
     kept, distance = same(prints, np.arange(len(prints)), RADIUS)
-    (first, *_) = inputs(source)
     folder = first if first.is_dir() else first.parent
     page = [
         sections.summary(figures, found, kept, sets),
@@ -89,10 +96,9 @@ def _audit(
         sections.distributions(figures),
         sections.values(figures),
         sections.duplicates(sets, kept, distance),
-        sections.errors(sets, found, read_findings(checked / "findings.jsonl"), folder),
+        sections.errors(sets, found, read_findings(findings), folder),
     ]
-    name = (source.resolve().name if source.exists() else str(source)) + (f" · {split}" if split else "")
     with complete(out) as part:
         page_of = [section for section in page if section.blocks]
-        part.write_text(render(name, page_of, sections.lead(found, sets)), encoding="utf-8", newline="\n")
+        part.write_text(render(title, page_of, sections.lead(found, sets)), encoding="utf-8", newline="\n")
     return {"samples": found.samples, "bad": found.bad, "duplicates": int((kept != np.arange(len(kept))).sum())}

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Annotated
 
-from qvl_core.cli import App, Option
+from qvl_core.cli import App, Argument, Option
 from qvl_core.errors import BadInput
 
 app = App("qvl-data", package="qvl_data", help="Samples, formats, media and chat encoding for fine-tuning Qwen3-VL.")
 
+Source = Annotated[
+    str, Argument(help='File, folder, registered name, or text such as "digits%50 + a.jsonl"; of a folder, all splits.')
+]
 Format = Annotated[str, Option(help="Format to write (qvl, openai, qwenvl, ...).")]
 FromFormat = Annotated[str | None, Option(help="Format to read; default: recognised from the first sample.")]
 Columns = Annotated[

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Annotated
 
-from qvl_core.cli import Argument, Option
+from qvl_core.cli import Option
 
-from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Split, app, columns_of
+from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Source, Split, app, columns_of
 
 
 @app.command()
 def audit(
-    source: Annotated[Path, Argument(help="File, or data set folder; of a folder, all splits.")],
+    source: Source,
     out: Annotated[Path, Option(help="The report: one HTML file.")] = Path("report.html"),
     split: Split = None,
     from_format: FromFormat = None,

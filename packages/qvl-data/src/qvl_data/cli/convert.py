@@ -10,7 +10,9 @@ from .app import AllowRoot, Columns, Format, Fresh, FromFormat, MediaRoot, Split
 
 @app.command()
 def convert(
-    source: Annotated[str, Argument(help="File, folder, registered name, or name of a data set on the hub.")],
+    source: Annotated[
+        str, Argument(help='File, folder, registered name, name on the hub, or text such as "digits%50 + a.jsonl".')
+    ],
     target: Annotated[Path, Argument(help="New .parquet, .tar or .jsonl file, or a folder (shards and a card).")],
     format: Format = "qvl",
     from_format: FromFormat = None,

@@ -4,10 +4,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from qvl_core.cli import Argument, Option
+from qvl_core.cli import Option
 from qvl_core.errors import BadInput
 
-from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Split, app, columns_of
+from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Source, Split, app, columns_of
 
 
 class Compare(StrEnum):
@@ -23,7 +23,7 @@ class Keep(StrEnum):
 
 @app.command()
 def dedup(
-    source: Annotated[Path, Argument(help="File, or data set folder: its splits are cleaned together.")],
+    source: Source,
     out: Annotated[Path | None, Option(help="Folder for the clean data set and duplicates.jsonl.")] = None,
     compare: Annotated[Compare, Option(help="What makes two samples the same: all, the pictures, or the text.")] = (
         Compare.sample
@@ -41,7 +41,7 @@ def dedup(
     ] = None,
     cosine: Annotated[float, Option(min=-1, max=1, help="With --embeddings: the same from this cosine on.")] = 0.95,
     against: Annotated[
-        list[Path] | None, Option(help="File that is only compared with, such as a test set; may be repeated.")
+        list[str] | None, Option(help="File that is only compared with, such as a test set; may be repeated.")
     ] = None,
     keep: Annotated[Keep, Option(help="Which of the same samples stays.")] = Keep.first,
     workers: Annotated[int, Option(min=1, help="Processes; the result is the same for every number.")] = 1,

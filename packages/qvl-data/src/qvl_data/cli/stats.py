@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Annotated
 
-from qvl_core.cli import Argument, Option
+from qvl_core.cli import Option
 
-from .app import AllowRoot, Columns, FromFormat, MediaRoot, Split, app, columns_of
+from .app import AllowRoot, Columns, FromFormat, MediaRoot, Source, Split, app, columns_of
 
 
 @app.command()
 def stats(
-    source: Annotated[Path, Argument(help="File, or data set folder; of a folder, all splits.")],
+    source: Source,
     split: Split = None,
     from_format: FromFormat = None,
     columns: Columns = None,

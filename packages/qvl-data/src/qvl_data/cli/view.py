@@ -6,12 +6,12 @@ from typing import Annotated
 from qvl_core.cli import Argument, Option
 from qvl_core.errors import BadInput
 
-from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Split, app, columns_of
+from .app import AllowRoot, Columns, Fresh, FromFormat, MediaRoot, Source, Split, app, columns_of
 
 
 @app.command()
 def view(
-    source: Annotated[Path, Argument(help="File, or data set folder.")],
+    source: Source,
     number: Annotated[int, Argument(min=0, help="Which sample, from 0.")] = 0,
     browser: Annotated[
         bool, Option("--browser", help="Look through all samples in the browser, and mark them.")
@@ -32,6 +32,7 @@ def view(
     fresh: Fresh = False,
 ) -> None:
     """Print one sample; what is learned from is green. With --browser: look through all, accept and reject."""
+    from qvl_data.chosen import Chosen
     from qvl_data.view import Marks, marks_file
     from qvl_data.view import view as show
     from qvl_data.view import write_clean as write
@@ -43,6 +44,11 @@ def view(
     data = open_split(
         source, split, format=from_format, media_root=media_root, allow_root=roots, columns=columns_of(columns)
     )
+    if isinstance(data, Chosen) and (write_clean is not None or browser or port is not None):
+        raise BadInput(
+            f"{source}: marks belong to samples of one file or split; name one, or write this choice first:"
+            f' qvl-data mix "{source}" --out DIR.'
+        )
     file = marks or marks_file(data, split or "")
     if write_clean is not None:
         count = write(data, Marks(file), write_clean, only_accepted, fresh)

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
@@ -26,7 +26,7 @@ from ..job import NAME as JOURNAL
 from ..job import Job, complete
 from ..progress import track
 from ..shards import Shard, plan
-from ..walk import inputs, open_splits
+from ..walk import check_outside, inputs, open_split, open_splits, said
 from ..writers import open_writer
 from .near import Cosine, Floats, Ints, keep_first
 from .prints import PRINTS, Compare, Fingerprint, all_prints, same
@@ -45,7 +45,7 @@ class Part:
 
 
 def dedup(
-    source: Path,
+    source: str | Path,
     out: Path,
     *,
     compare: Compare = "sample",
@@ -53,7 +53,7 @@ def dedup(
     similar: float | None = None,
     embeddings: Path | None = None,
     cosine: float = 0.95,
-    against: Sequence[Path] = (),
+    against: Sequence[str | Path] = (),
     keep: Literal["first", "largest"] = "first",
     split: str | None = None,
     format: str | None = None,
@@ -81,31 +81,32 @@ def dedup(
     parts = _parts(source, split, against, format, columns, media_root, allow_root)
     options = {
         "compare": compare, "perceptual": perceptual, "similar": similar, "embeddings": str(embeddings or ""),
-        "cosine": cosine, "against": [str(path) for path in against], "keep": keep, "split": split, "format": format,
-        "columns": dict(columns or {}), "media_root": str(media_root or ""),
-        "allow_root": [str(folder) for folder in allow_root],
+        "cosine": cosine, "against": [[str(path), said(path)] for path in against], "keep": keep, "split": split,
+        "format": format, "columns": dict(columns or {}), "media_root": str(media_root or ""),
+        "allow_root": [str(folder) for folder in allow_root], **said(source),
     }  # fmt: skip
     if embeddings is not None and len(parts) > 1:
         raise BadInput("--embeddings belong to one file; name one --split, and leave --against away.")
     if similar is not None and (compare != "text" or perceptual is not None):
         raise BadInput("--similar compares texts alone; add --compare text, and leave --perceptual away.")
 
-    def decide(home: Path, job: Job) -> tuple[Ints, Floats]:
+    def decide(prints: Callable[[], Job]) -> tuple[Ints, Floats]:
         if embeddings is not None:
             return _by_cosine(parts[0].data, embeddings, cosine)
         sets = {str(number): part.data for number, part in enumerate(parts)}
         fingerprint = Fingerprint(sets, compare, perceptual is not None, keep == "largest", similar is not None)
-        found = all_prints(fingerprint, home, job, workers)
+        found = all_prints(fingerprint, prints(), workers)
         return same(found, _order(parts, found.pixels), perceptual, similar)
 
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            home = Path(folder)
-            return _summary(parts, decide(home, Job(home, "dedup"))[0])
+            return _summary(parts, decide(partial(Job, Path(folder), "fingerprints"))[0])
     _check_place(out, source)
-    job = Job(out, "dedup", [*inputs(source), *against, *([embeddings] if embeddings else [])], options, fresh)
+    watched = [path for read in (source, *against) for path in inputs(read)] + ([embeddings] if embeddings else [])
+    job = Job(out, "dedup", watched, options, fresh)
     if job.result is None:
-        summary = job.step("decide", lambda: _decided(parts, out, *decide(out, job)))
+        prints = partial(Job, out / PRINTS, "fingerprints", watched, options, fresh, scratch=True)
+        summary = job.step("decide", lambda: _decided(parts, out, *decide(prints)))
         files = [file for part in parts if part.written for file in _write(part, out, job)]
         shutil.rmtree(out / PRINTS, ignore_errors=True)
         job.finish(summary, [out / DUPLICATES, *files])
@@ -113,18 +114,17 @@ def dedup(
     return result
 
 
-def _check_place(out: Path, source: Path) -> None:
+def _check_place(out: Path, source: str | Path) -> None:
     """Never write over data. Raises BadInput."""
     ours = (out / JOURNAL).is_file() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir()))
     if out.exists() and not ours:
         raise BadInput(f"{out}: holds something else already; choose a new folder.")
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise BadInput(f"{out}: lies inside the data that is compared; choose a folder outside of {source}.")
+    check_outside(out, source)
 
 
 def _parts(
-    source: Path, split: str | None, against: Sequence[Path], format: str | None, columns: Mapping[str, str] | None,
-    media_root: Path | None, allow_root: Sequence[Path],
+    source: str | Path, split: str | None, against: Sequence[str | Path], format: str | None,
+    columns: Mapping[str, str] | None, media_root: Path | None, allow_root: Sequence[Path],
 ) -> list[Part]:  # fmt: skip
     """What is compared, what is preferred first."""
     reading: dict[str, Any] = {
@@ -134,7 +134,7 @@ def _parts(
     if broken:
         raise broken[0]
     names = [*(name for name in _FIRST if name in sets), *(name for name in sets if name not in _FIRST)]
-    others = (Dataset(path, **reading) for path in against)
+    others = (open_split(path, **reading) for path in against)
     return [
         *(Part(data.file.stem, data, False) for data in others),
         *(Part(name, sets[name], True) for name in names),

@@ -103,10 +103,10 @@ class Fingerprint:
             return hashlib.sha256(f"{split}\0{index}".encode()).digest()[:16], [], 0, minhash("") if self.words else ()
 
 
-def all_prints(fingerprint: Fingerprint, home: Path, job: Job, workers: int = 1) -> Prints:
-    """The fingerprints of all samples of all sets, in order; kept step by step in files of `home`."""
+def all_prints(fingerprint: Fingerprint, job: Job, workers: int = 1) -> Prints:
+    """The fingerprints of all samples of all sets, in order; kept step by step in files of the job's folder."""
     todo = steps(fingerprint.sets, STEP)
-    files = {step: home / PRINTS / f"{number:06d}.npz" for number, step in enumerate(todo)}
+    files = {step: job.home / f"{number:06d}.npz" for number, step in enumerate(todo)}
     rest = [step for step in todo if not job.is_done(f"prints {step}")]
     for step, found in track(walk(fingerprint, rest, workers), "fingerprints", len(todo), len(todo) - len(rest)):
         with complete(files[step]) as aside:

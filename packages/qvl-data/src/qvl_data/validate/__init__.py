@@ -14,11 +14,11 @@ import heapq
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qvl_core.errors import BadInput
 
@@ -26,7 +26,7 @@ from ..dataset import Dataset
 from ..errors import Severity, severity
 from ..job import Job, complete
 from ..progress import track
-from ..walk import Step, inputs, open_splits, steps, walk
+from ..walk import Step, check_outside, inputs, open_splits, said, steps, walk
 from .across import Across, save
 from .checks import Checks
 from .finding import Finding, read_findings, to_line, write_findings
@@ -86,7 +86,7 @@ class Validation:
 
 
 def validate(
-    source: Path,
+    source: str | Path,
     split: str | None = None,
     *,
     format: str | None = None,
@@ -102,7 +102,7 @@ def validate(
     workers: int = 1,
     fresh: bool = False,
 ) -> Validation:
-    """Check every sample of a file, or of all splits of a folder.
+    """Check every sample of a source (as `open_splits` takes it), of a folder those of all splits.
 
     pixels      decode every picture, and every video up to its last frame; else read headers only
     model       folder of a model: tokens are counted, and what its chat template refuses is found
@@ -117,47 +117,64 @@ def validate(
     if max_length is not None and model is None:
         raise BadInput("--max-length counts tokens; name the model's folder with --model.")
     reading = {"format": format, "columns": columns, "media_root": media_root, "allow_root": tuple(allow_root)}
-    run = partial(_run, source, split, reading, pixels, model, max_length, workers)
+    data = cache(partial(open_data, source, split, reading, model))
+    work = partial(check, str(source), data, pixels=pixels, max_length=max_length, workers=workers)
     folders = [folder for folder in (out, quarantine, fix_to) if folder is not None]
     if not folders:
         with tempfile.TemporaryDirectory(prefix="qvl-validate-") as place:
-            return run(Job(Path(place), "validate"), Path(place) / "findings.jsonl", None, None, None)
+            return work(Job(Path(place), "validate"), Path(place) / "findings.jsonl")
     for folder in folders:
         _check_place(folder, source)
     options = {"split": split, **reading, "pixels": pixels, "model": model, "max_length": max_length}
-    options |= {"out": out, "quarantine": quarantine, "fix_to": fix_to}
+    options |= {"out": out, "quarantine": quarantine, "fix_to": fix_to, **said(source)}
     asked = {key: _plain(value) for key, value in options.items()}
     watched = [*inputs(source), *([model] if model else [])]
-    jobs = [Job(folder / WORK, "validate", watched, asked, fresh) for folder in folders]
+    jobs = [Job(folder / WORK, "validate", watched, asked, fresh, first=data) for folder in folders]
     first = jobs[0]
     if first.result is not None and any(job.result is None for job in jobs):  # files of another folder are gone
         first = jobs[0] = Job(first.home, "validate", watched, asked, fresh=True)
     if first.result is None:
         _remove(first.dropped, quarantine, fix_to)
-        result = run(first, (out or first.home / PARTS) / "findings.jsonl", out, quarantine, fix_to)
+        findings = (out or first.home / PARTS) / "findings.jsonl"
+        result = work(first, findings, out=out, quarantine=quarantine, fix_to=fix_to)
         for job in reversed(jobs):
             job.finish(result.to_dict(), [file for file in job.home.parent.iterdir() if file.is_file()])
     return Validation.from_dict(first.result)
 
 
-def _run(
-    source: Path, split: str | None, reading: dict[str, Any], pixels: bool, model: Path | None, max_length: int | None,
-    workers: int, job: Job, findings: Path, out: Path | None, quarantine: Path | None, fix_to: Path | None,
-) -> Validation:  # fmt: skip
+class Data(NamedTuple):
+    """What is validated: all splits, what is wrong with those that cannot be opened, and what counts tokens."""
+
+    sets: dict[str, Dataset]
+    broken: list[BadInput]
+    processor: Any
+
+
+def open_data(source: str | Path, split: str | None, reading: Mapping[str, Any], model: Path | None) -> Data:
+    """Open all splits of a source, and the processor of a model folder. Raises BadInput."""
     sets, broken = open_splits(source, split, **reading)
     sets = dict(sorted(sets.items(), key=lambda item: item[0] != "train"))  # what is held out is told, not `train`
-    processor = None
-    if model is not None:
-        from ..processor import open_processor
+    if model is None:
+        return Data(sets, broken, None)
+    from ..processor import open_processor
 
-        processor = open_processor(model)
+    return Data(sets, broken, open_processor(model))
+
+
+def check(
+    source: str, data: Callable[[], Data], job: Job, findings: Path, *, pixels: bool = True,
+    max_length: int | None = None, out: Path | None = None, quarantine: Path | None = None, fix_to: Path | None = None,
+    workers: int = 1,
+) -> Validation:  # fmt: skip
+    """Check all samples of what was opened, in steps of a job, and write the findings; see `validate`."""
+    sets, broken, processor = data()
     work = Work(sets, Checks(pixels, processor, max_length))
     parts = job.home / PARTS
     files = _check(work, job, parts, f"validate {source}", workers)
     across = Across(sets, [(step.split, file.with_suffix(".npy")) for step, file in files])
 
     def join() -> dict[str, Any]:
-        result = Validation(str(source), pixels, splits={name: len(data) for name, data in sets.items()})
+        result = Validation(source, pixels, splits={name: len(data) for name, data in sets.items()})
         result.samples = sum(result.splits.values())
         whole = [_broken(error) for error in broken]
         whole += _unlicensed(sets, files, job)
@@ -263,11 +280,10 @@ def _count(finding: Finding, result: Validation) -> None:
         reason.first.append(str(finding))
 
 
-def _check_place(folder: Path, source: Path) -> None:
+def _check_place(folder: Path, source: str | Path) -> None:
     if folder.exists() and not (folder / WORK).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: holds something else already; choose a new folder.")
-    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-        raise BadInput(f"{folder}: lies inside the data that is validated; choose a folder outside of {source}.")
+    check_outside(folder, source)
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ def write_clean(data: Dataset, marks: Marks, out: Path, only_accepted: bool = Fa
         raise BadInput(f"{out}: is already there; choose another name.")
     _check(data, marks)
     kept = _kept(data, marks, only_accepted)
-    options = {"only_accepted": only_accepted}
+    options = {"only_accepted": only_accepted, "reading": data.reading}
     inputs = [*data.files, *([marks.file] if marks.file.is_file() else [])]
     job = Job(beside(out), "view --write-clean", inputs, options, fresh)
     if job.result is None:
