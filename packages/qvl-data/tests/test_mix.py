@@ -7,11 +7,12 @@ from qvl_core.errors import BadInput
 from qvl_data.cli import app
 from qvl_data.convert import write_samples
 from qvl_data.dataset import Dataset
+from qvl_data.errors import BadSample
 from qvl_data.media import read_bytes
 from qvl_data.mix import expect, labels, tempered, write
 from qvl_data.sources import Mixture
 
-from .chats import build, picture
+from .chats import build, picture, write_png
 from .killing import check_every_kill
 
 
@@ -165,6 +166,40 @@ def test_a_bad_sample_stops_it(tmp_path, capsys):
     assert app.run(["mix", str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "out")]) == 2
     assert "x.jsonl:2: not valid JSON" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_bad_samples_may_be_left_out(tmp_path, capsys):
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}]
+    rows = [{"id": str(n), "messages": turns if n not in (1, 4) else "none"} for n in range(6)]
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    args = ["mix", f"{file}%200", "--shard", "4", "--out", str(tmp_path / "out")]
+    assert app.run([*args, "--max-bad", "1"]) == 2
+    assert app.run([*args, "--max-bad", "2"]) == 0
+    shown = capsys.readouterr().out.replace("\n", "")
+    assert "2 samples were left out, the first is " in shown  # however often each would have come
+    figures = write(Mixture(f"{file}%200"), tmp_path / "out", shard=4, max_bad=2).files
+    assert sum(figure.samples for figure in figures.values()) == len(Dataset(tmp_path / "out", "train")) == 8
+    listed = [json.loads(line) for line in (tmp_path / "out/left_out.jsonl").read_text("utf-8").splitlines()]
+    assert sorted(entry["place"] for entry in listed) == [f"{file}:2", f"{file}:5"]
+    assert "Left out: 2 samples (left_out.jsonl)" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert app.run([*args, "--max-bad", "1"]) == 2
+    one = tmp_path / "one.parquet"
+    write(Mixture(str(file)), one, max_bad=2)
+    assert len((tmp_path / "one.parquet.left_out").read_text("utf-8").splitlines()) == 2
+
+
+def test_a_missing_picture_may_be_left_out(tmp_path):
+    turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "x"}]
+    write_png(tmp_path / "0.png", picture(8, 8))
+    for name in "ab":
+        rows = [{"id": str(n), "image": f"{n}.png", "conversations": turns} for n in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    mixture = Mixture(f"{tmp_path}/a.jsonl%200 + {tmp_path}/b.jsonl")
+    with pytest.raises(BadSample, match=r"1\.png: cannot be opened"):
+        write(mixture, tmp_path / "out.parquet", max_bad=1)
+    (figures,) = write(mixture, tmp_path / "out.parquet", max_bad=2).files.values()
+    assert (figures.samples, len(figures.left_out)) == (3, 2)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Source
 from qvl_data import registry
 from qvl_data.cli import app
+from qvl_data.dataset import Dataset
 from qvl_data.register import read_data_dict
 from qvl_data.registry import Entry, Registry
 from qvl_data.sources import Mixture
@@ -302,3 +303,67 @@ def test_registered_names_are_sources_of_every_verb(here, capsys):
     assert sorted(path.name for path in Path("out/plates").glob("*.parquet")) == ["dev.parquet", "train.parquet"]
     assert app.run(["validate", "reciepts"]) == 2
     assert 'did you mean "receipts"?' in capsys.readouterr().err
+
+
+def test_the_licence_of_an_entry_is_that_of_samples_that_state_none(here, capsys):
+    own = [{**ROWS[0], "id": "own"}, ROWS[1]]
+    write("".join(json.dumps(row) + "\n" for row in own), "some/train.jsonl")
+    assert app.run(["convert", "some", "stated", "--license", "CC0-1.0"]) == 0
+    write("datasets:\n  some: {path: some, license: MIT}\n  stated: {path: stated, license: MIT}\n")
+    assert {sample.meta.license for sample in Mixture("some").datasets[0]} == {"MIT"}
+    assert {sample.meta.license for sample in Mixture("stated").datasets[0]} == {"CC0-1.0"}
+    assert app.run(["validate", "some"]) == 0
+    assert "license_missing" not in capsys.readouterr().out
+    assert app.run(["validate", "some/train.jsonl"]) == 0
+    assert "license_missing" in capsys.readouterr().out
+    assert app.run(["mix", "some%50 + stated", "--out", "mixed"]) == 0
+    assert "Licences: CC0-1.0 2, MIT 1." in Path("mixed/README.md").read_text(encoding="utf-8")
+    assert app.run(["convert", "some", "out"]) == 0
+    assert {sample.meta.license for sample in Dataset("out", "train")} == {"MIT"}
+
+
+BROKEN = ["datasets: [other, tool]", "a: {b", "datasets:\n  x: {url: http://x}"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_path_that_is_there_needs_no_registry(here, text, named, monkeypatch, capsys):
+    write(text, "names/r.yaml" if named else "datasets.yaml")
+    if named:
+        monkeypatch.setenv("QVL_REGISTRY", "names/r.yaml")
+    for args in (
+        ["stats", "data"],
+        ["validate", "data/train.jsonl"],
+        ["convert", "data", "out"],
+        ["dedup", "data", "--dry-run", "--compare", "text"],
+        ["audit", "data", "--out", "r.html"],
+        ["view", "data", "--split", "test"],
+        ["mix", "data%50 + data/test.jsonl", "--dry-run"],
+        ["validate", "data/train.jsonl%50"],
+    ):
+        assert app.run(args) == 0, args
+    capsys.readouterr()
+    assert app.run(["validate", "receipts"]) == 2
+    assert ("r.yaml" if named else "datasets.yaml") in capsys.readouterr().err
+
+
+def test_a_registry_that_is_not_there_is_told_where_a_name_needs_it(here, monkeypatch, capsys):
+    monkeypatch.setenv("QVL_REGISTRY", "gone.yaml")
+    assert app.run(["validate", "data"]) == 0
+    assert app.run(["validate", "receipts"]) == 2
+    assert "QVL_REGISTRY=gone.yaml: there is no such registry file" in capsys.readouterr().err
+    assert app.run(["mix", "data", "--dry-run", "--registry", "no.yaml"]) == 2
+    assert "no.yaml: there is no such registry file" in capsys.readouterr().err
+
+
+def test_the_registry_of_the_variable_is_used_by_every_verb(here, monkeypatch, capsys):
+    write("datasets: {receipts: {path: ../data}}", "names/r.yaml")
+    monkeypatch.setenv("QVL_REGISTRY", "names/r.yaml")
+    for args in (["validate", "receipts"], ["stats", "receipts%50"], ["view", "receipts[test]"]):
+        assert app.run(args) == 0
+    assert "receipts: 12 samples" in capsys.readouterr().out
+    write("datasets: {data: {path: test.jsonl}}", "data/r.yaml")
+    monkeypatch.setenv("QVL_REGISTRY", "data/r.yaml")
+    assert app.run(["validate", "data"]) == 2
+    assert 'write "./data" for the path' in capsys.readouterr().err
+    assert app.run(["validate", "./data"]) == 0

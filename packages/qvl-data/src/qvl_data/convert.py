@@ -6,8 +6,7 @@
 One sample is held at a time. What was cut off goes on at the shard it was in; a finished conversion does nothing.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,18 +16,17 @@ from qvl_core.errors import BadInput
 from qvl_core.files import sha256, writing
 
 from . import card
-from .dataset import SUFFIXES, Dataset
+from .dataset import SUFFIXES, Dataset, licensed
 from .errors import BadSample
 from .formats import get_format
 from .grounding import SPACES, as_text
-from .job import NAME, Job, beside, clear, write_text
+from .job import Job, beside, check_free, clear, write_text
+from .left_out import LEFT_OUT, Limit, check_left_out, leave_out, places, write_list
 from .progress import track
 from .sample import Sample
 from .shards import SAMPLES, Figures, Shard, plan
-from .walk import open_splits
+from .walk import open_splits, said
 from .writers import check_target, open_writer, suffix_for, write
-
-LEFT_OUT = "left_out.jsonl"
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,7 @@ class Change:
             raise BadInput(f'unknown space of boxes "{self.boxes}"; there are {", ".join(SPACES)}.')
 
     def __call__(self, sample: Sample) -> Sample:
-        if self.license and not sample.meta.license:
-            sample = sample.model_copy(update={"meta": sample.meta.model_copy(update={"license": self.license})})
+        sample = licensed(sample, self.license)
         return as_text(sample, self.boxes) if self.boxes else sample
 
 
@@ -74,7 +71,7 @@ def convert(
     max_bad: int = 0,
     fresh: bool = False,
 ) -> Written:
-    """Write `source` (file, folder, registered name or hub name) to `target`; returns the figures of each file.
+    """Write `source` (as `open_splits` takes it) to `target`; returns the figures of each file.
 
     A target with a suffix is one file. Any other is a folder, with every split (or only `split`) in shards of `shard`
     samples, in the `container` (parquet, tar or jsonl; default: Parquet for qvl, JSONL for other formats) and a card.
@@ -103,26 +100,28 @@ def convert(
     options: dict[str, Any] = {"format": format, "from_format": from_format, "columns": dict(columns or {})}
     options |= {"split": split, "media_root": None if media_root is None else str(media_root)}
     options |= {"allow_root": [str(root) for root in allow_root], "container": suffix, "shard": shard}
-    options |= {"boxes": change.boxes, "license": change.license}
+    options |= {"boxes": change.boxes, "license": change.license, **said(source)}
     outputs = [folder / part.name for part in shards]
     notes = folder / (f"{target.name}.left_out" if one_file else LEFT_OUT)
     inputs = [file for dataset in datasets.values() for file in dataset.files]
     _check_apart(inputs, outputs, target, one_file)
-    _check_free(home, [*outputs, notes, *([] if one_file else [folder / card.NAME])], fresh)
+    check_free(home, [*outputs, notes, *([] if one_file else [folder / card.NAME])], fresh)
     job = Job(home, "convert", inputs, options, fresh)
     before = job.result is not None
     if not before:
         if not one_file:
             clear(folder, {*job.dropped} - {part.name for part in shards})
-        left_out = 0
+        files: dict[str, dict[str, Any]] = {}
         for part in shards:
-            work = partial(_write, datasets[part.split], part, folder / part.name, format, change, max_bad - left_out)
-            left_out += len(job.step(part.name, work, folder / part.name)["left_out"])
-        files: dict[str, dict[str, Any]] = {part.name: job.step(part.name, dict) for part in shards}
-        _check_left_out(files, max_bad)
-        _write_notes(folder, shards, files, None if one_file else _title(source), notes)
+            limit = partial(leave_out, max_bad=max_bad, before=places(files.values()))
+            work = partial(_write, datasets[part.split], part, folder / part.name, format, change, limit)
+            files[part.name] = job.step(part.name, work, folder / part.name)
+        check_left_out(files.values(), max_bad)
+        write_list(files.values(), notes)
+        if not one_file:
+            _write_card(folder, shards, files, _title(source))
         job.finish(files, outputs)
-    _check_left_out(job.result, max_bad)
+    check_left_out(job.result.values(), max_bad)
     written = Written({folder / name: Figures(**figures) for name, figures in job.result.items()})
     written.before = before
     return written
@@ -155,68 +154,27 @@ def _check_apart(inputs: Sequence[Path], outputs: Sequence[Path], target: Path, 
         raise BadInput(f"{target}: holds the data that is read; choose another folder.")
 
 
-def _check_free(home: Path, files: Sequence[Path], fresh: bool) -> None:
-    """Raise BadInput if a file is there that no earlier run of a conversion wrote."""
-    if fresh or (home / NAME).exists():
-        return
-    for file in files:
-        if file.exists():
-            raise BadInput(f"{file}: is already there; remove it, choose another name, or add --fresh.")
-
-
-def _write(dataset: Dataset, part: Shard, file: Path, format: str, change: Change, max_bad: int) -> dict[str, Any]:
-    """Write one shard; its figures as JSON. Raises BadSample once more than `max_bad` samples cannot be used."""
+def _write(dataset: Dataset, part: Shard, file: Path, format: str, change: Change, limit: Limit) -> dict[str, Any]:
+    """Write one shard; its figures as JSON. What cannot be used goes to `limit`, which raises it or leaves it out."""
     figures = Figures()
     with open_writer(file, format) as writer:
-        for sample in track(_usable(dataset, part, figures, max_bad), f"convert {file.name}", len(part.indices)):
+        for index in track(part.indices, f"convert {file.name}", len(part.indices)):
             try:
-                changed = change(sample)
+                changed = change(dataset[index])
                 writer.write(changed)
             except BadSample as error:
-                _leave_out(figures, error, max_bad)
+                limit(figures, dataset.rows.place(index), error)
             else:
                 figures.add(changed)
     figures.bytes, figures.sha256 = file.stat().st_size, sha256(file)
     return figures.to_dict()
 
 
-def _usable(dataset: Dataset, part: Shard, figures: Figures, max_bad: int) -> Iterator[Sample]:
-    for index in part.indices:
-        try:
-            yield dataset[index]
-        except BadSample as error:
-            _leave_out(figures, error, max_bad)
-
-
-def _check_left_out(files: Mapping[str, Mapping[str, Any]], max_bad: int) -> None:
-    """Raise BadSample for the first that is too many, of files that were written when more were allowed."""
-    left_out = [entry for figures in files.values() for entry in figures["left_out"]]
-    for entry in left_out[max_bad:]:
-        raise BadSample(entry["reason"], entry["problem"], entry["place"], entry["id"])
-
-
-def _leave_out(figures: Figures, error: BadSample, max_bad: int) -> None:
-    if len(figures.left_out) >= max_bad:
-        raise error
-    named = {"place": error.place, "id": error.sample_id, "reason": error.reason, "problem": error.problem}
-    figures.left_out.append(named)
-
-
-def _write_notes(
-    folder: Path, shards: Sequence[Shard], files: Mapping[str, Mapping[str, Any]], title: str | None, notes: Path
-) -> None:
-    """The list of what was left out (`notes`), and the card of a folder."""
-    figures = {name: Figures(**given) for name, given in files.items()}
-    if left_out := Figures.total(figures.values()).left_out:
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in left_out)
-        write_text(notes, lines)
-    else:
-        notes.unlink(missing_ok=True)
-    if title is not None:
-        by_split: dict[str, dict[str, Figures]] = {}
-        for part in shards:
-            by_split.setdefault(part.split, {})[part.name] = figures[part.name]
-        write_text(folder / card.NAME, card.card(title, by_split, f"Written by qvl-data convert from `{title}`."))
+def _write_card(folder: Path, shards: Sequence[Shard], files: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    by_split: dict[str, dict[str, Figures]] = {}
+    for part in shards:
+        by_split.setdefault(part.split, {})[part.name] = Figures(**files[part.name])
+    write_text(folder / card.NAME, card.card(title, by_split, f"Written by qvl-data convert from `{title}`."))
 
 
 def _title(source: str | Path) -> str:

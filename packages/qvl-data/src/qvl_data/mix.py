@@ -17,7 +17,9 @@ from qvl_core.recipe.sources import spell
 
 from . import card
 from .carry import embedded
-from .job import NAME, Job, beside, complete
+from .errors import BadSample
+from .job import Job, beside, check_free, clear, write_text
+from .left_out import LEFT_OUT, Limit, check_left_out, leave_out, places, write_list
 from .media import is_absolute
 from .progress import track
 from .sample import Media, Sample
@@ -85,13 +87,15 @@ def write(
     format: str = "qvl",
     container: str | None = None,
     shard: int = SAMPLES,
+    max_bad: int = 0,
     fresh: bool = False,
 ) -> Written:
     """Write the first `samples` (default: an epoch) of the order.
 
     A target with a suffix is one file; any other a folder of shards of the split, with a card. Ids stay unique: with
     several sources they begin with the source's name (which also becomes `meta.dataset`), and a sample that comes again
-    is called `id#2`. Pictures are not augmented. Raises BadInput, and BadSample for the first sample that is bad.
+    is called `id#2`. Pictures are not augmented. Up to `max_bad` samples that cannot be used are left out and listed as
+    `convert` does it. Raises BadInput, and BadSample for one more.
     """
     one_file = target.suffix in SUFFIXES
     suffix = target.suffix if one_file else f".{container}" if container else suffix_for(format)
@@ -99,30 +103,30 @@ def write(
     count = len(mixture) if samples is None else samples
     parts = [Shard(split, target.name, 0, count)] if one_file else plan(split, count, suffix, shard)
     folder, home = (target.parent, beside(target)) if one_file else (target, target)
-    if not fresh and not (home / NAME).exists():
-        for part in parts:
-            if (folder / part.name).exists():
-                raise BadInput(f"{folder / part.name}: is already there; choose another name, or add --fresh.")
+    outputs = [folder / part.name for part in parts]
+    notes = folder / (f"{target.name}.left_out" if one_file else LEFT_OUT)
+    check_free(home, [*outputs, notes, *([] if one_file else [folder / card.NAME])], fresh)
     sources = [source.model_dump(mode="json", exclude_defaults=True) for source in mixture.sources]
     options = {"sources": sources, "choice": mixture.choice(), "samples": count, "seed": seed, "shard": shard}
-    options |= {"split": split, "format": format}
+    options |= {"split": split, "format": format, "container": suffix, "reading": mixture.reading()}
     job = Job(home, "mix", files(mixture), options, fresh)
-    for name in job.dropped:
-        (folder / name).unlink(missing_ok=True)
     before = job.result is not None
     if not before:
+        clear(folder, {*job.dropped} - {part.name for part in parts})
         names = labels(mixture)
-        done = {
-            name: job.step(name, partial(_write, mixture, part, folder / name, seed, format, names), folder / name)
-            for name, part in ((part.name, part) for part in parts)
-        }
+        done: dict[str, dict[str, Any]] = {}
+        for part in parts:
+            limit = partial(leave_out, max_bad=max_bad, before=places(done.values()))
+            work = partial(_write, mixture, part, folder / part.name, seed, format, names, limit)
+            done[part.name] = job.step(part.name, work, folder / part.name)
+        check_left_out(done.values(), max_bad)
+        write_list(done.values(), notes)
         if not one_file:
             figures = {split: {name: Figures(**given) for name, given in done.items()}}
             made = f"Written by qvl-data mix from {', '.join(f'`{name}`' for name in names)} (seed {seed})."
-            with complete(folder / card.NAME) as part_of_card:
-                text = card.card(target.resolve().name, figures, made)
-                part_of_card.write_text(text, encoding="utf-8", newline="\n")
-        job.finish(done, [folder / part.name for part in parts])
+            write_text(folder / card.NAME, card.card(target.resolve().name, figures, made))
+        job.finish(done, outputs)
+    check_left_out(job.result.values(), max_bad)
     return Written({folder / name: Figures(**figures) for name, figures in job.result.items()}, before)
 
 
@@ -141,14 +145,21 @@ def labels(mixture: Mixture) -> list[str]:
     return names
 
 
-def _write(mixture: Mixture, part: Shard, file: Path, seed: int, format: str, names: Sequence[str]) -> dict[str, Any]:
+def _write(
+    mixture: Mixture, part: Shard, file: Path, seed: int, format: str, names: Sequence[str], limit: Limit
+) -> dict[str, Any]:  # fmt: skip
+    """Write one shard; its figures as JSON. What cannot be used goes to `limit`, which raises it or leaves it out."""
     figures = Figures()
     with open_writer(file, format) as writer:
         for position in track(part.indices, f"mix {file.name}", len(part.indices)):
             item = mixture.locate(seed, position)
-            sample = _named(mixture.sample(Item(item.source, item.index)), item, names, file.suffix == ".jsonl")
-            writer.write(sample)
-            figures.add(sample)
+            try:
+                sample = _named(mixture.sample(Item(item.source, item.index)), item, names, file.suffix == ".jsonl")
+                writer.write(sample)
+            except BadSample as error:
+                limit(figures, mixture.place(item), error)
+            else:
+                figures.add(sample)
     figures.bytes, figures.sha256 = file.stat().st_size, sha256(file)
     return figures.to_dict()
 

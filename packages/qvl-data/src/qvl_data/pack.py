@@ -10,8 +10,9 @@ The samples are numbered as `Mixture.items` lists them. How they are placed stan
 
 import json
 import math
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from qvl_core.errors import BadInput
 
 from .bins import best_fit
 from .errors import BadSample
-from .job import NAME, Job, beside, complete
+from .job import Job, beside, check_free, complete
 from .mix import files
 from .order import mix, orders
 from .progress import track
@@ -35,6 +36,9 @@ SCHEMA = "qvl.pack/1"
 TooLong = Literal["error", "drop", "cut"]
 STEPS = 128
 """Steps in which media are counted where their limit is larger (rounded up, so that it holds)."""
+
+LENGTHS = "lengths"
+"""Folder of the measures of a work that is not finished."""
 
 CHUNK = 2000
 """Samples that are measured between two records of the journal."""
@@ -284,37 +288,53 @@ def pack_source(
     if max_pictures is not None and max_media_tokens is not None:
         raise BadInput("limit the pictures of a bin or their tokens, not both.")
     options = {"capacity": capacity, "seed": seed, "too_long": too_long, "max_pictures": max_pictures}
-    options |= {"max_media_tokens": max_media_tokens, "max_bad": max_bad}
+    options |= {"max_media_tokens": max_media_tokens}
     asked = {
         "sources": [source.model_dump(mode="json", exclude_defaults=True) for source in mixture.sources],
         "choice": mixture.choice(),
     }
-    _check_free(out, fresh)
-    job = Job(beside(out), "pack", [*files(mixture), model], options | asked, fresh)
+    request = asked | {"reading": mixture.reading()}
+    inputs = [*files(mixture), model]
+    check_free(beside(out), [out], fresh)
+    job = Job(beside(out), "pack", inputs, options | request, fresh)
     before = job.result is not None
     if not before:
-        processor = open_processor(model)
-        tokens: list[int] = []
-        media: list[int] = []
-        bad: list[tuple[str, str]] = []
-        starts = range(0, mixture.chosen, CHUNK)
-        for start in track(starts, f"measure for {out.name}", len(starts)):
-            end = min(start + CHUNK, mixture.chosen)
-            found = job.step(f"samples {start}", partial(_measured, mixture, processor, start, end, options))
-            tokens += found["tokens"]
-            media += found["media"]
-            bad += found["bad"]
-            _check_bad(bad, max_bad)
-        measured = np.array(tokens, np.int64), np.array(media, np.int64)
+        by_tokens = max_media_tokens is not None
+        lengths = Job(job.home / LENGTHS, "measure", inputs, request | {"by_tokens": by_tokens}, fresh, scratch=True)
+        found = _measure(mixture, open_processor(model), by_tokens, lengths, max_bad, f"measure for {out.name}")
         most = max_pictures or max_media_tokens
         try:
-            plan = pack(measured[0], capacity, seed=seed, too_long=too_long, media=measured[1], max_media=most)
+            plan = pack(found.tokens, capacity, seed=seed, too_long=too_long, media=found.media, max_media=most)
         except DoesNotFit as error:
             raise BadInput(f"{mixture.place(mixture.item(error.sample))}: {error.problem}") from None
         about = asked | options | {"model": model.name, "fingerprint": fingerprint(mixture)}
         replace(plan, about=about).save(out)
-        job.finish(figures(plan) | {"bad": dict(Counter(reason for reason, _ in bad))}, [out])
+        first = found.bad[0][1] if found.bad else ""
+        bad = Counter(reason for reason, _ in found.bad)
+        job.finish(figures(plan) | {"bad": dict(bad), "first_bad": first}, [out])
+    shutil.rmtree(job.home / LENGTHS, ignore_errors=True)
+    _check_bad(sum(job.result["bad"].values()), job.result["first_bad"], max_bad)
     return {**job.result, "before": before}
+
+
+def _measure(mixture: Mixture, processor: Any, by_tokens: bool, job: Job, max_bad: int, what: str) -> Measures:
+    """The measures of all samples, kept in steps of a job. Raises BadInput once more than `max_bad` are bad."""
+    total = Measures([], [], [])
+
+    def measured(start: int) -> dict[str, Any]:
+        found = measure(mixture, processor, start, min(start + CHUNK, mixture.chosen), by_tokens)
+        bad = [*total.bad, *found.bad]
+        _check_bad(len(bad), bad[0][1] if bad else "", max_bad)  # before it is kept: it may be mended
+        return asdict(found)
+
+    starts = range(0, mixture.chosen, CHUNK)
+    for start in track(starts, what, len(starts)):
+        kept = Measures(**job.step(f"samples {start}", partial(measured, start)))
+        total.tokens.extend(kept.tokens)
+        total.media.extend(kept.media)
+        total.bad.extend(kept.bad)
+        _check_bad(len(total.bad), total.bad[0][1] if total.bad else "", max_bad)
+    return total
 
 
 def pack_lengths(
@@ -334,7 +354,7 @@ def pack_lengths(
     inputs = [lengths] if media is None else [lengths, media]
     options = {"capacity": capacity, "seed": seed, "too_long": too_long, "max_media": max_media}
     given = [_array(file) for file in inputs]
-    _check_free(out, fresh)
+    check_free(beside(out), [out], fresh)
     job = Job(beside(out), "pack", inputs, options, fresh)
     before = job.result is not None
     if not before:
@@ -344,11 +364,6 @@ def pack_lengths(
         replace(plan, about=options | {"lengths": lengths.name}).save(out)
         job.finish(figures(plan) | {"bad": {}}, [out])
     return {**job.result, "before": before}
-
-
-def _check_free(out: Path, fresh: bool) -> None:
-    if out.exists() and not fresh and not (beside(out) / NAME).exists():
-        raise BadInput(f"{out}: is already there; choose another name, or add --fresh.")
 
 
 def _array(file: Path) -> NDArray[Any]:
@@ -363,15 +378,10 @@ def _array(file: Path) -> NDArray[Any]:
     return array
 
 
-def _measured(mixture: Mixture, processor: Any, start: int, end: int, options: dict[str, Any]) -> dict[str, Any]:
-    return asdict(measure(mixture, processor, start, end, options["max_media_tokens"] is not None))
-
-
-def _check_bad(bad: Sequence[tuple[str, str]], max_bad: int) -> None:
-    if len(bad) > max_bad:
+def _check_bad(count: int, first: str, max_bad: int) -> None:
+    if count > max_bad:
         raise BadInput(
-            f"{len(bad)} samples cannot be used, --max-bad allows {max_bad}; mend them or raise it."
-            f" The first: {bad[0][1]}"
+            f"{count} samples cannot be used, --max-bad allows {max_bad}; mend them or raise it. The first: {first}"
         )
 
 

@@ -55,7 +55,7 @@ class Figures:
     sha256: str = ""
     """Of the file."""
     left_out: list[dict[str, str]] = field(default_factory=list)
-    """Samples that could not be used: place, id, reason, problem."""
+    """Samples that could not be used: place, id, reason, problem. One that would come several times counts once."""
 
     def add(self, sample: Sample) -> None:
         """Count one sample."""
@@ -79,5 +79,6 @@ class Figures:
                 setattr(total, name, getattr(total, name) + getattr(part, name))
             total.tasks = dict(Counter(total.tasks) + Counter(part.tasks))
             total.licenses = dict(Counter(total.licenses) + Counter(part.licenses))
-            total.left_out = total.left_out + part.left_out
+            known = {entry["place"] for entry in total.left_out}
+            total.left_out = total.left_out + [entry for entry in part.left_out if entry["place"] not in known]
         return total

@@ -37,6 +37,7 @@ def mix(
         str | None, Option(help="Of a folder: parquet (default for qvl), tar (for wds) or jsonl (otherwise).")
     ] = None,
     shard: Annotated[int, Option(min=1, help="Samples in a shard of a folder.")] = 5000,
+    max_bad: Annotated[int, Option(min=0, help="Samples that may be left out (listed) before it stops.")] = 0,
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
     registry: RegistryFile = None,
@@ -45,13 +46,15 @@ def mix(
     """Mix sources: count what is drawn of each, or write it as one shuffled data set."""
     from qvl_data.mix import expect, tempered, write
     from qvl_data.registry import Registry
+    from qvl_data.shards import Figures
     from qvl_data.sources import Mixture, read_sources
 
     if out is None and not dry_run:
         raise BadInput("qvl-data mix: name what to write with --out, or add --dry-run.")
     if steps is not None and samples is not None:
         raise BadInput("qvl-data mix: --samples and --steps exclude each other; keep one.")
-    mixture = Mixture(read_sources(*sources), split, media_root, allow_root or (), registry=Registry(registry))
+    names = Registry(registry) if registry else None
+    mixture = Mixture(read_sources(*sources), split, media_root, allow_root or (), registry=names)
     if weights is not None:
         mixture = mixture.weighted(_numbers(weights))
     if temperature is not None:
@@ -60,11 +63,14 @@ def mix(
     _show(expect(mixture, count), len(mixture), count)
     if out is not None and not dry_run:
         options = {"seed": seed, "split": split, "format": format, "container": container, "shard": shard}
-        files, before = write(mixture, out, count, fresh=fresh, **options)  # type: ignore[arg-type]
+        files, before = write(mixture, out, count, max_bad=max_bad, fresh=fresh, **options)  # type: ignore[arg-type]
         for file, figures in files.items():
             print(f"{file}: {figures.samples} samples")
         if before:
             print("all was written before; nothing was done.")
+        if left_out := Figures.total(files.values()).left_out:
+            first = f"{left_out[0]['place']}: {left_out[0]['problem']}"
+            print(f"{len(left_out)} samples were left out, the first is {first}.")
 
 
 def _numbers(text: str) -> list[float]:

@@ -39,7 +39,8 @@ def pack(
     if lengths is not None and not sources and model is None:
         figures = pack_lengths(lengths, media, out, capacity, max_media=max_pictures or max_media_tokens, **options)
     elif sources and model is not None and lengths is None and media is None:
-        mixture = Mixture(read_sources(*sources), split, media_root, allow_root or (), registry=Registry(registry))
+        names = Registry(registry) if registry else None
+        mixture = Mixture(read_sources(*sources), split, media_root, allow_root or (), registry=names)
         options |= {"max_pictures": max_pictures, "max_media_tokens": max_media_tokens, "max_bad": max_bad}
         figures = pack_source(mixture, model, out, capacity, **options)
     else:
