@@ -397,14 +397,23 @@ def curve(run: Path) -> list[tuple[float, ...]]:
 
 
 Kill = tuple[Callable[..., None], tuple[Any, ...]]
+
+
+def through(stage: int) -> list[Kill]:
+    """Each step of a stage, and each of its saves."""
+    return [
+        (kill, (stage, step))
+        for save in (2, 4)
+        for kill, step in ((killed_after, save - 1), (killed_after, save), (killed_in_save, save))
+    ]
+
+
 SOME: list[Kill] = [(killed_after, (1, 3)), (killed_between, ("result",)), (killed_in_save, (2, 2))]
 ALL: list[Kill] = [
     (killed_in_base, ()),
-    *((killed_after, (1, step)) for step in (1, 2, 3, 4)),
-    *((killed_in_save, (1, step)) for step in (2, 4)),
+    *through(1),
     *((killed_between, (before,)) for before in ("final", "result", "stage two")),
-    *((killed_after, (2, step)) for step in (1, 2, 3, 4)),
-    *((killed_in_save, (2, step)) for step in (2, 4)),
+    *through(2),
 ]
 
 
