@@ -115,10 +115,13 @@ def test_refusals(source, tmp_path):
         convert(source, tmp_path / "out.parquet")
     with pytest.raises(BadInput, match="is already there; remove it or choose another name"):
         write_samples(Dataset(source), tmp_path / "out.parquet")
-    with pytest.raises(BadInput, match=r"Parquet holds qvl samples; for openai name the file \.jsonl"):
-        convert(source, tmp_path / "b.parquet", "openai")
-    with pytest.raises(BadInput, match=r"write \.parquet, \.tar, \.jsonl"):
+    for name, held in (("b.parquet", "qvl, hf, flat, edit, metaquery"), ("b.tar", "qvl"), ("b.csv", "flat")):
+        with pytest.raises(BadInput, match=rf"a \.[a-z]+ file holds {held}; for openai name the file \.jsonl"):
+            convert(source, tmp_path / name, "openai")
+    with pytest.raises(BadInput, match="holds flat; for qvl"):
         convert(source, tmp_path / "b.csv")
+    with pytest.raises(BadInput, match=r"write \.parquet, \.tar, \.jsonl, \.json, or for flat \.csv, \.tsv"):
+        write_samples(Dataset(source), tmp_path / "b.txt")
 
 
 def test_pictures_of_the_same_name_are_told_apart(tmp_path):

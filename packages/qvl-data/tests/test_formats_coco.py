@@ -373,8 +373,6 @@ def test_convert_goes_there_and_back(tmp_path):
     assert by_id(json.loads((tmp_path / "back" / "instances.json").read_text("utf-8"))) == by_id(data)
     again = Dataset(tmp_path / "back" / "instances.json")  # its pictures lie beside it
     assert again[1].opener.open(again[1].media[0]).size == (30, 40)
-    with pytest.raises(BadInput, match=r"unknown kind of file"):
-        convert(tmp_path / "kept.parquet", tmp_path / "back" / "openai.json", "openai")
 
 
 def test_an_empty_file_and_doubled_ids(tmp_path):

@@ -54,7 +54,7 @@ def test_round_trip(row):
     sample = FLAT.read(row, PLACE)
     assert FLAT.write(sample) == row
     assert FLAT.write(read_sample(QVL.write(sample))) == row
-    assert not FLAT.matches(row)
+    assert type(recognise(row, PLACE)) is flat.Flat
 
 
 @settings(max_examples=100, deadline=None)
@@ -181,6 +181,11 @@ def test_edits_by_map(tmp_path):
     assert get_format("flat", columns).write(sample) == lines[0]
 
 
-def test_it_is_never_recognised():
-    with pytest.raises(BadSample, match="no known format"):
-        recognise({"question": "x", "answer": "y"}, PLACE)
+def test_only_its_own_names_are_recognised(tmp_path):
+    for row in ({"question": "x", "answer": "y"}, {"user": "x", "answer": "y"}, {"assistant": "y", "text": "x"}):
+        with pytest.raises(BadSample, match="no known format"):
+            recognise(row, PLACE)
+    (tmp_path / "a.csv").write_text("image,user,assistant\na.png,What?,A cat.\n", "utf-8")
+    assert Dataset(tmp_path / "a.csv")[0].meta.format == "flat"
+    with pytest.raises(BadSample, match='no column "user"'):
+        recognise({"image": "a.png", "assistant": "y"}, PLACE).read({"image": "a.png", "assistant": "y"}, PLACE)

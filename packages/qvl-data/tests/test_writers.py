@@ -147,9 +147,10 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
 
 def test_refusals(tmp_path):
     for name, format, words in (
-        ("a.csv", "qvl", "unknown kind of file; write .parquet, .tar, .jsonl"),
-        ("a.parquet", "openai", "Parquet holds qvl samples; for openai name the file .jsonl"),
-        ("a.tar", "openai", "a tar holds qvl samples"),
+        ("a.txt", "qvl", "unknown kind of file; write .parquet, .tar, .jsonl, .json, or for flat .csv, .tsv"),
+        ("a.csv", "qvl", "a .csv file holds flat; for qvl name the file .jsonl"),
+        ("a.parquet", "openai", "a .parquet file holds qvl, hf, flat, edit, metaquery; for openai name the file .jsonl"),
+        ("a.tar", "openai", "a .tar file holds qvl; for openai"),
         ("a.jsonl", "wds", "wds is written into archives; name the file .tar"),
         ("a.jsonl", "opnai", 'did you mean "openai"'),
     ):

@@ -50,24 +50,31 @@ def arrow_schema() -> "pa.Schema":
     )
 
 
+def open_file(path: Path, schema: "pa.Schema") -> Any:
+    """A pyarrow.parquet.ParquetWriter: pictures lie plain, everything else is compressed."""
+    import pyarrow.parquet as pq
+
+    leaves = pq.ParquetFile(_empty(schema)).schema
+    columns = [leaves.column(number) for number in range(len(leaves))]
+    pictures = [
+        leaf.path for leaf in columns if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "NONE"
+    ]
+    texts = [leaf.path for leaf in columns if leaf.path not in pictures]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression=dict.fromkeys(texts, "zstd") | dict.fromkeys(pictures, "none"),
+        use_dictionary=texts,
+        write_statistics=texts,
+    )
+
+
 class Writer:
     """Writes samples to one Parquet file, a row group at a time; a context manager."""
 
     def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
-
         self._schema = arrow_schema()
-        leaves = pq.ParquetFile(_empty(self._schema)).schema
-        columns = [leaves.column(i).path for i in range(len(leaves))]
-        pictures = [name for name in columns if _is_picture(name)]
-        texts = [name for name in columns if not _is_picture(name)]
-        self._file = pq.ParquetWriter(
-            path,
-            self._schema,
-            compression=dict.fromkeys(texts, "zstd") | dict.fromkeys(pictures, "none"),
-            use_dictionary=texts,
-            write_statistics=texts,
-        )
+        self._file = open_file(path, self._schema)
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 

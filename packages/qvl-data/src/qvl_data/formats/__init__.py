@@ -53,8 +53,9 @@ _SHIPPED = (
     "obelics",
     "omnicorpus",
     "wds",
-    "flat",
 )
+_LAST = "flat"
+"""Any table whose columns have the names of its fields, so what another format takes is none."""
 _KEYS = ("messages", "conversations", "texts", "source_image", "target_image", "source_images")
 _formats: dict[str, type[Format]] = {}
 F = TypeVar("F", bound=Format)
@@ -72,9 +73,10 @@ def register(name: str) -> Callable[[type[F]], type[F]]:
 
 def formats() -> dict[str, type[Format]]:
     """All known formats by name, in the order in which a file is recognised."""
-    for name in _SHIPPED:
+    for name in (*_SHIPPED, _LAST):
         import_module(f"{__name__}.{name}")
-    return {name: _formats[name] for name in dict.fromkeys((*_SHIPPED, *_formats))}
+    first = dict.fromkeys((*_SHIPPED, *(name for name in _formats if name != _LAST)))
+    return {name: _formats[name] for name in (*first, _LAST)}
 
 
 def get_format(name: str, columns: Mapping[str, str] | None = None) -> Format:

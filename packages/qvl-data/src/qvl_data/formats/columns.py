@@ -28,6 +28,11 @@ class Columns:
     def __getitem__(self, field: str) -> str:
         return self.renamed.get(field, field)
 
+    @property
+    def hint(self) -> dict[str, Any]:
+        """The layout hint by which a writer gives the columns their names again."""
+        return {"columns": dict(self.renamed)} if self.renamed else {}
+
     def take(self, row: Any, place: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The fields that a row has, and its other columns. Raises BadSample if the row is no object."""
         if not isinstance(row, dict):

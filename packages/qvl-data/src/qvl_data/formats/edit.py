@@ -43,7 +43,7 @@ class EditLines:
 
     def read(self, row: Any, place: str) -> Sample:
         values, others = self.columns.take(row, place)
-        layout: dict[str, Any] = {}
+        layout: dict[str, Any] = self.columns.hint
         texts = self._texts(values, others, place)
         name, target = self._target(values, others, place)
         sources = self._sources(values, others, place, layout)

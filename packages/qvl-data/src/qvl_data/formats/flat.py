@@ -9,7 +9,8 @@ become text. With `target_image` named, rows are edits or text to image (see `ed
 
     --map source_image=before,target_image=after,instruction=request
 
-Rows of JSON and Parquet come back as they were; what was read from CSV comes back as text.
+Rows of JSON and Parquet come back as they were; what was read from CSV comes back as text. A table is recognised only
+by these names: `assistant` beside `user` or media, and by no other format.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ from .fitted import fitted
 from .gallery import is_empty
 
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-FIELDS = ("id", "image", "images", "video", "videos", *_ROLES)
+_MEDIA = ("image", "images", "video", "videos")
+FIELDS = ("id", *_MEDIA, *_ROLES)
 _EDITS = tuple(field for field in edit.FIELDS if field != "id")
 
 
@@ -36,7 +38,10 @@ class Flat:
         self.columns = Columns("flat", FIELDS if self.edits is None else edit.FIELDS, columns)
 
     def matches(self, row: Any) -> bool:
-        return False  # every table would do: it is asked for, by name or by --map
+        if self.edits is not None:
+            return self.edits.matches(row)
+        asked = (self.columns[field] for field in ("user", *_MEDIA))
+        return isinstance(row, dict) and self.columns["assistant"] in row and any(column in row for column in asked)
 
     def read(self, row: Any, place: str) -> Sample:
         if self.edits is not None:
@@ -47,6 +52,7 @@ class Flat:
                 none = "" if field in ("user", "assistant") else "a row without"
                 raise self.columns.missing(field, others, place, none)
         layout: dict[str, Any] = {"others": {"id": others.pop("id")}} if "id" in others else {}
+        layout |= self.columns.hint
         texts = {role: self._text(role, values, place, layout) for role in _ROLES if role in values}
         media, slots = self._media(values, place, layout)
         messages = []

@@ -49,6 +49,7 @@ class MetaQuery:
             raise BadSample("media_count", problem, place)
         named = [(f"source_images[{number}]", cell) for number, cell in enumerate(sources)]
         media, layout = pictures_in([*named, ("target_image", values["target_image"])], place)
+        layout |= self.columns.hint
         layout |= {"others": {"id": others.pop("id")}} if "id" in others else {}
         others |= {self.columns[field]: values[field] for field in _CAPTIONS if field in values}
         last = len(media) - 1

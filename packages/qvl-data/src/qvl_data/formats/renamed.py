@@ -1,10 +1,12 @@
 """Any format of objects with its keys under other names: `--map messages=dialog,images=pages`."""
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadSample
 from ..sample import Sample
+from .kept import keep
 
 if TYPE_CHECKING:
     from . import Format
@@ -30,7 +32,13 @@ class Renamed:
             both = next(name for name in self.columns if name in row and name not in names)
             problem = f'columns "{both}" and "{self.columns[both]}" are both "{both}" by --map; rename one in the data'
             raise BadSample("column", problem, place)
-        return self.form.read(renamed, place)
+        return self._noted(self.form.read(renamed, place))
+
+    def _noted(self, sample: Sample) -> Sample:
+        """The sample with the layout hint by which a writer gives the keys their names again."""
+        extra = json.loads(sample.extra or "{}")
+        extra["layout"] = extra.get("layout", {}) | {"columns": keep(self.columns)}
+        return sample.model_copy(update={"extra": json.dumps(extra, ensure_ascii=False)})
 
     def write(self, sample: Sample) -> Any:
         row = self.form.write(sample)
