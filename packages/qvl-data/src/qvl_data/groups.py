@@ -32,7 +32,7 @@ def unpacked(rows: "json_lines.Rows") -> "Rows":
 
 def _starts_group(rows: "json_lines.Rows", number: int) -> bool:
     try:
-        return rows.raw(number).lstrip().startswith(b"[") and _is_group(rows[number])
+        return rows.begins_list(number) and _is_group(rows[number])
     except BadSample:  # told by whoever reads it
         return False
 

@@ -151,6 +151,11 @@ class Rows:
         start, length, _ = self._spans[index]
         return self._reader.read(start, length)
 
+    def begins_list(self, index: int) -> bool:
+        """Whether a row is a list, by its first bytes."""
+        start, length, _ = self._spans[index]
+        return self._reader.read(start, min(length, 1024)).lstrip().startswith(b"[")
+
     def outline(self, index: int) -> Any:
         """The row; in a line nothing can be skipped."""
         return self[index]
