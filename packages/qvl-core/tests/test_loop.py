@@ -162,6 +162,7 @@ def _kill_when_stalled(out: Path, save: int, file: int) -> None:
     if pid == 0:
         stalled_in_save(out, save, file)
     while not (out / "stalled").exists():
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the child ended before it stalled"
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

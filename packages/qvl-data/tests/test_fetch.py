@@ -122,7 +122,7 @@ def test_a_transient_failure_is_tried_again_at_once(tmp_path: Path, server: Serv
 def test_slow_servers_do_not_hold_up_the_others(tmp_path: Path, server: Server) -> None:
     file = listed(tmp_path, server, 5, broken=(0,))
     server.drip("/0.png", b"HTTP/1.1 200 OK\r\n\r\n", 0.02)
-    rules = Rules(seconds=0.5, allowed=frozenset({server.name}))
+    rules = Rules(seconds=3, allowed=frozenset({server.name}))
     done = fetch(UrlList(file), tmp_path / "out", Crowd(rules, attempts=1))
     assert [entry["reason"] for entry in done.failed] == ["fetch_timeout"]
     assert done.samples == 4

@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,7 @@ def test_what_drips_is_cut(head: bytes, server: Server) -> None:
     began = time.monotonic()
     error = failure(server, "/slow", seconds=0.4)
     assert error.reason in ("fetch_timeout", "fetch_connection")  # a dripped status line is also no HTTP
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20  # else it is never cut
 
 
 def test_redirects_share_one_deadline(server: Server) -> None:
@@ -79,7 +80,7 @@ def test_redirects_share_one_deadline(server: Server) -> None:
     server.drip("/slow", b"HTTP/1.1 200 OK\r\n\r\n")
     began = time.monotonic()
     assert failure(server, "/a", seconds=0.4).reason == "fetch_timeout"
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20  # else it is never cut
 
 
 def test_what_is_huge_is_cut(server: Server) -> None:
@@ -250,24 +251,28 @@ def test_proxies_of_the_environment_are_not_used(server: Server, monkeypatch: py
 
 
 def test_names_that_never_resolve_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(*asked: object, **more: object) -> list[object]:
-        time.sleep(1)
+    asked: Counter[str] = Counter()
+    released = threading.Event()
+
+    def endless(host: str, *more: object, **named: object) -> list[object]:
+        asked[host] += 1
+        released.wait(60)
         return []
 
-    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(socket, "getaddrinfo", endless)
 
-    async def run() -> float:
-        crowd = Crowd(Rules(seconds=0.2), workers=40, attempts=1)
+    async def run() -> None:
+        crowd = Crowd(Rules(seconds=1), workers=40, attempts=1)
         fetches = [asyncio.ensure_future(crowd.fetch(f"http://{number}.example/")) for number in range(40)]
-        await asyncio.sleep(0.05)
-        began = time.monotonic()
-        await asyncio.to_thread(int)  # as pictures are decoded
-        waited = time.monotonic() - began
         failures = await asyncio.gather(*fetches, return_exceptions=True)
         assert {getattr(failure, "reason", failure) for failure in failures} == {"fetch_timeout"}
-        return waited
+        assert len(asked) > 4, "several at a time"
+        await asyncio.wait_for(asyncio.to_thread(int), 30)  # as pictures are decoded
 
-    assert asyncio.run(run()) < 0.5
+    try:
+        asyncio.run(run())
+    finally:
+        released.set()
 
 
 def test_a_name_that_does_not_exist_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,9 +153,10 @@ def test_workers_change_nothing(broken, workers):
 
 
 def test_a_worker_that_is_killed_gives_one_sentence(mixture):
+    before = set(multiprocessing.active_children())  # of tests that are being tidied away
     batches = iter(Loader(mixture, batch=4, workers=1, each=ID, max_bad=1))
     next(batches)
-    worker = next(child for child in multiprocessing.active_children() if child.name == "loader-0")
+    (worker,) = set(multiprocessing.active_children()) - before
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(QVLError, match=r"a worker of the loader died \(exit code -9") as caught:
         list(islice(batches, 4))  # some were ready

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,16 +12,16 @@ from qvl_data.writers import open_writer
 
 from .chats import build
 
-resource = pytest.importorskip("resource", reason="peaks of memory are told by POSIX systems")
+if sys.platform == "win32":
+    pytest.importorskip("psutil", reason="tells peaks of memory")
 
 MIB = 1 << 20
 CHILD = """
-import random, resource, sys
+import random, sys
 from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from peak import peak
 from qvl_data.dataset import open_rows
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 small, large, outline = Path(sys.argv[1]), Path(sys.argv[2]), random.Random(0)
 open_rows(small)[0]
@@ -59,11 +60,26 @@ def growth(tmp_path, suffix, size):
     small, large = tmp_path / f"small{suffix}", tmp_path / f"large{suffix}"
     write(small, 40_000)
     rows = write(large, size)
-    command = [sys.executable, "-c", CHILD, str(small), str(large)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
-    count, grown = map(int, done.stdout.split())
+    count, grown = measured(CHILD, small, large)
     assert count == rows
     return grown
+
+
+def measured(child, small, large):
+    """How many rows the child saw in the large file, and what that took."""
+    command = [sys.executable, "-c", child, str(small), str(large), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
+    count, grown = map(int, done.stdout.split())
+    return count, grown
+
+
+def test_growth_is_measured_whatever_this_process_holds(tmp_path):
+    """A child must not be told the peak of the process that started it."""
+    write(tmp_path / "a.jsonl", 40_000)
+    ballast = b"x" * (200 * MIB)
+    child = CHILD.replace("rows = open_rows(large)", f"rows = open_rows(large); held = b'x' * {40 * MIB}")
+    _, grown = measured(child, tmp_path / "a.jsonl", tmp_path / "a.jsonl")
+    assert 30 * MIB < grown < len(ballast)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tar"])
@@ -85,14 +101,7 @@ def test_an_array_on_one_line_with_one_huge_string(tmp_path):
     small = tmp_path / "b.json"
     small.write_text(json.dumps([{"a": 1}]), encoding="utf-8")
     child = CHILD.replace("rows[outline.randrange(len(rows))]", "rows[1]")
-    done = subprocess.run(
-        [sys.executable, "-c", child, str(small), str(file)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=True,
-    )
-    count, grown = map(int, done.stdout.split())
+    count, grown = measured(child, small, file)
     assert count == 2
     assert grown < 6 * MIB
     with pytest.raises(Exception, match="longer than 16 MiB"):

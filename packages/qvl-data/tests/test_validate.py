@@ -52,6 +52,7 @@ SWEEP = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from peak import peak
 from qvl_data.validate import validate
 import pyarrow.parquet, qvl_data.tar, qvl_data.formats
 from PIL import Image
@@ -60,15 +61,6 @@ try:
 except ImportError:
     pass
 Image.init()
-def peak():
-    if sys.platform == "linux":  # ru_maxrss would begin with that of the parent
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    if sys.platform == "darwin":
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    import psutil
-    return psutil.Process().memory_info().peak_wset
 before = peak()
 results = {}
 for line in sys.stdin:
@@ -91,7 +83,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         folder.mkdir()
         asked.append(json.dumps([kind.name, str(kind.make(folder)), kind.options]))
     done = subprocess.run(
-        [sys.executable, "-c", SWEEP, str(Path(__file__).parents[1])],
+        [sys.executable, "-c", SWEEP, str(Path(__file__).parent)],
         input="\n".join(asked), capture_output=True, text=True, encoding="utf-8", timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -362,7 +362,6 @@ def test_ctrl_c_ends_it(source, tmp_path):
     try:
         assert process.stdout is not None
         assert process.stdout.readline()
-        time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     finally:
@@ -457,9 +456,12 @@ def test_nothing_moves_when_a_picture_arrives(source, tmp_path, width):
         page = page_of(chromium, [], server.url, width)
         held = []
         page.route("**/media/**", lambda route: held.append(route))
-        page.goto(f"{server.url}#1")
+        page.goto(f"{server.url}#1", wait_until="commit")
         page.wait_for_selector(".picture rect", state="attached")
         awaited = boxes_of(page, ".picture", ".picture rect", ".picture img", "figcaption")
+        deadline = time.monotonic() + 30
+        while not held and time.monotonic() < deadline:
+            page.wait_for_timeout(20)  # lets the request arrive
         assert len(held) == 1
         held.pop().continue_()
         page.evaluate("() => document.querySelector('.picture img').decode()")

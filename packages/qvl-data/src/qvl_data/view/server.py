@@ -75,12 +75,11 @@ class Server(ThreadingHTTPServer):
 
 def serve(data: Dataset, marks: Marks, start: int = 0, port: int = 0, open_it: bool = True) -> None:
     """Serve until Ctrl-C; port 0 is any free one. `open_it` opens the browser."""
-    with Server(data, marks, start, port) as server:
+    with Server(data, marks, start, port) as server, suppress(KeyboardInterrupt):
         print(f"{data.file}: open {server.url}\nmarks are kept in {marks.file}; stop with Ctrl-C", flush=True)
         if open_it:
             webbrowser.open(server.url)
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
 
 
 class _Refused(Exception):
