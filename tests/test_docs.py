@@ -128,7 +128,7 @@ def complaint(command: list[str]) -> str | None:
         missing = [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", known)]
         if missing:
             return f"{' '.join([program, *verb])} has no {', '.join(missing)}"
-        if verb and verb[0] in ("train", "check", "plan", "slurm"):
+        if verb and verb[0] in ("train", "check", "plan", "slurm") and "RECIPE" in answer(program, *verb, "--help"):
             return recipe_complaint(program, words[1], [word for word in words[2:] if re.match(r"[a-z][\w.]*=", word)])
     return None
 

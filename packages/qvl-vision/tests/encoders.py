@@ -40,6 +40,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "timm_wrapper",
         {"architecture": "convnext_atto", "model_args": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}},
     ),
+    "timm_swin": (  # features (B, h, w, D)
+        "timm_wrapper",
+        {
+            "architecture": "swin_tiny_patch4_window7_224",
+            "model_args": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "img_size": 48, "window_size": 3},
+            "num_classes": 0,
+        },
+    ),
     # not in the catalogue, taken by their files alone
     "swin": (
         "swin",
@@ -70,7 +78,7 @@ def write_encoder(name: str, folder: Path, seed: int = 0, change: Callable[[Any]
     if config.model_type == "timm_wrapper":
         file = folder / "config.json"
         values = json.loads(file.read_text(encoding="utf-8"))
-        size = 48 if "vit" in config.architecture else 96
+        size = 96 if "convnext" in config.architecture else 48
         values["pretrained_cfg"] = {"input_size": [3, size, size], "mean": MEAN, "std": STD}
         file.write_text(json.dumps(values), encoding="utf-8")
     else:

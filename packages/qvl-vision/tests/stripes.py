@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from qvl_vision import register_encoder
+from qvl_vision import register_encoder, register_merger
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -22,6 +22,43 @@ class Stripes(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:  # (B, 3, 24, 24) -> (B, N, D)
         tokens = self.proj(pictures.flatten(1)).unflatten(1, (-1, self.width))
         return self.drop(tokens + self.ramp)
+
+
+@register_encoder("computing", size=24, mean=HALF, std=HALF)
+class Computing(Stripes):
+    """Reads values of tensors while it is made."""
+
+    def __init__(self, tokens: int = 4) -> None:
+        super().__init__(tokens)
+        self.scale = torch.tensor([0.25, 0.75]).mean().item()
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return super().forward(pictures) * self.scale
+
+
+@register_encoder("normed", size=24, mean=HALF, std=HALF)
+class Normed(nn.Module):
+    """A convolution with batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 12, 8, stride=8), nn.BatchNorm2d(12)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.bn(self.conv(pictures)).flatten(2).transpose(1, 2)
+
+
+@register_merger("waving")
+class Waving(nn.Module):
+    """A merger with a buffer that no file holds."""
+
+    def __init__(self, vision_width: int, text_width: int, merge: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(vision_width, text_width)
+        self.register_buffer("wave", torch.linspace(0, 1, text_width).sin(), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.proj(tokens) + self.wave
 
 
 @register_encoder("tiles", size=24, patch=8, mean=HALF, std=HALF)

@@ -61,6 +61,14 @@ def test_outputs_of_the_wrong_rank_or_size(base):
 def test_options(base, encoders):
     dinov2 = str(encoders["dinov2"])
     refused("cannot be made with {'colour': 3}", base, "stripes", encoder_options={"colour": 3})
+    refused("cannot be made with {'tokens': -1}", base, "stripes", encoder_options={"tokens": -1})
+    refused("layout pathces: must be one of auto, patches, image", base, dinov2, layout="pathces")
+    refused("feature_select cls: must be one of patch, all", base, dinov2, feature_select="cls")
+    refused("merge 0: must be at least 1", base, dinov2, merge=0)
+    refused("deepstack [-1]: layers are counted from 0", base, dinov2, deepstack=[-1])
+    for queries in (0, "many"):
+        refused("it has to be a number of at least 1", base, dinov2, "resampler", merger_options={"queries": queries})
+    refused("merge 2: merger resampler gives queries", base, dinov2, "resampler", merge=2)
     refused("encoder_options belong to a module", base, dinov2, encoder_options={"width": 3})
     refused('merger "linear": does not take', base, dinov2, merger_options={"queries": 3})
     refused("heads (5) does not divide", base, dinov2, "resampler", merger_options={"heads": 5})
@@ -80,7 +88,12 @@ def test_layers_that_do_not_fit(base, encoders):
     refused("gives no intermediate layers", base, "stripes", deepstack=[0])
 
 
-def test_joined_encoders_need_equally_many_tokens(base, encoders):
+def test_joined_encoders_need_equally_many_tokens(base, encoders, tmp_path):
+    def smaller(config):
+        config.image_size = 28
+
+    other = write_encoder("dinov2", tmp_path / "other", change=smaller)  # of the same name
+    refused("equally many tokens", base, [str(encoders["dinov2"]), str(other)], layout="image")
     refused("equally many tokens", base, ["stripes", str(encoders["dinov2"])], layout="image")
 
 

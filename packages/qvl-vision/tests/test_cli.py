@@ -67,8 +67,8 @@ def test_verify_says_what_is_wrong(base, encoders, tmp_path):
     [
         (["--encoder", "dinv2"], 'did you mean "dinov2"'),
         (["--encoder", "native", "--precision", "fp8"], "--precision fp8: must be one of fp32, bf16, fp16"),
-        (["--encoder", "native", "--layout", "square"], "--layout square: must be one of auto, patches, image"),
-        (["--encoder", "native", "--feature-select", "cls"], "--feature-select cls: must be one of patch, all"),
+        (["--encoder", "native", "--layout", "square"], "layout square: must be one of auto, patches, image"),
+        (["--encoder", "native", "--feature-select", "cls"], "feature_select cls: must be one of patch, all"),
         (["--encoder", "stripes", "--encoder-option", "tokens"], '"tokens" is no KEY=VALUE'),
     ],
 )

@@ -1,6 +1,7 @@
 """Every encoder, every kind of tokens: forward, backward, generate, save, reload elsewhere, batch = singles."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from qvl_core.cli.plugin import execute
 from qvl_core.qwen3vl.batch import collate
 from qvl_core.qwen3vl.generate import generate
 from qvl_data.chat import length
-from qvl_vision import freeze, save, swap, verify
+from qvl_vision import freeze, load, save, swap, verify
 from qvl_vision.encoders import NativeEncoder
 
 HERE = Path(__file__).parent
@@ -43,14 +44,17 @@ CASES |= {
     "second-last layer": (["clip"], {"feature_layer": -2}),
     "all tokens": (["dinov2_with_registers"], {"feature_select": "all"}),
     "fixed size": (["dinov2"], {"layout": "image"}),
+    "computing": (["computing"], {}),
+    "batch norm": (["normed"], {"merger": "waving", "input_norm": True}),
     "joined": (["dinov2", "siglip"], {}),
     "joined, other patches": (["dinov2", "vit"], {"merger": "pixel_shuffle", "max_tokens": 4}),
     "joined, fixed": (["vit", "stripes9"], {"layout": "image"}),
 }
 
 
-def build(case: str, base: Path, encoders: dict[str, Path]) -> tuple[Any, Any]:
+def build(case: str, base: Path, encoders: dict[str, Path], **more: Any) -> tuple[Any, Any]:
     names, options = CASES[case]
+    options = options | more
     if names[-1] == "stripes9":  # nine tokens, as many as the other gives
         names, options = [names[0], "nine"], options
     return swap(base, [str(encoders.get(name, name)) for name in names], **options)
@@ -165,16 +169,46 @@ def test_an_encoder_that_learns_gets_a_gradient_in_each_trainable_weight(case, s
     model.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize("case", ["dinov2", "N=13", "resampler", "joined", "native"])
-def test_bf16(case, base, encoders, tmp_path):
-    names, options = CASES[case]
-    model, processor = swap(base, [str(encoders.get(name, name)) for name in names], precision="bf16", **options)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("written", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    "case", ["dinov2", "N=13", "batch norm", "resampler", "joined, other patches", "native", "timm_vit", "siglip2"]
+)
+def test_one_type_throughout(case, written, base, encoders, tmp_path):
+    """Whatever the encoder and the swapped model are stored in, the model has the type that it is loaded in."""
+    model, processor = build(case, base, encoders, precision=written)
     save(model, processor, tmp_path / "saved")
-    assert all(check.ok for check in verify(tmp_path / "saved", model))
     inputs = library_inputs(processor)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        loaded, _ = load(tmp_path / "saved", precision)
+        assert {value.dtype for value in loaded.state_dict().values() if value.is_floating_point()} == {dtype}
+        with torch.no_grad():
+            assert torch.isfinite(loaded(**inputs).logits).all()
+    assert all(check.ok for check in verify(tmp_path / "saved", load(tmp_path / "saved", "bf16")[0]))
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_an_encoder_stored_in_16_bits(stored, base, encoders, tmp_path):
+    from transformers import AutoModel
+
+    folder = shutil.copytree(encoders["dinov2"], tmp_path / "half")
+    AutoModel.from_pretrained(folder).to(stored).save_pretrained(folder)
+    save(*swap(base, str(folder)), tmp_path / "saved")
+    model, processor = load(tmp_path / "saved")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     with torch.no_grad():
-        assert torch.isfinite(model(**inputs).logits).all()
+        assert torch.isfinite(model(**library_inputs(processor)).logits).all()
+
+
+def test_statistics_of_batch_norm_stay(base):
+    """No checkpoint or adapter holds buffers: what training moved would be lost."""
+    model, processor = swap(base, "normed")
+    freeze(model, encoder=False)
+    model.train()
+    norm = model.model.visual.encoder.model.bn
+    before = norm.running_mean.clone()
+    model(**library_inputs(processor)).logits.square().mean().backward()
+    assert torch.equal(norm.running_mean, before)
+    assert norm.weight.grad is not None
 
 
 @pytest.mark.parametrize("case", ["dinov2", "N=13", "deepstack", "resampler"])

@@ -63,7 +63,7 @@ def test_experts(moe_base, encoders, encoder, tmp_path):
 @pytest.mark.parametrize("encoder", ["clip", "siglip", "dinov2", "dinov3"])
 def test_plain_peft(base, encoders, encoder, tmp_path):
     """LoRA by a pattern that names the language model, the merger in modules_to_save: nothing of the tower's."""
-    model, processor = swap(base, str(encoders[encoder]))
+    model, processor = swap(base, str(encoders[encoder]), input_norm=encoder == "dinov2")
     save(model, processor, tmp_path / "base")
     config = LoraConfig(r=4, target_modules=ATTENTION, modules_to_save=["merger"])
     tuned = get_peft_model(model, config)
@@ -127,9 +127,10 @@ def test_recompute_changes_no_gradient(base, tmp_path):
 def test_every_weight_of_the_tower_has_a_group_and_fsdp_finds_blocks(base, encoders):
     from qvl_core.qwen3vl.groups import group_of
 
-    for name in ("dinov2", "clip", "siglip2", "convnext"):
-        model, _ = swap(base, str(encoders[name]), deepstack=[0] if name != "convnext" else ())
+    for name, blocks in (("dinov2", 3), ("clip", 3), ("siglip2", 3), ("swin", 2), ("timm_vit", 2), ("convnext", 0)):
+        model, _ = swap(base, str(encoders[name]), deepstack=[0] if blocks == 3 else ())
         groups = {group_of(parameter) for parameter, _ in model.named_parameters()}
         assert {"llm", "merger", "vision"} <= groups
-        if name != "convnext":
-            assert len(model.model.visual.blocks) == 3
+        found = model.model.visual.blocks
+        assert len(found) == blocks
+        assert not any(one is not other and other in one.modules() for one in found for other in found)

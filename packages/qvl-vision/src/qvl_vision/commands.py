@@ -31,9 +31,6 @@ def swap(
     """Make a swapped model, write it, say what it is and what comes next."""
     if precision not in get_args(Precision):
         raise BadInput(f"--precision {precision}: must be one of {', '.join(get_args(Precision))}.")
-    for name, allowed in (("layout", ("auto", "patches", "image")), ("feature_select", ("patch", "all"))):
-        if settings[name] not in allowed:
-            raise BadInput(f"--{name.replace('_', '-')} {settings[name]}: must be one of {', '.join(allowed)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out {out}: is already there; choose a new folder.")
     model, processor = make(

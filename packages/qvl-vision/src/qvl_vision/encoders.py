@@ -13,7 +13,8 @@ Shapes: B pictures of H x W pixels, N tokens, D width, P patches of all pictures
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +36,7 @@ class Spec:
     config   its transformers configuration; options: the arguments of one's own module
     size     [height, width] it was trained on; fixed: whether it takes nothing else
     patch    side of a patch in pixels; None if its tokens form no grid
+    channels_last   its features are (B, h, w, D), not (B, D, h, w)
     prefix   tokens before the patch tokens
     tokens   tokens of a picture of `size`, prefix included
     width    D
@@ -47,6 +49,7 @@ class Spec:
     size: list[int] = field(default_factory=list)
     fixed: bool = False
     patch: int | None = None
+    channels_last: bool = False
     prefix: int = 0
     tokens: int = 0
     width: int = 0
@@ -96,6 +99,7 @@ class TransformersEncoder(nn.Module):
         self.model = AutoModel.from_config(transformers_config(spec))
         self.feature_layer = feature_layer
         self.prefix = spec.prefix if feature_select == "patch" else 0
+        self.channels_last = spec.channels_last
         takes = inspect.signature(type(self.model).forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
@@ -111,7 +115,7 @@ class TransformersEncoder(nn.Module):
 
     def tokens(self, states: Tensor) -> Tensor:
         if states.ndim == 4:
-            return states.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h*w, D)
+            return states.flatten(1, 2) if self.channels_last else states.flatten(2).transpose(1, 2)  # (B, h*w, D)
         return states[:, self.prefix :]
 
 
@@ -149,18 +153,29 @@ class OwnEncoder(nn.Module):
             )
         return [tokens]
 
-    def restore_buffers(self) -> None:
-        """Buffers that are no part of a checkpoint are what the module computes when it is made."""
-        part: Any
-        for part in self.modules():
-            part._is_hf_initialized = True  # the library need not ask for each of them
-        own = dict(self.model.named_buffers())
-        kept = set(self.model.state_dict(keep_vars=True))
-        if own.keys() - kept:
-            with torch.device("cpu"):
-                fresh = dict(make_own(self.spec).named_buffers())
-            for name in own.keys() - kept:
-                own[name].copy_(fresh[name])
+
+def restore_buffers(module: nn.Module, make: Callable[[], nn.Module]) -> None:
+    """Buffers that are no part of a checkpoint are what the module computes when it is made."""
+    part: Any
+    for part in module.modules():
+        part._is_hf_initialized = True  # the library need not ask for each of them
+    own = dict(module.named_buffers())
+    if lost := own.keys() - set(module.state_dict(keep_vars=True)):
+        fresh = dict(make().named_buffers())
+        for name in lost:
+            own[name].copy_(fresh[name])
+
+
+@contextmanager
+def really_made() -> Iterator[None]:
+    """Modules of one's own are made on the CPU in fp32, whatever is being built around them: they may compute."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def make_own(spec: Spec) -> nn.Module:
@@ -175,9 +190,12 @@ def make_own(spec: Spec) -> nn.Module:
             "install the package that brings it, or name its file with --plugin FILE.py."
         )
     try:
-        return info.build(**spec.options)
-    except TypeError as error:
-        raise BadInput(f'encoder "{spec.name}": cannot be made with {spec.options}: {error}.') from error
+        with really_made():
+            made = info.build(**spec.options)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise BadInput(f'encoder "{spec.name}": cannot be made with {spec.options} ({what}).') from error
+    return made.to(torch.get_default_dtype())
 
 
 class JoinedEncoder(nn.Module):
@@ -194,12 +212,10 @@ class JoinedEncoder(nn.Module):
 
     def forward(self, pictures: Tensor, layers: Sequence[int] = ()) -> list[Tensor]:
         """Pictures (B, 3, H, W) in 0..1 to tokens (B, N, D1 + D2 ...)."""
-        each = [
-            part(self._for(spec, pictures), layers) for spec, part in zip(self.specs, self.parts, strict=True)
-        ]  # fmt: skip
-        counts = {spec.name: tokens[0].shape[1] for spec, tokens in zip(self.specs, each, strict=True)}
-        if len(set(counts.values())) > 1:
-            found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        each = [part(self._for(spec, pictures), layers) for spec, part in zip(self.specs, self.parts, strict=True)]
+        counts = [tokens[0].shape[1] for tokens in each]
+        if len(set(counts)) > 1:
+            found = ", ".join(f"{spec.name} {count}" for spec, count in zip(self.specs, counts, strict=True))
             raise BadInput(
                 f"joined encoders give different numbers of tokens for one picture ({found}); join encoders whose "
                 "pictures have the same number of patches."
@@ -211,10 +227,11 @@ class JoinedEncoder(nn.Module):
         size = tuple(spec.size)
         if not spec.fixed and spec.patch:
             size = (height // self.patch * spec.patch, width // self.patch * spec.patch)
+        whole = pictures.float()  # a CPU resizes nothing in 16 bits
         if size != (height, width):
-            pictures = interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
-        mean, std = (torch.tensor(x, device=pictures.device, dtype=pictures.dtype) for x in (spec.mean, spec.std))
-        return (pictures - mean[:, None, None]) / std[:, None, None]
+            whole = interpolate(whole, size, mode="bicubic", antialias=True, align_corners=False)
+        mean, std = (torch.tensor(x, device=whole.device) for x in (spec.mean, spec.std))
+        return ((whole - mean[:, None, None]) / std[:, None, None]).to(pictures.dtype)
 
 
 class NativeEncoder(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qvl_core.errors import BadInput
+from qvl_vision.encoders import really_made
 from qvl_vision.registry import MergerInfo, merger_info, register_merger
 
 
@@ -146,16 +147,20 @@ def build_merger(
     """A merger by name. Raises BadInput for an unknown name or option."""
     info = merger_info(name)
     try:
-        made = info.build(vision_width, text_width, merge, **options)
+        with really_made():
+            made = info.build(vision_width, text_width, merge, **options)
+            if input_norm:
+                made = nn.Sequential(OrderedDict(norm=nn.LayerNorm(vision_width), inner=made))
     except TypeError as error:
         raise BadInput(f'merger "{name}": does not take merger_options {options} ({error}).') from error
-    if not input_norm:
-        return made
-    return nn.Sequential(OrderedDict(norm=nn.LayerNorm(vision_width), merger=made))
+    return made.to(torch.get_default_dtype())
 
 
 def fixed_tokens(info: MergerInfo, options: dict[str, Any]) -> int | None:
     """How many tokens a merger with queries gives for a picture; None for those that give N / merge**2."""
     if info.queries is None:
         return None
-    return int(options.get(info.queries, inspect.signature(info.build).parameters[info.queries].default))
+    count = options.get(info.queries, inspect.signature(info.build).parameters[info.queries].default)
+    if not isinstance(count, int) or count < 1:
+        raise BadInput(f"merger_options: {info.queries} is {count!r}; it has to be a number of at least 1.")
+    return count

@@ -21,6 +21,8 @@ from qvl_core.qwen3vl.load import commit_of, find_folder, quiet
 from qvl_vision.encoders import JoinedEncoder, NativeEncoder, OwnEncoder, Spec, TransformersEncoder, build_encoder
 from qvl_vision.registry import EncoderInfo, encoder_info, family_of, list_encoders
 
+# Of its files alone: where it lay, and the type that its weights were stored in, which is now the whole model's.
+_NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 MOST_PREFIX = 16  # tokens before the patch tokens; more than that is another arrangement of tokens
 
 
@@ -208,9 +210,12 @@ def _look(spec: Spec, model: nn.Module) -> None:
     if timm is not None and hasattr(timm, "patch_embed"):
         spec.patch = timm.patch_embed.patch_size[0]
     states = _through(encoder, spec, (height, width), raw=True)
-    if states.ndim == 4:  # (1, D, h, w)
-        spec.patch, spec.width = height // states.shape[2], states.shape[1]
-        spec.tokens = states.shape[2] * states.shape[3]
+    if states.ndim == 4:  # (1, D, h, w), or (1, h, w, D)
+        spec.channels_last = _channels_last(spec, model, states)
+        encoder.channels_last = spec.channels_last
+        rows, columns = states.shape[1:3] if spec.channels_last else states.shape[2:]
+        spec.patch, spec.tokens = height // rows, rows * columns
+        spec.width = states.shape[-1] if spec.channels_last else states.shape[1]
     elif states.ndim == 3:
         spec.tokens, spec.width = states.shape[1:]
         before = states.shape[1] - (height // spec.patch) * (width // spec.patch) if spec.patch else -1
@@ -223,6 +228,21 @@ def _look(spec: Spec, model: nn.Module) -> None:
             f'encoder "{spec.name}": its output is {tuple(states.shape)}; it has to be (B, N, D) or (B, D, h, w).'
         )
     spec.fixed = spec.patch is None or not _takes_other_sizes(encoder, spec)
+
+
+def _channels_last(spec: Spec, model: nn.Module, states: Tensor) -> bool:
+    """Where 4-dimensional features have their channels. Raises BadInput if that cannot be told."""
+    config: Any = model.config
+    timm: Any = getattr(model, "timm_model", None)
+    sizes = getattr(config, "hidden_sizes", None) or [getattr(config, "hidden_size", None)]
+    width = timm.num_features if timm is not None else sizes[-1]
+    first, last = states.shape[1] == width, states.shape[3] == width
+    if first == last:
+        raise BadInput(
+            f'encoder "{spec.name}": its features {tuple(states.shape)} are of width {width}, and which of their sides '
+            "that is cannot be told; register it as a module of your own that returns (B, N, D)."
+        )
+    return last
 
 
 def _around(spec: Spec, model: nn.Module) -> TransformersEncoder:
@@ -241,8 +261,9 @@ def _takes_other_sizes(encoder: TransformersEncoder, spec: Spec) -> bool:
         states = _forward(encoder, size, raw=True)
     except Exception:  # whatever a library says to a size that it does not take
         return False
-    tokens = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
-    return tokens.shape[1] == 15 + spec.prefix * (states.ndim == 3)
+    if states.ndim == 4:
+        return tuple(states.shape[1:3] if spec.channels_last else states.shape[2:]) == (3, 5)
+    return states.shape[1] == 15 + spec.prefix
 
 
 def _through(encoder: nn.Module, spec: Spec, size: tuple[int, int], raw: bool = False) -> Tensor:
@@ -272,7 +293,7 @@ def _forward(encoder: nn.Module, size: tuple[int, int], raw: bool) -> Tensor:
 def _plain(config: PreTrainedConfig) -> dict[str, Any]:
     """A configuration as JSON, without what this process added to it."""
     values = json.loads(config.to_json_string(use_diff=False)) | {"model_type": config.model_type}
-    return {key: value for key, value in values.items() if key not in ("_name_or_path", "transformers_version")}
+    return {key: value for key, value in values.items() if key not in _NOT_SHAPE}
 
 
 def _patch(config: Any, info: EncoderInfo | None) -> int | None:
@@ -286,7 +307,8 @@ def _patch(config: Any, info: EncoderInfo | None) -> int | None:
 
 def _size(folder: Path, config: Any, info: EncoderInfo | None) -> list[int]:
     """Height and width of the pictures it was trained on."""
-    size = getattr(config, "image_size", None)
+    # A net without positions has the size of its class's default in its configuration; its pictures are told elsewhere.
+    size = None if hasattr(config, "depths") and _settings(folder) else getattr(config, "image_size", None)
     if size is None and (timm := getattr(config, "pretrained_cfg", None)):
         size = list(timm["input_size"])[1:]
     if size is None and config.model_type == "siglip2_vision_model":
@@ -296,7 +318,7 @@ def _size(folder: Path, config: Any, info: EncoderInfo | None) -> list[int]:
         size = settings.get("crop_size") or settings.get("size")
         if isinstance(size, dict):
             size = size.get("height") or size.get("shortest_edge")
-    size = size or (info.size if info is not None else None)
+    size = size or getattr(config, "image_size", None) or (info.size if info is not None else None)
     if size is None:
         raise BadInput(f"encoder: {folder} does not say for which size of pictures; set image_size in its config.json.")
     return [int(size[0]), int(size[1])] if isinstance(size, (list, tuple)) else [int(size), int(size)]
@@ -304,6 +326,8 @@ def _size(folder: Path, config: Any, info: EncoderInfo | None) -> list[int]:
 
 def _normal(folder: Path, config: Any, info: EncoderInfo | None) -> tuple[list[float], list[float]]:
     """Mean and deviation that pictures are normalised with: of its own files, else the catalogue's."""
+    if _settings(folder).get("do_normalize") is False:
+        return [0.0] * 3, [1.0] * 3
     for found in (_settings(folder), getattr(config, "pretrained_cfg", None) or {}):
         mean, std = found.get("image_mean") or found.get("mean"), found.get("image_std") or found.get("std")
         if mean and std:

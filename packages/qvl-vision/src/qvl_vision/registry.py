@@ -188,9 +188,18 @@ def _from_packages() -> None:
 
 
 def _add(known: dict[str, I], info: I, what: str) -> None:
-    if info.name in known:
+    if info.name in known and not _same(known[info.name].build, info.build):
         raise BadInput(f'the {what} "{info.name}" is registered already; choose another name.')
     known[info.name] = info
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two builders are one, defined twice (a notebook's cell that is run again)."""
+    return one is not None and other is not None and _place(one) == _place(other)
+
+
+def _place(build: Any) -> tuple[str, str]:
+    return build.__module__, build.__qualname__
 
 
 def _find(known: Mapping[str, I], name: str, what: str) -> I:

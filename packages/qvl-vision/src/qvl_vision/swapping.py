@@ -31,6 +31,8 @@ from qvl_vision.processing import as_batch, processor_for
 from qvl_vision.registry import MergerInfo, family_of, merger_info
 from qvl_vision.tower import QVLVisionModel
 
+LAYOUTS, SELECTIONS = ("auto", "patches", "image"), ("patch", "all")
+
 
 def swap(
     base: str | Path | tuple[Any, Any],
@@ -107,9 +109,10 @@ def _prove(model: Any, processor: Any) -> None:
         visual(pixels.to(visual.device, visual.dtype), grid.to(visual.device))
     except (RuntimeError, IndexError) as error:
         line = str(error).strip().split("\n")[0]
+        deepstack = list(vision.deepstack_visual_indexes)
+        layers = f"feature_layer {vision.feature_layer}, deepstack {deepstack}"
         raise BadInput(
-            f"encoder: its layers (feature_layer {vision.feature_layer}, deepstack "
-            f"{list(vision.deepstack_visual_indexes)}) do not fit the merger ({line}); choose other layers."
+            f"encoder and merger do not fit together with {layers} ({line}); choose other layers."
         ) from error
 
 
@@ -137,7 +140,18 @@ def arranged(
 
     Raises BadInput.
     """
+    for key, value, allowed in (("layout", layout, LAYOUTS), ("feature_select", feature_select, SELECTIONS)):
+        if value not in allowed:
+            raise BadInput(f"{key} {value}: must be one of {', '.join(allowed)}.")
+    if merge is not None and merge < 1:
+        raise BadInput(f"merge {merge}: must be at least 1.")
+    if any(layer < 0 for layer in deepstack):
+        raise BadInput(f"deepstack {list(deepstack)}: layers are counted from 0, the first.")
     info, native = merger_info(merger), specs[0].family == "native"
+    if merge is not None and merge > 1 and info.queries is not None:
+        raise BadInput(
+            f"merge {merge}: merger {info.name} gives {info.queries} tokens whatever is merged; leave it out."
+        )
     if feature_layer is None and len(specs) == 1:
         feature_layer = usual_layer(specs[0])
     side = merge or info.merge
@@ -199,7 +213,7 @@ def vision_config(
                 f"{grid[0]} x {grid[1]} that {named} gives; choose another merger or layout patches."
             )
         shape = {"image_size": [height, width], "grid": grid, "patch_size": max(1, height // grid[0])}
-        if queries:
+        if queries is not None:
             shape["grid"] = [1, queries]
     return QVLVisionConfig(
         encoders=[spec.to_dict() for spec in specs],
@@ -219,11 +233,11 @@ def vision_config(
 
 def _grid(specs: Sequence[Spec], feature_select: str) -> list[int]:
     """The grid of a picture in the layout `image`: the patches', or [1, N] where the tokens form none."""
-    counts = {spec.name: spec.tokens - spec.prefix * (feature_select == "patch") for spec in specs}
-    if len(set(counts.values())) > 1:
-        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+    counts = [spec.tokens - spec.prefix * (feature_select == "patch") for spec in specs]
+    if len(set(counts)) > 1:
+        found = ", ".join(f"{spec.name} {count}" for spec, count in zip(specs, counts, strict=True))
         raise BadInput(f"encoder: joined encoders need equally many tokens for a picture ({found}); join others.")
-    spec, count = specs[0], next(iter(counts.values()))
+    spec, count = specs[0], counts[0]
     if spec.patch:
         h, w = spec.size[0] // spec.patch, spec.size[1] // spec.patch
         if h * w == count:

@@ -13,18 +13,28 @@ are pictures (n, 3, H, W) of one size. A frame of a video is a picture.
 Shapes: n pictures, P patches of all, N tokens of a picture, D encoder width, M tokens out, T text width, r merge size.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qvl_core.errors import BadInput
 from qvl_vision.config import QVLVisionConfig
-from qvl_vision.encoders import NativeEncoder, OwnEncoder, Spec, build_encoder
+from qvl_vision.encoders import (
+    NativeEncoder,
+    OwnEncoder,
+    Spec,
+    build_encoder,
+    make_own,
+    really_made,
+    restore_buffers,
+)
 from qvl_vision.layout import to_pictures, to_squares
 from qvl_vision.mergers import build_merger
 from qvl_vision.registry import merger_info
@@ -57,29 +67,50 @@ class QVLVisionModel(PreTrainedModel):
 
     def make_mergers(self) -> None:
         """New mergers, with random weights: the tower's and those of its DeepStack layers."""
-        config, options = self.config, self.config.merger_options or {}
+        self.merger = self._make_merger()
+        self.deepstack_merger_list = nn.ModuleList(
+            self._make_merger(deep=True) for _ in self.config.deepstack_visual_indexes
+        )
 
-        def make(**more: Any) -> nn.Module:
-            widths = config.hidden_size, config.out_hidden_size
-            return build_merger(config.merger, *widths, config.spatial_merge_size, options | more, config.input_norm)
-
-        after = {"after": True} if config.merger == "native" else {}
-        self.merger = make()
-        self.deepstack_merger_list = nn.ModuleList(make(**after) for _ in config.deepstack_visual_indexes)
+    def _make_merger(self, deep: bool = False) -> nn.Module:
+        config = self.config
+        options = (config.merger_options or {}) | ({"after": True} if deep and config.merger == "native" else {})
+        widths = config.hidden_size, config.out_hidden_size
+        return build_merger(config.merger, *widths, config.spatial_merge_size, options, config.input_norm)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Called for what `from_pretrained` found in no file: mergers of a new swap, and buffers that no file holds."""
-        owns = [part for part in self.encoder.modules() if isinstance(part, OwnEncoder)]
-        for own in owns:
+        """Called for what `from_pretrained` found in no file: the buffers of registered modules, which compute them."""
+        owns: list[tuple[nn.Module, Callable[[], nn.Module]]] = [(self.merger, self._make_merger)]
+        owns += [(merger, partial(self._make_merger, deep=True)) for merger in self.deepstack_merger_list]
+        for part in self.encoder.modules():
+            if isinstance(part, OwnEncoder):
+                owns.append((part.model, partial(make_own, part.spec)))
+        for own, make in owns:
             if any(module is part for part in own.modules()):
-                own.restore_buffers()
+                with really_made():
+                    restore_buffers(own, make)
                 return
         super()._init_weights(module)
 
+    def train(self, mode: bool = True) -> Self:
+        """Statistics of batch norm stay those of the pretrained encoder: no checkpoint or adapter holds buffers."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
     @property
     def blocks(self) -> list[nn.Module]:
-        """The encoder's transformer blocks: what FSDP gathers one by one."""
-        return [module for module in self.encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+        """The encoder's transformer blocks, the innermost where they are nested: what FSDP gathers one by one."""
+        layers = [module for module in self.encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for module in self.encoder.modules():
+            if isinstance(inside := getattr(module, "timm_model", None), nn.Module):
+                layers += list(getattr(inside, "blocks", ()))
+        known = {id(layer) for layer in layers}
+        return [
+            layer for layer in layers if not any(id(part) in known for part in layer.modules() if part is not layer)
+        ]
 
     def forward(self, pixel_values: Tensor, grid_thw: Tensor, **kwargs: Any) -> BaseModelOutputWithDeepstackFeatures:
         """Tokens (sum of M, T) of all pictures in order, and one such tensor for each DeepStack layer.
