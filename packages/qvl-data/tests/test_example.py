@@ -9,6 +9,7 @@ from qvl_core.errors import BadInput
 from qvl_data import example
 from qvl_data.cli import app
 from qvl_data.example.digits import KINDS, SPLITS, digit_png, digits, digits_dataset
+from qvl_data.example.shuffled import shuffled
 
 COUNTS = {"train": 1257, "validation": 180, "test": 360}
 
@@ -198,3 +199,15 @@ def test_another_set_takes_the_place_of_one_when_told(tmp_path, capsys):
     (tmp_path / "mine/test.tar").write_text("precious")
     assert write("edit", str(tmp_path / "mine"), "--container", "tar")[0] == 2
     assert (tmp_path / "mine/test.tar").read_text() == "precious"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shuffled_pictures_are_all_of_other_samples(seed):
+    samples = digits_dataset("digit", "test", seed)
+    mixed = shuffled(samples, seed)
+    assert [(sample.id, sample.messages) for sample in mixed] == [(sample.id, sample.messages) for sample in samples]
+    assert all(ours.media != theirs.media for ours, theirs in zip(mixed, samples, strict=True))
+    origins = [[sample.media[0].origin for sample in given] for given in (mixed, samples)]
+    assert sorted(map(str, origins[0])) == sorted(map(str, origins[1]))
+    assert mixed == shuffled(samples, seed)
+    assert mixed != shuffled(samples, seed + 1)

@@ -11,25 +11,12 @@ from command import files, qvl_sft
 
 from qvl_core.run import RunFolder
 from qvl_data.dataset import Dataset
-from qvl_data.example.digits import digits_dataset
-from qvl_sft.demo import demo, shuffled, write_data
+from qvl_sft.demo import demo, write_data
 from qvl_sft.demo_report import BARS
 
 SEEDS = range(5)
 BELOW = 0.02  # how far a single seed may lie below its bar
 FIGURES = (*BARS, "shuffled_accuracy", "parity_accuracy_before")
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_shuffled_pictures_are_all_of_other_samples(seed: int) -> None:
-    samples = digits_dataset("digit", "test", seed)
-    mixed = shuffled(samples, seed)
-    assert [(sample.id, sample.messages) for sample in mixed] == [(sample.id, sample.messages) for sample in samples]
-    assert all(ours.media != theirs.media for ours, theirs in zip(mixed, samples, strict=True))
-    origins = [[sample.media[0].origin for sample in given] for given in (mixed, samples)]
-    assert sorted(map(str, origins[0])) == sorted(map(str, origins[1]))
-    assert mixed == shuffled(samples, seed)
-    assert mixed != shuffled(samples, seed + 1)
 
 
 def test_no_test_picture_is_trained_on(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from qvl_core.errors import BadInput
+from qvl_core.demo import take_up
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder, result
 from qvl_data.convert import write_samples
 from qvl_data.example.digits import digits_dataset
-from qvl_data.order import order
+from qvl_data.example.shuffled import shuffled
 from qvl_data.sample import Sample
 from qvl_sft.chat import Chat
 from qvl_sft.demo_report import Turn, write_report
@@ -38,17 +38,9 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> dict[str, Any]:
 
     An interrupted demo is continued by the same command, a finished one is left alone.
     """
-    run = RunFolder(out)
-    done = run.read_result()
-    if not done and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-        raise BadInput(f"--out {out}: holds other files; choose another folder.")
-    if done and done["seed"] != seed:
-        raise BadInput(f"--out {out}: holds the demo of seed {done['seed']}; choose another folder.")
-    if done and done["complete"]:
-        print(f"{out} is finished; see {run.report_file}, or choose another --out.")
+    if (done := take_up("qvl-sft", out, seed)) is not None:
         return done
-    out.mkdir(parents=True, exist_ok=True)
-    run.write_result(result("qvl-sft", seed=seed, complete=False, figures={}))
+    run = RunFolder(out)
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and one core is what it needs
 
     write_data(out / "data", seed)
@@ -85,13 +77,6 @@ def write_data(folder: Path, seed: int) -> None:
         _write(trained, folder / name / "train.parquet")
         _write(digits_dataset(kind, "test", seed), folder / name / "test.parquet")
     _write(shuffled(digits_dataset("digit", "test", seed), seed), folder / "shuffled" / "test.parquet")
-
-
-def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """The same questions and answers, each with another sample's picture: what a model that looks cannot answer."""
-    places = [order(seed, position, len(samples)) for position in range(len(samples))]  # a random ring ...
-    other = {places[i - 1]: samples[place] for i, place in enumerate(places)}  # ... in which each takes its neighbour's
-    return [sample.model_copy(update={"media": other[i].media}) for i, sample in enumerate(samples)]
 
 
 def talk(model: Path, seed: int) -> list[Turn]:
