@@ -178,8 +178,10 @@ def test_a_doubt_is_said(overrides: list[str], doubt: str) -> None:
         ("mimic_4b_rad_dino_two_stage", "train.alignment.lr=1e-5", "train.alignment: lr 1e-05 is too low for a new"),
         ("mimic_4b_rad_dino_two_stage", "tune.merger.lr=2e-5", None),  # after stage one, as the document has it
         ("lora_4b", "tune.merger.lr=2e-5", None),  # Qwen's own merger
+        ("lora_4b", "tune.merger.lr=2e-5", "tune.merger: lr 2e-05 is too low for a new merger"),  # swapped before
     ],
 )
 def test_a_new_merger_has_rates_of_its_own(recipe: str, override: str, doubt: str | None) -> None:
-    found = list(warnings(of(recipe, override), 4_000_000_000))
+    random_merger = recipe == "lora_4b" and doubt is not None
+    found = list(warnings(of(recipe, override), 4_000_000_000, random_merger))
     assert [sentence[: len(doubt)] for sentence in found] == [doubt] if doubt else not found

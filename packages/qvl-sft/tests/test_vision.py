@@ -473,3 +473,30 @@ def test_another_encoder_or_alignment_is_another_run(
     (run / "result.json").unlink()
     done = train(place, data, "dinov2", run, *TWO, "train.alignment.lr=1e-3")
     assert (done.code, "alignment: this run is finished, with another recipe" in done.err) == (2, True), done.err
+
+
+def test_a_model_that_was_swapped_before(tmp_path: Path, data: Path) -> None:
+    """Its random merger must learn, and is known as trained from the first merged model on."""
+    from qvl_core.qwen3vl.load import open_config
+    from qvl_vision import save, swap
+    from qvl_vision.config import has_new_merger
+    from qvl_vision.tiny import tiny_encoder
+
+    base = tiny(tmp_path / "base")
+    swapped = save(*swap(base, str(tiny_encoder(tmp_path / "encoder"))), tmp_path / "swapped")
+    digits = data / "digits"
+    lists = f"data={{train: {digits}}}"
+    steps = ["train.steps=1", "evaluate.every=null", "evaluate.early_stop=null", "checkpoint.every=null"]
+    given = [f"model.name={swapped}", lists, *steps]
+    done = qvl_sft("train", "tiny_lora", *given, "--out", str(tmp_path / "no"))
+    assert done.code == 2
+    assert "`tune.merger` must be `{mode: full, lr: 1e-3}`" in done.err
+    assert qvl_sft("check", "tiny_lora", *given).code == 2
+    learning = [*given, "tune.merger={mode: full, lr: 1e-3}"]
+    assert "too low for a new merger" in qvl_sft("check", "tiny_lora", *given, "tune.merger={mode: full, lr: 2e-5}").out
+    done = qvl_sft("train", "tiny_lora", *learning, "--out", str(tmp_path / "run"))
+    assert done.code == 0, done.err
+    done = qvl_sft("merge", str(tmp_path / "run"), "--out", str(tmp_path / "merged"))
+    assert done.code == 0, done.err
+    assert has_new_merger(open_config(str(swapped)))
+    assert not has_new_merger(open_config(str(tmp_path / "merged")))

@@ -266,6 +266,21 @@ def test_budgets_of_pictures_that_have_one_size(base, tmp_path):
         apply_media(processor, Media(image_tokens=64))
 
 
+def test_a_new_merger_is_known_as_such(base, encoders, tmp_path):
+    from qvl_vision.config import has_new_merger
+
+    first, processor = swap(base, str(encoders["dinov2"]))
+    assert has_new_merger(first.config)
+    assert not has_new_merger(swap(base, "native", "native")[0].config)
+    file = save_merger(first, tmp_path / "merger.safetensors")
+    assert has_new_merger(load_merger(swap(base, str(encoders["dinov2"]))[0], file).config)
+    first.config.vision_config.merger_trained = True
+    file = save_merger(first, tmp_path / "trained.safetensors")
+    again = load_merger(swap(base, str(encoders["dinov2"]))[0], file)
+    assert not has_new_merger(again.config)
+    assert not has_new_merger(load(save(again, processor, tmp_path / "saved"))[0].config)
+
+
 # --- mergers in files
 
 

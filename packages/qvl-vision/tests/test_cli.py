@@ -34,7 +34,7 @@ def test_from_tiny_to_verified(base, encoders, tmp_path):
     assert 0.5 < scale < 2  # calibrated
     code, out, _ = qvl_vision("inspect", str(made), "--json")
     assert code == 0
-    assert json.loads(out)["merger"] == "pixel_shuffle (32 -> 128)"
+    assert json.loads(out)["merger"] == "pixel_shuffle (32 -> 128), still random"
     assert qvl_vision("inspect", str(made))[0] == 0
     code, _, err = qvl_vision("swap", str(base), "--encoder", "native", "--out", str(made))
     assert code == 2
@@ -66,7 +66,7 @@ def test_verify_says_what_is_wrong(base, encoders, tmp_path):
     ("args", "sentence"),
     [
         (["--encoder", "dinv2"], 'did you mean "dinov2"'),
-        (["--encoder", "native", "--precision", "fp8"], "--precision fp8: must be one of fp32, bf16, fp16"),
+        (["--encoder", "native", "--precision", "fp8"], "precision fp8: must be one of fp32, bf16, fp16"),
         (["--encoder", "native", "--layout", "square"], "layout square: must be one of auto, patches, image"),
         (["--encoder", "native", "--feature-select", "cls"], "feature_select cls: must be one of patch, all"),
         (["--encoder", "stripes", "--encoder-option", "tokens"], '"tokens" is no KEY=VALUE'),

@@ -6,17 +6,12 @@ What has to be made first is made once, in the run folder, so that an adapter ca
 import hashlib
 import json
 from pathlib import Path
-from typing import cast
-
-import torch
-from transformers import AutoConfig
 
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.load import Precision, find_folder, load_model
+from qvl_core.qwen3vl.load import load_model, stored_precision
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe import blocks
 from qvl_core.run import RunFolder
-from qvl_core.training.engine import DTYPES
 from qvl_core.training.world import World
 from qvl_sft.recipe import SFTRecipe
 from qvl_vision.checkpoint import save
@@ -49,19 +44,12 @@ def from_folder(model: Model, folder: Path) -> Model:
     return model.model_copy(update={"name": str(folder), "revision": None, "vision": None})
 
 
-def stored_dtype(base: blocks.Model) -> torch.dtype:
-    """The type that the base is stored in: weights trained in fp32 go back to it."""
-    dtype = AutoConfig.from_pretrained(find_folder(base.name, base.revision)).dtype
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
-
-
 def _write_swapped(recipe: SFTRecipe, folder: Path) -> Path:
     """The base with its new vision encoder, in the type that its weights are stored in."""
     assert recipe.model.vision is not None
     plain = blocks.Model(name=recipe.model.name, revision=recipe.model.revision)
-    dtype = torch.float32 if plain.name == "tiny" else stored_dtype(plain)
-    precision = next((name for name, known in DTYPES.items() if known == dtype), "fp32")
-    base = load_model(plain, precision=cast(Precision, precision), device="cpu", seed=recipe.train.seed)
+    precision = stored_precision(plain.name, plain.revision)
+    base = load_model(plain, precision=precision, device="cpu", seed=recipe.train.seed)
     return save(*swap(base, **recipe.model.vision.model_dump(), seed=recipe.train.seed), folder)
 
 

@@ -1,6 +1,5 @@
 """From a recipe to the parts that the loop trains: data, model, tune groups, loss, evaluation, export."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,24 +13,26 @@ from torch import Tensor, nn
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.budgets import apply_media
-from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, quiet, summary
+from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, quiet, stored_precision, summary
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.recipe.blocks import Model
 from qvl_core.run import RunFolder, Scalar
 from qvl_core.training.batches import SampleBatches
-from qvl_core.training.engine import resolve_precision
+from qvl_core.training.engine import DTYPES, resolve_precision
 from qvl_core.training.parts import Loss, Parts
 from qvl_core.training.world import World
 from qvl_data.sources import Mixture
 from qvl_sft.alignment import align
-from qvl_sft.base import base_model, stored_dtype
+from qvl_sft.base import base_model
 from qvl_sft.batch import chat_batches, chat_samples, collation
 from qvl_sft.evaluate import Evaluation
 from qvl_sft.known_good import idle_devices
 from qvl_sft.plan import flops_per_token
-from qvl_sft.recipe import SFTRecipe
-from qvl_vision.config import QVLVisionConfig
+from qvl_sft.recipe import SFTRecipe, check_mergers_learn
+from qvl_sft.trained import adapter_config
+from qvl_vision.checkpoint import mark_merger_trained
+from qvl_vision.config import QVLVisionConfig, has_new_merger
 from qvl_vision.freezing import freeze_unused
 
 
@@ -102,6 +103,8 @@ def open_model(recipe: SFTRecipe, base: Model, world: World) -> tuple[Any, Any, 
     precision = resolve_precision(recipe.train.precision, world.device)
     model, processor = load_model(base, precision=precision, device=world.device, seed=recipe.train.seed)
     apply_media(processor, recipe.media)
+    if base.init_from is None and has_new_merger(model.config):
+        check_mergers_learn(recipe, model.config)
     table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim)
     table = _without_unused(model, table)
     if base.init_from is not None and (Path(base.init_from) / CONFIG_FILE).is_file():
@@ -128,8 +131,7 @@ def _continue_adapter(model: Any, folder: Path) -> None:
     fix = f"train it as well, or make it part of the base: qvl-sft merge {folder} --out FOLDER, model.name=FOLDER."
     if not hasattr(model, "peft_config"):
         raise BadInput(f"model.init_from: {folder} is a LoRA adapter and `tune` has no LoRA to continue it; {fix}")
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    for module in config.get("modules_to_save") or ():
+    for module in adapter_config(folder).get("modules_to_save") or ():
         own = [p for name, p in model.named_parameters() if f".{module}." in f".{name}"]
         if not all(parameter.requires_grad for parameter in own):
             raise BadInput(f"model.init_from: {folder} has trained {module}, which `tune` leaves frozen; {fix}")
@@ -179,8 +181,10 @@ def export(model: Any, processor: Any, base: Model, folder: Path, weights: Mappi
             own = dict(whole.named_parameters())
             for name, value in weights.items():
                 own[name].copy_(value)
+        if any(name.startswith("model.visual.merger.") for name in weights):
+            mark_merger_trained(whole)
         with quiet(bars=False):
-            whole.to(stored_dtype(base)).save_pretrained(folder)
+            whole.to(DTYPES[stored_precision(base.name, base.revision)]).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

@@ -30,7 +30,8 @@ from qvl_sft.batch import chat_batches, chat_samples
 from qvl_sft.build import open_lists, resolve_steps
 from qvl_sft.known_good import warnings
 from qvl_sft.plan import model_config
-from qvl_sft.recipe import SFTRecipe
+from qvl_sft.recipe import SFTRecipe, check_mergers_learn
+from qvl_vision.config import has_new_merger
 from qvl_vision.processing import processor_for
 
 ENCODED = 2000  # samples of a list that are encoded in full, pictures and all: a fixed random choice of a longer list
@@ -73,7 +74,10 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     table: TuneTable = apply_tune(meta_model(config), recipe.tune, seed=0, optim=recipe.optim)
     console.print(table.rich())
     console.print(f"{resolve_steps(recipe, batches)} steps; one epoch is {len(lists['train']):,} samples")
-    for sentence in (*warnings(recipe, table.parameters), *_leaks(lists)):
+    new = recipe.model.vision is None and has_new_merger(config)
+    if new and recipe.model.init_from is None:
+        check_mergers_learn(recipe, config)
+    for sentence in (*warnings(recipe, table.parameters, new), *_leaks(lists)):
         console.print(f"note: {sentence}", style="yellow", markup=False)
     if out is not None:
         _write_bad(facts, out)

@@ -8,9 +8,14 @@ from qvl_sft.recipe import SFTRecipe
 LARGE = 1e9  # parameters; smaller models bear higher rates
 
 
-def warnings(recipe: SFTRecipe, parameters: int) -> Iterator[str]:
-    """One sentence for each doubt about a recipe for a model of so many parameters."""
-    new = _new_mergers(recipe)
+def warnings(recipe: SFTRecipe, parameters: int, random_merger: bool = False) -> Iterator[str]:
+    """One sentence for each doubt about a recipe for a model of so many parameters.
+
+    random_merger  the checkpoint of model.name has a swapped tower whose merger has not been trained yet
+    """
+    random_merger = random_merger if recipe.model.vision is None else recipe.model.vision.new_merger
+    known = recipe.train.stage == "two" or recipe.model.init_from is not None  # after stage one, or from weights
+    new = {"merger", "deepstack_mergers"} if random_merger and not known else set()
     for name, group in recipe.tune.items():
         if name in new and group.mode == "full":
             yield from _about_new_merger(f"tune.{name}", group.lr or recipe.optim.lr, parameters)
@@ -36,13 +41,6 @@ def idle_devices(recipe: SFTRecipe, processes: int) -> Iterator[str]:
     if rows < processes:
         what, key = ("samples", "size") if batch.size else (f"packed rows of {batch.max_length} tokens", "tokens")
         yield f"a step has {rows} {what} for {processes} processes, so some only wait; raise batch.{key}."
-
-
-def _new_mergers(recipe: SFTRecipe) -> set[str]:
-    """The groups that `tune` trains from random weights; after stage one, or from a model's weights, there are none."""
-    vision = recipe.model.vision
-    known = recipe.train.stage == "two" or recipe.model.init_from is not None
-    return {"merger", "deepstack_mergers"} if vision is not None and vision.new_merger and not known else set()
 
 
 def _about_new_merger(place: str, lr: float, parameters: int) -> Iterator[str]:

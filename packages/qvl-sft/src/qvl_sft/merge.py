@@ -7,7 +7,8 @@ from qvl_core.files import new_folder
 from qvl_core.qwen3vl.load import load_model, quiet
 from qvl_core.qwen3vl.lora import merge_adapter
 from qvl_core.training.engine import DTYPES
-from qvl_sft.trained import base_of, final_folder, is_adapter, own_processor
+from qvl_sft.trained import adapter_config, base_of, final_folder, is_adapter, own_processor
+from qvl_vision.checkpoint import mark_merger_trained
 
 
 def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "bf16") -> Path:
@@ -25,6 +26,8 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "bf16"
     with new_folder(out) as aside:
         model, processor = load_model(base_of(folder, base), precision="fp32", device="cpu")
         merge_adapter(model, folder)
+        if any(name.endswith("merger") for name in adapter_config(folder).get("modules_to_save") or ()):
+            mark_merger_trained(model)
         with quiet(bars=False):
             model.to(DTYPES[dtype]).save_pretrained(aside)
         (own_processor(folder) or processor).save_pretrained(aside)

@@ -1,14 +1,9 @@
 """`qvl-sft plan`: memory and time of a recipe from exact parameter counts, without the weights or a GPU."""
 
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from qvl_core.qwen3vl.load import find_folder, register_architecture
+from qvl_core.qwen3vl.load import open_config
 from qvl_core.qwen3vl.plan import MemoryPlan, plan_memory
-from qvl_core.qwen3vl.presets import config, preset_for
-from qvl_core.qwen3vl.tiny import tiny_config, tiny_tokenizer
 from qvl_core.recipe.load import load
 from qvl_core.report import Table
 from qvl_sft.recipe import RECIPE, SFTRecipe
@@ -49,17 +44,7 @@ def memory_table(name: str) -> Table:
 
 def model_config(model: Model) -> Any:
     """The shapes of a released model by its name, else those of the checkpoint; with its new vision encoder."""
-    stock = _stock_config(model.name)
+    stock = open_config(model.name, model.revision)
     if model.vision is None:
         return stock
     return planned_config(stock, **model.vision.model_dump(exclude={"max_tokens", "calibrate"}))
-
-
-def _stock_config(name: str) -> Any:
-    if (preset := preset_for(name)) is not None and not Path(name).is_dir():
-        return config(preset)
-    if name == "tiny":
-        return tiny_config(tiny_tokenizer())
-    folder = find_folder(name)
-    register_architecture(folder / "config.json")
-    return AutoConfig.from_pretrained(folder)

@@ -1,9 +1,11 @@
 """The recipe of supervised fine-tuning: the common blocks, another vision encoder, and training in two stages."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from qvl_core.errors import BadInput
 from qvl_core.recipe import blocks
 from qvl_vision.recipe import Model
 
@@ -58,13 +60,8 @@ class SFTRecipe(blocks.Recipe):
         vision = self.model.vision
         if vision is None or self.train.stage == "two" or self.model.init_from is not None:
             return self
-        new = {"merger": vision.new_merger, "deepstack_mergers": vision.new_merger and vision.has_deepstack}
-        for group in (group for group, is_new in new.items() if is_new):
-            if group not in self.tune or self.tune[group].mode != "full":
-                raise ValueError(
-                    f"`tune.{group}` must be `{{mode: full, lr: 1e-3}}`: it is new with `model.vision` and starts from "
-                    "random weights, which would never become anything else"
-                )
+        if vision.new_merger and (problem := left_random(self.tune, vision.has_deepstack)):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -80,6 +77,23 @@ class SFTRecipe(blocks.Recipe):
                 "init_from would bring; keep one"
             )
         return self
+
+
+def check_mergers_learn(recipe: SFTRecipe, config: Any) -> None:
+    """Raise BadInput if the random mergers of a model that was swapped before would stay as they are."""
+    if problem := left_random(recipe.tune, bool(config.vision_config.deepstack_visual_indexes)):
+        raise BadInput(f"{problem}.")
+
+
+def left_random(tune: Mapping[str, blocks.Group], deepstack: bool) -> str | None:
+    """What is wrong with a tune block for a model with new mergers, of DeepStack too; None if they learn."""
+    for group in ("merger", "deepstack_mergers") if deepstack else ("merger",):
+        if group not in tune or tune[group].mode != "full":
+            return (
+                f"`tune.{group}` must be `{{mode: full, lr: 1e-3}}`: it is new with the swapped vision encoder and "
+                "starts from random weights, which would never become anything else"
+            )
+    return None
 
 
 RECIPE = SFTRecipe

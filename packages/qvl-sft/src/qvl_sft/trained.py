@@ -33,6 +33,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter folder says of itself."""
+    return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+
+
 def own_processor(folder: Path) -> Any:
     """The processor saved with an adapter, which has the picture budget of its training; None if there is none."""
     return AutoProcessor.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
@@ -58,7 +63,7 @@ def base_of(adapter: Path, given: str | None = None) -> Model:
     """
     if given is not None:
         return Model(name=given)
-    config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = adapter_config(adapter)
     name = config.get("base_model_name_or_path")
     if not name:
         raise BadInput(f"{adapter / CONFIG_FILE}: names no base model; give it with --base.")

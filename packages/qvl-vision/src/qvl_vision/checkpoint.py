@@ -12,7 +12,7 @@ import torch
 
 from qvl_core.errors import BadInput
 from qvl_core.files import new_folder
-from qvl_core.qwen3vl.load import Precision, load_model, quiet
+from qvl_core.qwen3vl.load import Precision, load_model, quiet, stored_precision
 from qvl_core.recipe.blocks import Model
 from qvl_vision.config import QVLVisionConfig
 
@@ -29,11 +29,14 @@ def save(model: Any, processor: Any, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def load(folder: str | Path, precision: Precision = "fp32", device: "str | torch.device" = "cpu") -> tuple[Any, Any]:
-    """A swapped model in evaluation mode and its processor.
+def load(
+    folder: str | Path, precision: Precision | None = None, device: "str | torch.device" = "cpu"
+) -> tuple[Any, Any]:
+    """A swapped model in evaluation mode, in `precision` (default: as it is stored), and its processor.
 
     Raises BadInput for another kind of model, missing weights, and encoders that are not registered.
     """
+    precision = precision or stored_precision(str(folder))
     model, processor = load_model(Model(name=str(folder)), precision=precision, device=device)
     swapped_config(model, str(folder))
     return model, processor
@@ -51,7 +54,8 @@ def save_merger(model: Any, file: str | Path) -> Path:
     }
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(values, file, metadata={"format": "pt", "qvl_vision": json.dumps(_about(config))})
+    about = _about(config) | {"merger_trained": config.merger_trained}
+    save_file(values, file, metadata={"format": "pt", "qvl_vision": json.dumps(about)})
     return file
 
 
@@ -82,7 +86,14 @@ def load_merger(model: Any, file: str | Path) -> Any:
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
+    config.merger_trained = about.get("merger_trained", True)
     return model
+
+
+def mark_merger_trained(model: Any) -> None:
+    """Let a swapped model's configuration say that its merger is no longer random; a stock model stays as it is."""
+    if isinstance(model.config.vision_config, QVLVisionConfig):
+        model.config.vision_config.merger_trained = True
 
 
 def swapped_config(model: Any, name: str = "the model") -> QVLVisionConfig:

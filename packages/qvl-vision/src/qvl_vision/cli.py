@@ -6,7 +6,7 @@ from typing import Annotated
 from qvl_core.cli import App, Argument, Option
 
 app = App("qvl-vision", package="qvl_vision", help="Put any vision encoder into Qwen3-VL.")
-app.common("tiny", "doctor")
+app.common("demo", "tiny", "doctor")
 
 Base = Annotated[str, Argument(metavar="BASE", help="Stock Qwen3-VL: folder or hub id.")]
 Folder = Annotated[Path, Argument(metavar="FOLDER", help="Folder of a swapped model.")]
@@ -60,7 +60,9 @@ def swap(
     merger_option: Options = None,
     input_norm: InputNorm = False,
     calibrate: Annotated[bool, Option("--calibrate", help="Scale the new merger to the text embeddings.")] = False,
-    precision: Annotated[str, Option(help="Type of the weights that are written: bf16, fp16 or fp32.")] = "bf16",
+    precision: Annotated[
+        str | None, Option(help="Type of the weights that are written: bf16, fp16 or fp32; default: the base's.")
+    ] = None,
     seed: Annotated[int, Option(help="Decides the merger's first weights.")] = 0,
 ) -> None:
     """Write a Qwen3-VL with another vision encoder; only its merger then has to be trained."""

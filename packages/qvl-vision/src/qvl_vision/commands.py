@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import yaml
 from rich.console import Console
@@ -25,12 +25,10 @@ def swap(
     *,
     encoder_options: Sequence[str],
     merger_options: Sequence[str],
-    precision: str,
+    precision: str | None,
     **settings: Any,
 ) -> None:
     """Make a swapped model, write it, say what it is and what comes next."""
-    if precision not in get_args(Precision):
-        raise BadInput(f"--precision {precision}: must be one of {', '.join(get_args(Precision))}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out {out}: is already there; choose a new folder.")
     model, processor = make(
@@ -39,7 +37,7 @@ def swap(
         merger,
         encoder_options=pairs("--encoder-option", encoder_options),
         merger_options=pairs("--merger-option", merger_options),
-        precision=cast(Precision, precision),
+        precision=cast("Precision | None", precision),
         **settings,
     )
     checkpoint.save(model, processor, out)

@@ -22,6 +22,7 @@ class QVLVisionConfig(PreTrainedConfig):
     feature_layer    index of the encoder's hidden states; None: its output
     feature_select   patch: patch tokens only; all: with CLS and register tokens
     deepstack_visual_indexes   encoder layers that also go into the first layers of the language model; empty: off
+    merger_trained   whether the merger is more than the random one that a swap begins with
     spatial_merge_size, patch_size, temporal_patch_size, out_hidden_size   as in Qwen3VLVisionConfig
     hidden_size      width of the encoder's tokens
     """
@@ -33,6 +34,7 @@ class QVLVisionConfig(PreTrainedConfig):
     merger: str = "linear"
     merger_options: dict[str, Any] | None = None
     input_norm: bool = False
+    merger_trained: bool = True
     layout: str = "patches"
     image_size: list[int] | None = None
     grid: list[int] | None = None
@@ -72,6 +74,11 @@ def _depth(config: dict[str, Any]) -> int:
     """Blocks of an encoder of this configuration."""
     stages = config.get("depths") or [config.get("num_hidden_layers") or config.get("depth") or 1]
     return sum(stages)
+
+
+def has_new_merger(config: Any) -> bool:
+    """Whether a model of this configuration has a swapped tower whose merger is still random."""
+    return not getattr(config.vision_config, "merger_trained", True)
 
 
 class QVLConfig(Qwen3VLConfig):

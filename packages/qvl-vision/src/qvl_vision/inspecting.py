@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvl_core.qwen3vl.groups import GROUPS, group_of
-from qvl_vision.checkpoint import load, swapped_config
+from qvl_core.qwen3vl.load import open_config, open_processor
+from qvl_core.qwen3vl.presets import meta_model
+from qvl_core.recipe.blocks import Model
+from qvl_vision.checkpoint import swapped_config
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,9 +52,13 @@ class Inspection:
 
 
 def inspect(model: Any, processor: Any = None) -> Inspection:
-    """Look at a swapped model (with its processor), or at the folder of one. Raises BadInput for another model."""
+    """Look at a swapped model (with its processor), or at the folder of one, whose weights are not read.
+
+    Raises BadInput for another model.
+    """
     if isinstance(model, (str, Path)):
-        model, processor = load(model)
+        folder = str(model)
+        model, processor = meta_model(open_config(folder)), open_processor(Model(name=folder))
     config = swapped_config(model)
     parameters = dict.fromkeys(GROUPS, 0)
     for name, parameter in model.named_parameters():
@@ -72,7 +79,8 @@ def inspect(model: Any, processor: Any = None) -> Inspection:
     return Inspection(
         encoders=list(config.encoders or []),
         merger=f"{config.merger} ({config.hidden_size} -> {config.out_hidden_size})"
-        + (", LayerNorm before it" if config.input_norm else ""),
+        + (", LayerNorm before it" if config.input_norm else "")
+        + ("" if config.merger_trained else ", still random"),
         layout=config.layout,
         token=token,
         deepstack=list(config.deepstack_visual_indexes),

@@ -6,18 +6,14 @@ those of the real modules without storage.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from transformers import AutoConfig
 
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.load import find_folder
-from qvl_core.qwen3vl.presets import config as preset_config
-from qvl_core.qwen3vl.presets import count_parameters, preset_for
-from qvl_core.qwen3vl.tiny import tiny_config, tiny_tokenizer
+from qvl_core.qwen3vl.load import open_config
+from qvl_core.qwen3vl.presets import count_parameters
 from qvl_vision.commands import pairs
 from qvl_vision.encoders import Spec
 from qvl_vision.opening import native_spec, open_encoder, planned_spec
@@ -88,7 +84,7 @@ def predict(
     """The plan of a swap. Raises BadInput."""
     if "native" in encoder:
         raise BadInput("plan: Qwen's own tower is the base's; see qvl-sft plan.")
-    stock = base_config(base)
+    stock = open_config(base, key="base")
     swapped = planned_config(stock, encoder, merger, merge=merge, merger_options=merger_options, input_norm=input_norm)
     vision = swapped.vision_config
     side = vision.spatial_merge_size
@@ -114,15 +110,6 @@ def planned_config(
     names = checked([encoder] if isinstance(encoder, str) else encoder)
     specs = [_spec(name, stock, encoder_options or {}) for name in names]
     return swapped_config_of(stock, arranged(stock, specs, merger, **settings))
-
-
-def base_config(name: str) -> Any:
-    """The configuration of a stock Qwen3-VL by its released name (offline), or of a folder."""
-    if (preset := preset_for(name)) is not None and not Path(name).is_dir():
-        return preset_config(preset)
-    if name == "tiny":
-        return tiny_config(tiny_tokenizer())
-    return AutoConfig.from_pretrained(find_folder(name, key="base"))
 
 
 def _spec(name: str, stock: Any, options: dict[str, Any]) -> Spec:

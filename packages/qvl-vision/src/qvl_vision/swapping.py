@@ -10,7 +10,7 @@ All sizes come from the two configurations. What the result is, config.json says
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from transformers import Qwen3VLMoeConfig
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl import attention
-from qvl_core.qwen3vl.load import Precision, load_model
+from qvl_core.qwen3vl.load import Precision, load_model, stored_precision
 from qvl_core.recipe.blocks import Model
 from qvl_vision.calibrating import calibrate as calibrate_merger
 from qvl_vision.config import QVLConfig, QVLMoeConfig, QVLVisionConfig
@@ -49,7 +49,7 @@ def swap(
     merger_options: dict[str, Any] | None = None,
     input_norm: bool = False,
     calibrate: bool = False,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     seed: int = 0,
 ) -> tuple[Any, Any]:
     """A Qwen3-VL with another vision tower, in evaluation mode on the base's device, and its processor.
@@ -67,13 +67,16 @@ def swap(
                     of its own; default: off, and for Qwen's own tower with its own merger its own layers
     input_norm      a LayerNorm before the merger
     calibrate       scale the new merger so that its tokens are as large as text embeddings, measured on pictures
-    precision       of the result, if base is a name
+    precision       of the result (fp32, bf16, fp16), if base is a name; default: as the base is stored
     seed            decides the merger's first weights
 
     Raises BadInput for what cannot be meant or does not fit.
     """
     names = [encoder] if isinstance(encoder, str) else list(encoder)
     if not isinstance(base, tuple):
+        if precision not in (None, *get_args(Precision)):
+            raise BadInput(f"precision {precision}: must be one of {', '.join(get_args(Precision))}.")
+        precision = precision or stored_precision(str(base))
         base = load_model(Model(name=str(base)), precision=precision, device="cpu")
     model, processor = base
     dtype = model.dtype
@@ -263,22 +266,22 @@ def _tower(
         torch.manual_seed(seed)
         tower.make_mergers()
     with_weights(tower.encoder, [module for _, module in opened])
-    if isinstance(tower.encoder, NativeEncoder):
-        _take_mergers(tower, model)
+    vision.merger_trained = isinstance(tower.encoder, NativeEncoder) and _take_mergers(tower, model)
     return tower.to(model.device, dtype).eval()
 
 
-def _take_mergers(tower: QVLVisionModel, model: Any) -> None:
-    """Qwen's own merger and DeepStack mergers, if they are the ones that were asked for."""
+def _take_mergers(tower: QVLVisionModel, model: Any) -> bool:
+    """Take Qwen's own merger and DeepStack mergers, if they are the ones that were asked for; whether they are."""
     old, vision = model.model.visual, tower.config
     same = vision.merger == "native" and vision.spatial_merge_size == old.spatial_merge_size and not vision.input_norm
     if not same:
-        return
+        return False
     tower.merger.load_state_dict(old.merger.state_dict())
     layers = list(model.config.vision_config.deepstack_visual_indexes)
     for layer, new in zip(vision.deepstack_visual_indexes, tower.deepstack_merger_list, strict=True):
         if layer in layers:
             new.load_state_dict(old.deepstack_merger_list[layers.index(layer)].state_dict())
+    return True
 
 
 def swapped_config_of(old: Any, vision: QVLVisionConfig) -> Any:

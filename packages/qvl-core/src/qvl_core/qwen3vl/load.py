@@ -108,6 +108,31 @@ def find_folder(name: str, revision: str | None = None, key: str = "model.name")
         raise BadInput(f"{place} cannot be fetched ({_first_line(error)}); try again, or give a folder.") from None
 
 
+def open_config(name: str, revision: str | None = None, key: str = "model.name") -> Any:
+    """The configuration of a model: of a released name without its files, of `tiny`, else of its folder.
+
+    Raises BadInput for another kind of model.
+    """
+    from qvl_core.qwen3vl.presets import config, preset_for
+
+    if (preset := preset_for(name)) is not None and not Path(name).expanduser().is_dir():
+        return config(preset)
+    if name == "tiny":
+        from qvl_core.qwen3vl.tiny import tiny_config, tiny_tokenizer
+
+        return tiny_config(tiny_tokenizer())
+    return _read_config(find_folder(name, revision, key))
+
+
+def stored_precision(name: str, revision: str | None = None) -> Precision:
+    """The type that a checkpoint's weights are stored in; fp32 if it does not say, and of `tiny`."""
+    if name == "tiny":
+        return "fp32"
+    dtype = str(_read_config(find_folder(name, revision)).dtype).removeprefix("torch.")
+    known: dict[str, Precision] = {"bfloat16": "bf16", "float16": "fp16"}
+    return known.get(dtype, "fp32")
+
+
 def commit_of(name: str, revision: str | None = None) -> str | None:
     """The commit of a hub model that `load_model` has fetched; None for folders and `tiny`."""
     from huggingface_hub import try_to_load_from_cache
