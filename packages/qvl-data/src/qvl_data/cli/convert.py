@@ -13,7 +13,7 @@ def convert(
     source: Annotated[
         str, Argument(help='File, folder, registered name, name on the hub, or text such as "digits%50 + a.jsonl".')
     ],
-    target: Annotated[Path, Argument(help="New .parquet, .tar or .jsonl file, or a folder (shards and a card).")],
+    target: Annotated[Path, Argument(help="New .parquet, .tar, .jsonl, .json or .csv file, or a folder of shards.")],
     format: Format = "qvl",
     from_format: FromFormat = None,
     map: Columns = None,
@@ -21,7 +21,7 @@ def convert(
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
     container: Annotated[
-        str | None, Option(help="Of a folder: parquet (default for qvl), tar (for wds) or jsonl (otherwise).")
+        str | None, Option(help="Of a folder: parquet (default for qvl), tar (for wds), jsonl (otherwise), json, csv.")
     ] = None,
     shard: Annotated[int, Option(min=1, help="Samples in a shard of a folder.")] = 5000,
     boxes: Annotated[
