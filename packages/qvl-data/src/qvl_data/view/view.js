@@ -124,7 +124,7 @@ function figure(sample, media, count) {
 function fit(img, media, count) {
   const room = $("stage").getBoundingClientRect();
   const width = (room.width - 40) / Math.min(count, 2) - 20;
-  const height = Math.max(240, Math.min(room.height || 600, innerHeight) - 90);
+  const height = Math.max(0.42 * innerHeight, Math.min(room.height || 600, innerHeight) - 90);
   const own = [media.width ?? img.naturalWidth, media.height ?? img.naturalHeight];
   const scale = Math.min(width / own[0], height / own[1]);
   const used = scale > 1 ? Math.min(scale, Math.max(1, 640 / Math.max(...own))) : scale;
