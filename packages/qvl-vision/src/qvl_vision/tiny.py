@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from qvl_core.files import new_folder
 
 MEAN, STD = [0.5] * 3, [0.5] * 3
+SIDE = 64  # of the pictures, in pixels
 
 
 def tiny(folder: Path, seed: int = 0) -> str:
@@ -25,20 +27,29 @@ def tiny(folder: Path, seed: int = 0) -> str:
 
 
 def tiny_encoder(folder: Path, seed: int = 0) -> Path:
-    """Write a tiny random DINOv2 (3 layers x 48, patches of 8 pixels, pictures of 64) to the new folder `folder`."""
+    """Write a tiny random DINOv2 to the new folder `folder`."""
+    return write_encoder(tiny_dinov2(seed), folder)
+
+
+def tiny_dinov2(seed: int = 0, patch: int = 8) -> Any:
+    """A random DINOv2 of 3 layers x 48, for pictures of 64 pixels, in evaluation mode."""
     import torch
     from transformers import Dinov2Config, Dinov2Model
 
-    from qvl_core.qwen3vl.load import quiet
-
     config = Dinov2Config(
-        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=3, image_size=64, patch_size=8
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=3, image_size=SIDE, patch_size=patch
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Dinov2Model(config).eval()
+        return Dinov2Model(config).eval()
+
+
+def write_encoder(model: Any, folder: Path) -> Path:
+    """Write such an encoder as real ones are written: weights, configuration and picture settings."""
+    from qvl_core.qwen3vl.load import quiet
+
     with new_folder(folder) as aside, quiet(bars=False):
         model.save_pretrained(aside)
-        settings = {"image_mean": MEAN, "image_std": STD, "size": {"height": 64, "width": 64}}
+        settings = {"image_mean": MEAN, "image_std": STD, "size": {"height": SIDE, "width": SIDE}}
         (aside / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
