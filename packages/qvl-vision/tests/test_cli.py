@@ -100,6 +100,7 @@ def test_list():
         (["Qwen/Qwen3-VL-2B-Instruct", "--encoder", "siglip", "--merger", "pixel_shuffle"], None, "169 tokens"),
         (["tiny", "--encoder", "clip", "--merger", "resampler", "--merger-option", "queries=32"], None, "32 tokens"),
         (["Qwen/Qwen3-VL-30B-A3B-Instruct", "--encoder", "siglip2"], None, "256 tokens"),
+        (["tiny", "--encoder", "dinov2", "--feature-select", "all", "--deepstack", "3"], None, "1,370 tokens"),
     ],
 )
 def test_plan(args, parameters, tokens):
@@ -107,6 +108,12 @@ def test_plan(args, parameters, tokens):
     assert code == 0, err
     assert f"at most {tokens}" in " ".join(out.split())
     assert parameters is None or parameters in out
+
+
+def test_a_plan_of_no_qwen3_vl(encoders):
+    code, _, err = qvl_vision("plan", str(encoders["dinov2"]), "--encoder", "clip")
+    assert code == 2
+    assert "model_type 'dinov2' is not Qwen3-VL" in err
 
 
 def test_plan_is_what_swap_makes(base, encoders):

@@ -26,7 +26,10 @@ Merge = Annotated[int | None, Option(min=1, help="Side of the square of patches 
 DeepStack = Annotated[
     list[int] | None, Option(help="Encoder layer that also goes into the language model; repeatable; default: off.")
 ]
-Options = Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="Argument of the merger; repeatable.")]
+EncoderOptions = Annotated[
+    list[str] | None, Option(metavar="KEY=VALUE", help="Argument of a module of one's own; repeatable.")
+]
+MergerOptions = Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="Argument of the merger; repeatable.")]
 InputNorm = Annotated[bool, Option("--input-norm", help="A LayerNorm before the merger.")]
 
 
@@ -54,10 +57,8 @@ def swap(
     max_tokens: MaxTokens = None,
     merge: Merge = None,
     deepstack: DeepStack = None,
-    encoder_option: Annotated[
-        list[str] | None, Option(metavar="KEY=VALUE", help="Argument of a module of one's own; repeatable.")
-    ] = None,
-    merger_option: Options = None,
+    encoder_option: EncoderOptions = None,
+    merger_option: MergerOptions = None,
     input_norm: InputNorm = False,
     calibrate: Annotated[bool, Option("--calibrate", help="Scale the new merger to the text embeddings.")] = False,
     precision: Annotated[
@@ -109,15 +110,33 @@ def plan(
     base: Base,
     encoder: Encoder,
     merger: Merger = "linear",
-    merge: Merge = None,
+    layout: Layout = "auto",
+    feature_layer: FeatureLayer = None,
+    feature_select: FeatureSelect = "patch",
     max_tokens: MaxTokens = None,
-    merger_option: Options = None,
+    merge: Merge = None,
+    deepstack: DeepStack = None,
+    encoder_option: EncoderOptions = None,
+    merger_option: MergerOptions = None,
     input_norm: InputNorm = False,
 ) -> None:
     """Show parameters and tokens of a swap, without weights; names of released models work offline."""
     from qvl_vision.plan import plan as run
 
-    run(base, encoder, merger, merge, max_tokens, merger_option or (), input_norm)
+    run(
+        base,
+        encoder,
+        merger,
+        max_tokens,
+        encoder_option or (),
+        merger_option or (),
+        layout=layout,
+        feature_layer=feature_layer,
+        feature_select=feature_select,
+        merge=merge,
+        deepstack=deepstack or (),
+        input_norm=input_norm,
+    )
 
 
 main = app.main

@@ -62,30 +62,25 @@ def plan(
     base: str,
     encoder: Sequence[str],
     merger: str,
-    merge: int | None,
     max_tokens: int | None,
+    encoder_options: Sequence[str],
     merger_options: Sequence[str],
-    input_norm: bool,
+    **settings: Any,
 ) -> None:
     """Print the plan of a swap."""
-    options = pairs("--merger-option", merger_options)
-    Console().print(predict(base, encoder, merger, merge, max_tokens, options, input_norm).rich())
+    own, options = pairs("--encoder-option", encoder_options), pairs("--merger-option", merger_options)
+    planned = predict(base, encoder, merger, max_tokens, encoder_options=own, merger_options=options, **settings)
+    Console().print(planned.rich())
 
 
 def predict(
-    base: str,
-    encoder: Sequence[str],
-    merger: str = "linear",
-    merge: int | None = None,
-    max_tokens: int | None = None,
-    merger_options: dict[str, Any] | None = None,
-    input_norm: bool = False,
+    base: str, encoder: Sequence[str], merger: str = "linear", max_tokens: int | None = None, **settings: Any
 ) -> SwapPlan:
-    """The plan of a swap. Raises BadInput."""
+    """The plan of a swap; settings are those of `planned_config`. Raises BadInput."""
     if "native" in encoder:
         raise BadInput("plan: Qwen's own tower is the base's; see qvl-sft plan.")
     stock = open_config(base, key="base")
-    swapped = planned_config(stock, encoder, merger, merge=merge, merger_options=merger_options, input_norm=input_norm)
+    swapped = planned_config(stock, encoder, merger, **settings)
     vision = swapped.vision_config
     side = vision.spatial_merge_size
     if vision.layout == "image":
