@@ -25,7 +25,7 @@ from .progress import track
 from .sample import Media, Sample
 from .shards import SAMPLES, Figures, Shard, plan
 from .sources import Item, Mixture
-from .writers import SUFFIXES, check_target, open_writer, suffix_for
+from .writers import SUFFIXES, TEXT_TABLES, check_target, open_writer, suffix_for
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def write(
     is called `id#2`. Pictures are not augmented. Up to `max_bad` samples that cannot be used are left out and listed as
     `convert` does it. Raises BadInput, and BadSample for one more.
     """
-    one_file = target.suffix in SUFFIXES
+    one_file = target.suffix in (*SUFFIXES, *TEXT_TABLES)
     suffix = target.suffix if one_file else f".{container}" if container else suffix_for(format)
     check_target(target if one_file else target / f"train{suffix}", format)
     count = len(mixture) if samples is None else samples
