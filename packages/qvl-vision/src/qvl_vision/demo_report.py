@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qvl_core.qwen3vl.generate import exact_match
+from qvl_core.qwen3vl.load import open_processor
+from qvl_core.recipe.blocks import Model
 from qvl_core.report import (
     Block,
     Code,
@@ -27,6 +29,7 @@ from qvl_core.report import (
     write,
 )
 from qvl_core.run import RunFolder
+from qvl_data.example.digits import SIDE, arrays, digit_png, indices
 from qvl_data.sample import Sample
 from qvl_vision.checkpoint import load
 from qvl_vision.demo_encoder import digits, patch_tokens
@@ -41,10 +44,13 @@ TWO = ["two_stage_merger", "two_stage"]
 EXAMPLES, GAP = 3, 4  # of each digit in the pictures of tokens, and pixels between them
 REAL = "Qwen/Qwen3-VL-4B-Instruct"
 COMMANDS = f"""\
+# What it would be, without the weights; then the folder, and whether it is right
 qvl-vision plan {REAL} --encoder rad_dino
 qvl-vision swap {REAL} --encoder rad_dino --out qwen3vl-4b-rad-dino
 qvl-vision verify qwen3vl-4b-rad-dino
-qvl-sft train lora_4b model.name=qwen3vl-4b-rad-dino tune.merger.lr=1e-3 data.train=my_data.jsonl --out runs/mine"""
+
+# Or swap and train at once; mimic_4b_rad_dino_two_stage trains the merger alone first
+qvl-sft train mimic_4b_rad_dino data.train=train.jsonl data.validation=validation.jsonl data.test=test.jsonl"""
 
 
 def write_report(out: Path, values: dict[str, Any], test: Sequence[Sample], said: Mapping[str, list[str]]) -> Path:
@@ -99,7 +105,7 @@ def _swapped(out: Path) -> list[Block]:
         "merger": found.merger,
         "layout": f"{found.layout}: {found.token}",
         "DeepStack": ", ".join(map(str, found.deepstack)) or "off",
-        "tokens of a picture": f"{_tokens_of(processor)}; of the stock model {_tokens_of(_processor(out))}",
+        "tokens of a picture": f"{_tokens_of(processor)}, where the stock model has {_tokens_of(_processor(out))}",
     }
     tune = RunFolder(out / "runs" / "base").read_environment()["tune"]
     before = {row["group"]: row["parameters"] for row in tune}
@@ -118,15 +124,12 @@ def _swapped(out: Path) -> list[Block]:
 
 
 def _processor(out: Path) -> Any:
-    from qvl_core.qwen3vl.load import open_processor
-    from qvl_core.recipe.blocks import Model
-
     return open_processor(Model(name=str(out / "runs" / "base" / "final")))
 
 
 def _tokens_of(processor: Any) -> int:
     images = processor.image_processor
-    return int(images.get_number_of_image_patches(64, 64, {}) // images.merge_size**2)
+    return int(images.get_number_of_image_patches(SIDE, SIDE, {}) // images.merge_size**2)
 
 
 def _stages(runs: Path, values: Mapping[str, Any]) -> list[Block]:
@@ -184,11 +187,16 @@ def _trained(runs: Path, parts: Sequence[str]) -> str:
         tune = [row for row in run.read_environment()["tune"] if row["trainable"]]
         rates = {row["lr"] for row in tune}
         if len(tune) > 2 and len(rates) == 1:
-            what = f"every weight at {rates.pop():g}"
+            what = f"every weight at {_rate(rates.pop())}"
         else:
-            what = " and ".join(f"{_NAMES[row['group']]} at {row['lr']:g}" for row in reversed(tune))
+            what = " and ".join(f"{_NAMES[row['group']]} at {_rate(row['lr'])}" for row in reversed(tune))
         stages.append(f"{(run.read_result() or {})['steps']} steps: {what}")
     return "\nthen ".join(stages)
+
+
+def _rate(lr: float) -> str:
+    """0.0015 as 1.5e-3."""
+    return f"{lr:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 _NAMES = {"llm": "LoRA on the language model", "merger": "merger"}
@@ -239,8 +247,6 @@ _TOKENS = (
 
 def _tokens(out: Path) -> Pictures:
     """Digits beside their patch tokens in colours, one cell for each digit, EXAMPLES one below the other."""
-    from qvl_data.example.digits import arrays, digit_png, indices
-
     seed = (RunFolder(out).read_result() or {})["seed"]
     labels, test = arrays()[1], indices("test", seed)
     chosen = [[number for number in test if labels[number] == digit][:EXAMPLES] for digit in range(10)]
@@ -258,7 +264,7 @@ def _tokens(out: Path) -> Pictures:
 
 
 def _colours(tokens: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Tokens (B, N, D) as pictures of squares (B, 64, 64, 3): three principal components as red, green and blue."""
+    """Tokens (B, N, D) as pictures of squares (B, SIDE, SIDE, 3): three principal components as red, green and blue."""
     b, n, d = tokens.shape
     flat = tokens.reshape(-1, d) - tokens.reshape(-1, d).mean(0)
     _, _, axes = np.linalg.svd(flat, full_matrices=False)
@@ -267,7 +273,7 @@ def _colours(tokens: NDArray[np.float32]) -> NDArray[np.uint8]:
     scaled = np.clip((seen - low) / (high - low), 0, 1) * 215 + 40
     side = round(n**0.5)
     squares = scaled.reshape(b, side, side, 3).astype(np.uint8)
-    return squares.repeat(64 // side, 1).repeat(64 // side, 2)
+    return squares.repeat(SIDE // side, 1).repeat(SIDE // side, 2)
 
 
 def _opened(picture: bytes) -> NDArray[np.uint8]:
@@ -283,7 +289,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 def _real() -> list[Block]:
     plan = predict(REAL, ["rad_dino"])
     groups = [
-        {"group": group, "stock": plan.before[group], "with RAD-DINO": count}
+        {"group": group, "stock": plan.before[group], "swapped": count}
         for group, count in plan.after.items()
         if count or plan.before[group]
     ]
