@@ -108,8 +108,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The main job on real digits: `nox -s demo -- --seed 1`; the report is runs/demo/report.html."""
+    """Every demo on real digits: `nox -s demo -- --seed 1`; reports in runs/demo and runs/demo-vision."""
     project(session, "qvl-sft", "demo", "--out", "runs/demo", *session.posargs)
+    project(session, "qvl-vision", "demo", "--out", "runs/demo-vision", *session.posargs)
 
 
 @nox.session
