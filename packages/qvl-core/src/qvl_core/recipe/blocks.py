@@ -13,6 +13,21 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, use_attribute_docstrings=True)
 
 
+class Quantization(Block):
+    """Frozen weights in fewer bits, under adapters (QLoRA: Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    kind: Literal["nf4", "int8"]
+    """nf4: 4 bits (bitsandbytes), on CPU and GPU; int8: 8 bits, weights only (torchao)."""
+    groups: list[str] = ["llm"]
+    """Module groups whose linear layers are held so; the vision tower and the head suffer most and are left out."""
+    double: bool = True
+    """nf4: hold the scales of the blocks in 8 bits as well."""
+
+
+def _as_quantization(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class Model(Block):
     """Which Qwen3-VL to train, and how to hold it."""
 
@@ -22,6 +37,10 @@ class Model(Block):
     """Hub revision (branch, tag or commit); the commit that was loaded is recorded in environment.json."""
     attention: Literal["auto", "packed", "sdpa", "eager"] = "auto"
     """Attention implementation; auto takes `packed`: varlen kernels on a GPU, SDPA by document length elsewhere."""
+    quantization: Annotated[
+        Quantization | None, BeforeValidator(_as_quantization, json_schema_input_type=Quantization | str | None)
+    ] = None
+    """Hold the frozen language model in fewer bits: `nf4`, `int8`, or a block."""
     init_from: str | None = None
     """Folder whose weights are loaded before step 1 (weights only: to continue a run use --resume)."""
 
@@ -37,6 +56,16 @@ class Group(Block):
     """LoRA scale numerator: the update is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the LoRA input; the same for all LoRA groups of a recipe."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732); the same for all LoRA groups of a recipe."""
+    dora: bool = False
+    """Learn the length of each output row apart (DoRA, arXiv:2402.09353); the same for all LoRA groups of a recipe."""
+    init: Literal["zero", "pissa", "loftq"] = "zero"
+    """First values: no change, the main directions (arXiv:2404.02948), or what nf4 loses (arXiv:2310.08659)."""
+    plus: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of LoRA's B as a multiple of A's (LoRA+, arXiv:2402.12354, proposes 16)."""
+    layers: Annotated[int, Field(ge=1)] | None = None
+    """Train only the last so many layers of the group (`llm`, `vision`); default: all."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of this group; default: optim.lr."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
@@ -133,6 +162,8 @@ class Data(Block):
     """Folders outside media_root from which absolute media paths may be read."""
     max_bad: Annotated[int, Field(ge=0)] = 0
     """How many bad samples may be left out (counted and listed) before the run stops."""
+    train_on: Literal["all", "last", "none"] = "all"
+    """Answers that are learned: all, the last of a conversation, or none but those that the data itself marks."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Worker processes that read, decode and encode ahead of the training step; default: 4 with a GPU, 0 without."""
 
@@ -163,7 +194,9 @@ class Batch(Block):
     micro: Annotated[int, Field(ge=1)] | None = None
     """Samples (with size) or packed rows (with tokens) per forward on each device; default: all, or 1 row."""
     packing: bool = True
-    """Lay samples end to end, each attending only to itself; false pads them, grouped by length."""
+    """Lay samples end to end, each attending only to itself; false pads them."""
+    group_by_length: bool = True
+    """Without packing, put samples of similar length into the same forward."""
     max_length: Annotated[int, Field(ge=8)] = 4096
     """Longest sample in tokens, and the length of a packed row."""
     too_long: Literal["drop", "error", "cut"] = "error"
@@ -184,6 +217,9 @@ class Batch(Block):
 class Optim(Block):
     """AdamW."""
 
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit holds AdamW's two averages in 8 bits: a quarter of their memory."""
+
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of every group that names none."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -192,6 +228,8 @@ class Optim(Block):
     """AdamW's exponential averages of the gradient and of its square."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's term against division by zero."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of an average of the trained weights, which evaluations and final/ then use (0.999 is usual)."""
 
 
 class Schedule(Block):
@@ -220,8 +258,8 @@ class Train(Block):
     """Allow TF32 matrix products where fp32 is computed on a GPU."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; null leaves it unclipped."""
-    recompute: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    recompute: bool | list[Literal["llm", "vision"]] = False
+    """Recompute activations in the backward pass, of all layers or of these groups: less memory, a third more time."""
     max_nonfinite: Annotated[int, Field(ge=1)] = 5
     """Steps in a row with a non-finite loss or gradient (never applied) before the run stops."""
 
@@ -230,6 +268,25 @@ class Train(Block):
         if self.steps is None and self.epochs is None:
             raise ValueError("give `steps`, `epochs` or both")
         return self
+
+
+class Speed(Block):
+    """What makes a step fast or small. None changes what is learned; each can be switched off to compare."""
+
+    label_rows: bool = True
+    """Compute logits only where a label is learned, a bounded chunk at a time."""
+    fused_optimizer: bool = True
+    """Update all weights in one kernel."""
+    linear_patches: bool = True
+    """Embed patches by a matrix product in place of the equal Conv3d, which is slow on some versions of cuDNN."""
+    frozen_features: bool = True
+    """Run a vision tower that is not trained without gradients, once per batch."""
+    cache_features: Annotated[float, Field(gt=0)] | None = None
+    """GiB of disk for the outputs of a frozen vision tower, in the run folder, so that later epochs skip it."""
+    offload: bool = False
+    """Keep activations in the host's pinned memory between forward and backward."""
+    compile: bool = False
+    """Compile each layer once (torch.compile); the first steps take minutes longer."""
 
 
 class Checkpoint(Block):
@@ -267,6 +324,8 @@ class Evaluate(Block):
     """Evaluate at most this many samples of each list during training; the final evaluation takes all."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest generated answer in tokens."""
+    group_by: str | None = None
+    """Key of the samples' `meta` by whose values the figures are also given apart."""
     early_stop: EarlyStop | None = None
     """Stop early on one figure."""
 
@@ -307,8 +366,8 @@ class Media(Block):
 class Parallel(Block):
     """How many processes, and what each holds."""
 
-    strategy: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
-    """auto: single with one process, ddp with several. fsdp2 shards weights, gradients and optimizer states."""
+    strategy: Literal["auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
+    """auto: single, or ddp with several processes. fsdp2 and zero1 to zero3 (DeepSpeed) shard what each holds."""
     nproc: Annotated[int, Field(ge=1)] | None = None
     """Processes per node; above 1 the command starts them itself. Asserted at start."""
     nodes: Annotated[int, Field(ge=1)] | None = None
@@ -340,5 +399,6 @@ class Recipe(Block):
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     media: Media = Media()
+    speed: Speed = Speed()
     parallel: Parallel = Parallel()
     log: Log = Log()
