@@ -1,71 +1,122 @@
-"""Talk to a model about pictures. The answer appears as it is written.
+"""Talk to a model about pictures and videos. The answer appears as it is written.
 
-In a conversation, `/image FILE` adds a picture to the next question, `/reset` starts anew, `/quit` (or Ctrl-D) ends.
+    from qvl_sft import Chat, load_trained
+
+    chat = Chat(*load_trained("runs/mine"))
+    print(chat.ask("What is this?", ["photo.jpg"]))
+    print(chat.ask("And what colour?"))
+
+Every answer is computed from the whole conversation: cached keys of earlier turns would be those of the tokens that the
+model wrote, which need not be the tokens that its text has.
 """
 
+import io
+import mimetypes
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from PIL import Image
+from rich.console import Console
 from transformers import TextStreamer
 
 from qvl_core.errors import BadInput
+from qvl_core.printable import printable
+from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.qwen3vl.generate import Sampling, inputs_of
+from qvl_core.recipe import blocks
 from qvl_core.training.seeds import reseed
 from qvl_data.chat import prompt as encode_prompt
 from qvl_data.sample import Media, Message, Part, Sample
+from qvl_data.writers import write as write_samples
 from qvl_sft.trained import load_trained
 
 Write = Callable[[str], None]
+Showable = Media | Image.Image | Path | str  # a path is a video if its ending says so, else a picture
+
+THINK, THOUGHT = "<think>", "</think>"
+COMMANDS = {
+    "/image FILE": "adds a picture to the next question",
+    "/video FILE": "adds a video",
+    "/system TEXT": "sets the system message (without TEXT: none)",
+    "/save FILE": "writes the conversation as training data (.jsonl, .parquet)",
+    "/reset": "starts anew",
+    "/quit": "ends",
+}
 
 
 class Chat:
-    """One conversation with a model. Its messages and pictures grow with every question."""
+    """One conversation with a model. Its messages and media grow with every question.
+
+    thinks  whether the chat template opens answers with <think> (the Thinking models): answers are then the reasoning,
+            </think>, and what is said
+    """
 
     def __init__(self, model: Any, processor: Any, system: str | None = None) -> None:
         self.model, self.processor, self.system = model, processor, system
+        question = [{"role": "user", "content": "?"}]
+        opened = str(processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+        self.thinks = opened.rstrip().endswith(THINK)
+        self._saved: set[Path] = set()
         self.reset()
 
     def reset(self) -> None:
+        """Forget what was said and shown; the system message stays."""
         self.media: list[Media] = []
-        self.messages = [_says("system", self.system)] if self.system else []
+        self.messages: list[Message] = []
 
     def ask(
         self,
         question: str,
-        images: Sequence[Media] = (),
+        media: Sequence[Showable] = (),
         write: Write | None = None,
         *,
         max_new_tokens: int = 512,
-        temperature: float = 0.0,
+        sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
     ) -> str:
-        """The answer to `question` about `images`; `write` gets it piece by piece.
+        """The answer to `question` about `media`; `write` gets it piece by piece.
 
-        temperature 0 takes the likeliest token; above 0, torch's generator decides. Raises BadInput for a picture that
-        cannot be read; the conversation then stands as before.
+        Raises BadInput for a picture or video that cannot be read; the conversation then stands as before, as it does
+        when the answer is interrupted.
         """
-        media = [*self.media, *images]
-        shown = [Part(type="image", media=index) for index in range(len(self.media), len(media))]
-        asked = Message(role="user", parts=(*shown, Part(type="text", text=question)))
-        answer = self._answer(self._encode(media, [*self.messages, asked]), write, max_new_tokens, temperature)
-        self.media, self.messages = media, [*self.messages, asked, _says("assistant", answer)]
+        shown = [*self.media, *map(showable, media)]
+        parts = [Part(type=one.kind, media=len(self.media) + i) for i, one in enumerate(shown[len(self.media) :])]
+        asked = Message(role="user", parts=(*parts, Part(type="text", text=question)))
+        # The encoder lays out what stands before the last answer; this one is not looked at.
+        sample = self._sample("chat", shown, [*self.messages, asked, _says("assistant", "-")])
+        answer = self._answer(encode_prompt(sample, self.processor)[0], write, max_new_tokens, sampling)
+        said = _says("assistant", f"{THINK}\n{answer}" if self.thinks else answer)
+        self.media, self.messages = shown, [*self.messages, asked, said]
         return answer
 
-    def _encode(self, media: list[Media], messages: list[Message]) -> Encoded:
-        # The encoder lays out what stands before the last answer; this one is not looked at.
-        messages = [*messages, _says("assistant", "-")]
-        sample = Sample(id="chat", task="chat", media=tuple(media), messages=tuple(messages))
-        return encode_prompt(sample, self.processor)[0]
+    def save(self, file: Path) -> None:
+        """Write the conversation as a data file of one sample, whose answers can be trained on.
+
+        Pictures and videos are laid beside a .jsonl file. Raises BadInput if there is nothing to save, or the file was
+        there before this conversation.
+        """
+        if not self.messages:
+            raise BadInput(f"{file}: there is nothing to save yet; ask something first.")
+        if file.exists() and file.resolve() not in self._saved:
+            raise BadInput(f"{file}: is already there; name another file.")
+        media = [one.model_copy(update={"origin": Path(one.origin).name if one.origin else None}) for one in self.media]
+        write_samples([self._sample("", media, self.messages)], file)
+        self._saved.add(file.resolve())
+
+    def _sample(self, name: str, media: Sequence[Media], messages: Sequence[Message]) -> Sample:
+        system = [_says("system", self.system)] if self.system else []
+        return Sample(id=name, task="chat", media=tuple(media), messages=(*system, *messages))
 
     @torch.inference_mode()
-    def _answer(self, encoded: Encoded, write: Write | None, max_new_tokens: int, temperature: float) -> str:
-        tokenizer, device = self.processor.tokenizer, self.model.device
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    def _answer(self, encoded: Encoded, write: Write | None, max_new_tokens: int, sampling: Sampling) -> str:
+        tokenizer = self.processor.tokenizer
         tokens = self.model.generate(
-            **{name: tensor.to(device) for name, tensor in _inputs(encoded).items()},
-            **sampling,
+            **inputs_of(self.model, tokenizer, [encoded]),
+            **sampling.options(self.model.generation_config),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             streamer=_Stream(tokenizer, write) if write else None,
@@ -74,46 +125,72 @@ class Chat:
 
 
 def chat(
-    model: str,
+    name: str,
     question: str | None,
     images: Sequence[Path],
+    videos: Sequence[Path],
+    *,
     base: str | None,
     system: str | None,
+    quantization: str | None,
+    spread: bool,
+    budgets: blocks.Media,
     max_new_tokens: int,
-    temperature: float,
+    sampling: Sampling,
     seed: int,
 ) -> None:
     """Answer one question, or hold a conversation on the terminal until it is ended."""
-    pictures = [_picture(path) for path in images]  # before the model is loaded
-    conversation = Chat(*load_trained(model, base), system=system)
+    # Before the model is loaded: what is wrong with them is known at once.
+    media = [*(media_file(path, "image") for path in images), *(media_file(path, "video") for path in videos)]
+    model, processor = load_trained(name, base, quantization=quantization, spread=spread)
+    apply_media(processor, budgets)
+    conversation = Chat(model, processor, system=system)
     reseed(seed, "chat")
-    ask = partial(conversation.ask, write=_print, max_new_tokens=max_new_tokens, temperature=temperature)
+    ask = partial(conversation.ask, max_new_tokens=max_new_tokens, sampling=sampling)
     if question is not None:
-        ask(question, pictures)
+        ask(question, media, Screen(conversation.thinks))
         print()
         return
-    _converse(conversation, ask, pictures)
+    _converse(conversation, ask, media)
 
 
-def _converse(conversation: Chat, ask: Callable[..., str], pictures: list[Media]) -> None:
-    print("Ask away. /image FILE adds a picture, /reset starts anew, /quit ends.")
+def _converse(chat: Chat, ask: Callable[..., str], waiting: list[Media]) -> None:
+    """`waiting` are the pictures and videos that belong to the next question."""
+    print("Ask away.", ", ".join(f"{command} {what}" for command, what in COMMANDS.items()) + ".")
     while (line := _typed()) not in (None, "/quit"):
+        command, _, rest = line.partition(" ")
         try:
-            if line == "/reset":
-                conversation.reset()
-                pictures = []
-            elif line.startswith("/image "):
-                pictures.append(_picture(Path(line.removeprefix("/image ").strip())))
-                print(f"({len(pictures)} picture{'s' * (len(pictures) > 1)} for the next question)")
+            if command in ("/image", "/video"):
+                waiting.append(media_file(Path(rest.strip()), "image" if command == "/image" else "video"))
+                print(f"({len(waiting)} for the next question)")
+            elif command == "/system":
+                chat.system = rest.strip() or None
+            elif command == "/save":
+                chat.save(Path(rest.strip()))
+                print(f"({rest.strip()}: written)")
+            elif command == "/reset":
+                chat.reset()
+                waiting.clear()
+            elif re.fullmatch("/[a-z]+", command):
+                print(f"There is no {command}; there are {', '.join(COMMANDS)}.")
             elif line:
-                ask(line, pictures)
-                pictures = []
-                print()
+                _ask(chat, ask, line, waiting)
         except BadInput as error:
             print(error)
-            pictures = []
-        except KeyboardInterrupt:
-            print()  # the answer is broken off, the conversation goes on
+
+
+def _ask(chat: Chat, ask: Callable[..., str], question: str, waiting: list[Media]) -> None:
+    screen = Screen(chat.thinks)
+    try:
+        ask(question, waiting, screen)
+    except KeyboardInterrupt:  # the answer is broken off, the conversation goes on
+        print("\n(broken off; the question does not count)")
+        return
+    except BadInput:
+        waiting.clear()  # what cannot be read is not shown again
+        raise
+    print()
+    waiting.clear()
 
 
 def _typed() -> str | None:
@@ -123,8 +200,24 @@ def _typed() -> str | None:
         return None
 
 
+class Screen:
+    """Shows an answer on the terminal as it comes, its thinking dimmed."""
+
+    def __init__(self, thinking: bool) -> None:
+        self._console, self._thinking = Console(highlight=False), thinking
+
+    def __call__(self, text: str) -> None:
+        for piece in re.split(f"({THINK}|{THOUGHT})", text):
+            self._thinking = self._thinking or piece == THINK
+            if piece:
+                style = "dim" if self._thinking else None
+                self._console.out(printable(piece, "\n\t"), style=style, end="")
+            self._thinking = self._thinking and piece != THOUGHT
+        self._console.file.flush()
+
+
 class _Stream(TextStreamer):
-    """Hands text on as soon as whole characters are known."""
+    """Hands text on as soon as whole words are known."""
 
     def __init__(self, tokenizer: Any, write: Write) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -134,26 +227,24 @@ class _Stream(TextStreamer):
         self.write(text)
 
 
-def _inputs(encoded: Encoded) -> dict[str, torch.Tensor]:
-    arrays = {
-        "input_ids": encoded.ids[None],
-        "mm_token_type_ids": encoded.types[None],
-        "pixel_values": encoded.images,
-        "image_grid_thw": encoded.image_grid,
-    }
-    inputs = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
-    return inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
+def showable(what: Showable) -> Media:
+    """A picture or video as a sample holds it. Raises BadInput."""
+    if isinstance(what, Media):
+        return what
+    if isinstance(what, Image.Image):
+        data = io.BytesIO()
+        what.save(data, "PNG")
+        return Media(kind="image", bytes=data.getvalue())
+    kind = mimetypes.guess_type(str(what))[0] or ""
+    return media_file(Path(what), "video" if kind.startswith("video/") else "image")
+
+
+def media_file(path: Path, kind: Literal["image", "video"]) -> Media:
+    """The file of a picture or video, whole. Raises BadInput if there is none."""
+    if not path.is_file():
+        raise BadInput(f"{path}: there is no such {'picture' if kind == 'image' else 'video'}.")
+    return Media(kind=kind, bytes=path.read_bytes(), origin=str(path))
 
 
 def _says(role: str, text: str) -> Message:
     return Message.model_validate({"role": role, "parts": [{"type": "text", "text": text}]})
-
-
-def _picture(path: Path) -> Media:
-    if not path.is_file():
-        raise BadInput(f"{path}: there is no such picture.")
-    return Media(kind="image", bytes=path.read_bytes(), origin=str(path))
-
-
-def _print(text: str) -> None:
-    print(text, end="", flush=True)

@@ -1,7 +1,7 @@
 """The verbs of qvl-sft; each imports what it needs when it runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from qvl_core.cli import App, Argument, Option
 
@@ -17,16 +17,53 @@ def chat(
     model: Trained,
     prompt: Annotated[str | None, Argument(help="Question; without it, a conversation is opened.")] = None,
     image: Annotated[list[Path] | None, Option(help="Picture that belongs to the question; repeatable.")] = None,
+    video: Annotated[list[Path] | None, Option(help="Video that belongs to the question; repeatable.")] = None,
     base: Base = None,
     system: Annotated[str | None, Option(help="System message.")] = None,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer in tokens.")] = 512,
     temperature: Annotated[float, Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[
+        float | None, Option(min=0.0, max=1.0, help="Draw from the likeliest tokens that hold this probability.")
+    ] = None,
+    top_k: Annotated[int | None, Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = None,
+    min_p: Annotated[
+        float | None, Option(min=0.0, max=1.0, help="Draw from tokens at least this part as likely as the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, Option(min=0.01, help="Above 1, words that were said before become less likely.")
+    ] = None,
     seed: Annotated[int, Option(help="Decides what is drawn when temperature is above 0.")] = 0,
+    quant: Annotated[
+        Literal["nf4", "int8"] | None, Option(help="Hold the language model in 4 or 8 bits: less memory.")
+    ] = None,
+    device_map: Annotated[
+        Literal["auto"] | None, Option(help="Spread the model over all GPUs and, where they are full, host memory.")
+    ] = None,
+    max_pixels: Annotated[int | None, Option(min=1024, help="Largest picture in pixels.")] = None,
+    image_tokens: Annotated[int | None, Option(min=1, help="Most tokens of one picture.")] = None,
 ) -> None:
-    """Talk to a model about pictures; the answer appears as it is written."""
+    """Talk to a model about pictures and videos; the answer appears as it is written.
+
+    Where --top-p, --top-k, --min-p or --repetition-penalty is not given, the model's generation_config.json decides.
+    """
+    from qvl_core.qwen3vl.generate import Sampling
+    from qvl_core.recipe.blocks import Media
     from qvl_sft.chat import chat as run
 
-    run(model, prompt, image or [], base, system, max_new_tokens, temperature, seed)
+    run(
+        model,
+        prompt,
+        image or [],
+        video or [],
+        base=base,
+        system=system,
+        quantization=quant,
+        spread=device_map == "auto",
+        budgets=Media(max_pixels=max_pixels, image_tokens=image_tokens),
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature, top_p, top_k, min_p, repetition_penalty),
+        seed=seed,
+    )
 
 
 @app.command()

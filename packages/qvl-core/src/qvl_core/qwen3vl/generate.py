@@ -1,4 +1,4 @@
-"""Greedy answers to encoded prompts, batched, and the figure that judges them: exact match.
+"""Greedy answers to encoded prompts, batched, and the figure that judges them: exact match; and how tokens are drawn.
 
 Prompts are sorted by length, so that most batches need little padding or none, and padded on the left, so that every
 row continues at its end. Greedy decoding draws nothing: the same model and prompts give the same answers, alone or in
@@ -8,6 +8,7 @@ Shapes: B prompts of a batch, T tokens of the longest.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,40 @@ from torch import Tensor, nn
 
 from qvl_core.qwen3vl.batch import four_rows, media, padded
 from qvl_core.qwen3vl.encoded import Encoded
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; None is as the checkpoint's generation_config.json says.
+
+    temperature         0 takes the likeliest token, above 0 torch's generator draws one
+    top_p               draw from the likeliest tokens that hold this part of the probability (1: from all)
+    top_k               draw from so many of the likeliest tokens (0: from all)
+    min_p               draw from tokens at least this part as likely as the likeliest
+    repetition_penalty  divides the scores of tokens that the text has already (1: does not)
+    """
+
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def options(self, own: Any) -> dict[str, Any]:
+        """What the library's generate() takes; `own` is the model's generation_config.
+
+        What neither says draws from all tokens, where the library alone would draw from the likeliest 50.
+        """
+        values: dict[str, Any] = {"do_sample": self.temperature > 0}
+        if self.repetition_penalty is not None:
+            values["repetition_penalty"] = self.repetition_penalty
+        if self.temperature == 0:
+            return values
+        values["temperature"] = self.temperature
+        for name, every in (("top_p", 1.0), ("top_k", 0), ("min_p", None)):
+            given = (getattr(self, name), getattr(own, name, None), every)
+            values[name] = next((value for value in given if value is not None), None)
+        return values
 
 
 @torch.no_grad()
@@ -59,10 +94,9 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
 
 
 def _answer(model: Any, tokenizer: Any, prompts: list[Encoded], max_new_tokens: int) -> list[str]:
-    inputs = _inputs(prompts, model.config.vision_config.spatial_merge_size, tokenizer.pad_token_id)
-    device = model.get_input_embeddings().weight.device
+    inputs = inputs_of(model, tokenizer, prompts)
     tokens = model.generate(
-        **{name: tensor.to(device) for name, tensor in inputs.items()},
+        **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
@@ -72,16 +106,19 @@ def _answer(model: Any, tokenizer: Any, prompts: list[Encoded], max_new_tokens: 
     return list(tokenizer.batch_decode(new, skip_special_tokens=True))
 
 
-def _inputs(prompts: list[Encoded], merge: int, pad_id: int) -> dict[str, Tensor]:
+def inputs_of(model: Any, tokenizer: Any, prompts: Sequence[Encoded]) -> dict[str, Tensor]:
     """What the library's generate() takes; with positions of our own it need not work them out row by row."""
-    return {
-        "input_ids": _left([prompt.ids for prompt in prompts], pad_id),
+    merge = model.config.vision_config.spatial_merge_size
+    inputs = {
+        "input_ids": _left([prompt.ids for prompt in prompts], tokenizer.pad_token_id),
         "attention_mask": _left([np.ones_like(prompt.ids) for prompt in prompts]),
         "mm_token_type_ids": _left([prompt.types for prompt in prompts]),
         "position_ids": _left([four_rows(prompt, merge) for prompt in prompts]),
         # generate() refuses the bounds of the frames; the vision tower finds them itself
         **{name: value for name, value in media(prompts).items() if "seqlen" not in name},
     }
+    device = model.get_input_embeddings().weight.device
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def _left(rows: list[Any], fill: int = 0) -> Tensor:
