@@ -1,4 +1,4 @@
-"""Running the toy: in this process, in a child, killed or not."""
+"""Running the toy: in this process, in a child, in several, killed or not."""
 
 import contextlib
 import io
@@ -16,6 +16,7 @@ from toy import network, toy_parts, toy_recipe
 from qvl_core.errors import QVLError
 from qvl_core.recipe.blocks import Recipe
 from qvl_core.run import RunFolder
+from qvl_core.training.launch import environment, free_port
 from qvl_core.training.loop import fit
 from qvl_core.training.parts import Callbacks, Parts
 from qvl_core.training.session import Outcome
@@ -57,6 +58,20 @@ def child(target: Callable[..., None], *arguments: Any) -> int:
     process.start()
     process.join()
     return int(process.exitcode)
+
+
+def together(size: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Run `target` in `size` processes that find each other. Gives their exit codes."""
+    places = [environment({}, rank, size, port) for port in [free_port()] for rank in range(size)]
+    ranks = [context().Process(target=in_child, args=(target, *arguments), kwargs=place) for place in places]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]
 
 
 def in_child(target: Callable[..., None], *arguments: Any, **environment: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import context, die, in_child, toy_run
+from harness import die, together, toy_run
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import STEPS, ToyBatch, ToyBatches, network, toy_parts, toy_recipe
@@ -28,20 +28,6 @@ from qvl_core.training.world import processes
 
 pytestmark = pytest.mark.distributed
 TOLERANCE = 1e-6  # fp32: sums of gradients in another order
-
-
-def together(size: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """Run `target` in `size` processes that find each other. Gives their exit codes."""
-    places = [environment({}, rank, size, port) for port in [free_port()] for rank in range(size)]
-    ranks = [context().Process(target=in_child, args=(target, *arguments), kwargs=place) for place in places]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        if process.is_alive():
-            process.kill()
-            process.join()
-    return [process.exitcode for process in ranks]
 
 
 def run(

@@ -15,10 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qvl_core.errors import QVLError
 from qvl_core.recipe.blocks import Recipe
-from qvl_core.training import optim
+from qvl_core.training.optim import Optimizer
 from qvl_core.training.parts import Loss, Micro, ParameterGroup, Parts
 from qvl_core.training.schedule import lr_factor
 from qvl_core.training.seeds import reseed
+from qvl_core.training.sharding import like, whole
 from qvl_core.training.world import World
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -66,7 +67,7 @@ class Engine:
         self._forward = self._wrap(self._root)
         self._sharded = [module for module in self._root.modules() if isinstance(module, FSDPModule)]
         self.groups = self._wrapped_groups()
-        self.optimizer = optim.adamw(self.groups, recipe.optim)
+        self.optimizer = Optimizer(self.groups, recipe)
         self.scale = torch.tensor(65536.0 if self.precision == "fp16" else 1.0, device=world.device)
         self.finite_steps = torch.zeros((), device=world.device)
         parts.model.train()
@@ -119,13 +120,13 @@ class Engine:
 
     def tensors(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
         """All that a checkpoint holds, gathered one by one; every process has to draw all of it."""
-        weights = ((name, optim.whole(p)) for group in self.groups for name, p in group.parameters.items())
-        return {"weights": weights, "optimizer": optim.state_tensors(self.optimizer, self.groups)}
+        weights = ((name, whole(p)) for group in self.groups for name, p in group.parameters.items())
+        return {"weights": weights, "optimizer": self.optimizer.tensors()}
 
-    def load(self, weights: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
+    def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` gave."""
         self.load_weights(weights)
-        optim.load_state(self.optimizer, self.groups, state)
+        self.optimizer.load(state)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Put back trained weights. Raises QVLError if names or shapes differ."""
@@ -139,7 +140,7 @@ class Engine:
                     raise QVLError(
                         f"{name} is {tuple(weights[name].shape)} in the checkpoint, {tuple(parameter.shape)} here."
                     )
-                parameter.copy_(optim.like(weights[name], parameter))
+                parameter.copy_(like(weights[name], parameter))
 
     def state(self) -> dict[str, float]:
         return {"scale": self.scale.item(), "finite_steps": self.finite_steps.item()}
@@ -150,14 +151,10 @@ class Engine:
 
     def _update(self, step: int, loss: Tensor) -> Tensor:
         """Apply the gradients if they and the loss are finite. Gives the first three figures."""
-        factor = lr_factor(self.recipe.schedule, step, self.parts.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        optim.fill_gradients(self.groups)
-        norm = (optim.gradient_norm(self.groups) / self.scale).to(self.world.device)
+        rate = lr_factor(self.recipe.schedule, step, self.parts.steps)
+        norm = (self.optimizer.gradient_norm() / self.scale).to(self.world.device)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
-        optim.update(self.optimizer, norm, self.recipe.train.clip, self.scale, finite)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.update(rate, norm, self.recipe.train.clip, self.scale, finite)
         poisoned = ~finite & (~torch.isfinite(loss) | (self.scale <= 1))
         if self.precision == "fp16":
             self._rescale(finite)
