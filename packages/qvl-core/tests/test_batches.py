@@ -89,7 +89,8 @@ def cases(draw: st.DrawFn) -> SampleBatches:
     if draw(st.booleans()):
         batch["tokens"] = 32 * draw(st.integers(1, 5)) + draw(st.integers(0, 31))
     else:
-        batch |= {"size": draw(st.integers(1, 9)), "packing": draw(st.booleans())}
+        batch |= {name: draw(st.booleans()) for name in ("packing", "group_by_length")}
+        batch |= {"size": draw(st.integers(1, 9))}
     return planned(lengths, draw(st.integers(0, 3)), **batch)
 
 
@@ -122,7 +123,7 @@ class TestEveryPlan:
         epoch, steps = len(made.samples), made.steps(3)
         seen = [position for step in range(steps) for row in made.rows(step) for position in row]
         assert len(set(seen)) == len(seen)
-        if made.batch.tokens or made.batch.packing:
+        if made.batch.tokens or made.batch.packing or not made.batch.group_by_length:
             assert set(range(3 * epoch)) <= set(seen)
         else:  # length grouping: of each window that is done
             window = made._span(0).stop
@@ -246,6 +247,11 @@ def test_length_grouping_wastes_little_padding() -> None:
     random.Random(0).shuffle(flat)
     assert efficiency(lengths) >= 0.9
     assert efficiency([flat[i : i + 8] for i in range(0, len(flat), 8)]) < 0.65  # what it would be without
+
+
+def test_without_grouping_the_order_is_that_of_the_samples() -> None:
+    made = planned(lognormal(20), size=8, packing=False, group_by_length=False)
+    assert [[position for (position,) in made.rows(step)] for step in (0, 1)] == [[*range(8)], [*range(8, 16)]]
 
 
 # Building

@@ -1,6 +1,7 @@
 """From a recipe to the parts that the loop trains: data, model, tune groups, loss, evaluation, export."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,10 @@ from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, quiet, stored_precision, summary
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
-from qvl_core.recipe.blocks import Model
+from qvl_core.qwen3vl.quantize import quantize
+from qvl_core.qwen3vl.offload import offloaded
+from qvl_core.qwen3vl.speed import speed_up
+from qvl_core.recipe.blocks import Model, Speed
 from qvl_core.run import RunFolder, Scalar
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.engine import DTYPES, resolve_precision
@@ -30,7 +34,7 @@ from qvl_sft.evaluate import Evaluation
 from qvl_sft.known_good import idle_devices
 from qvl_sft.plan import flops_per_token
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
-from qvl_sft.trained import adapter_config
+from qvl_sft.trained import adapter_config, is_adapter
 from qvl_vision.checkpoint import mark_merger_trained
 from qvl_vision.config import QVLVisionConfig, has_new_merger
 from qvl_vision.freezing import freeze_unused
@@ -59,6 +63,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         metrics=recipe.evaluate.metrics,
         max_new_tokens=recipe.evaluate.max_new_tokens,
         samples=recipe.evaluate.samples,
+        group_by=recipe.evaluate.group_by,
     )
     if world.rank == 0:
         notes = (f"note: {sentence}" for sentence in idle_devices(recipe, world.size))
@@ -67,7 +72,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         model=model,
         groups=parameter_groups(model, recipe.tune, recipe.optim),
         batches=batches,
-        loss=answer_loss,
+        loss=partial(answer_loss, speed=recipe.speed),
         steps=steps,
         identity=identity(recipe, lists["train"], steps, world),
         base=fingerprint(model),
@@ -84,9 +89,10 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
     )
 
 
-def answer_loss(model: nn.Module, batch: Batch) -> Loss:
+def answer_loss(model: nn.Module, batch: Batch, speed: Speed) -> Loss:
     """Next-token loss over the answers, summed over labels."""
-    return Loss(next_token_loss(model, batch), {})
+    with offloaded(batch.input_ids.device) if speed.offload else nullcontext():
+        return Loss(next_token_loss(model, batch, label_rows=speed.label_rows), {})
 
 
 def open_lists(recipe: SFTRecipe) -> dict[str, Mixture]:
@@ -101,16 +107,21 @@ def open_lists(recipe: SFTRecipe) -> dict[str, Mixture]:
 def open_model(recipe: SFTRecipe, base: Model, world: World) -> tuple[Any, Any, TuneTable]:
     """The model with its tune groups set up, its processor, and the tune table."""
     precision = resolve_precision(recipe.train.precision, world.device)
-    model, processor = load_model(base, precision=precision, device=world.device, seed=recipe.train.seed)
+    held = base.quantization
+    plain = base.model_copy(update={"quantization": None})  # LoRA's first values may look at the weights in full
+    device = "cpu" if held else world.device
+    model, processor = load_model(plain, precision=precision, device=device, seed=recipe.train.seed)
     apply_media(processor, recipe.media)
     if base.init_from is None and has_new_merger(model.config):
         check_mergers_learn(recipe, model.config)
-    table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim)
+    table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim, quantization=held)
+    if held:
+        quantize(model, held, world.device)
+        model.to(world.device)
     table = _without_unused(model, table)
     if base.init_from is not None and (Path(base.init_from) / CONFIG_FILE).is_file():
         _continue_adapter(model, Path(base.init_from))
-    if recipe.train.recompute:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    speed_up(model, recipe.speed, recipe.train.recompute)
     return model, processor, table
 
 
@@ -150,7 +161,7 @@ def identity(recipe: SFTRecipe, train: Mixture, steps: int, world: World) -> dic
     """What must be equal for a checkpoint to be continued; not logging, cadence, micro-batch or processes."""
     values = recipe.model_dump(mode="json", include={"tune", "optim", "schedule", "media"})
     return values | {
-        "model": recipe.model.model_dump(mode="json", include={"name", "revision", "init_from", "vision"}),
+        "model": recipe.model.model_dump(mode="json", include={"name", "revision", "init_from", "vision", "quantization"}),
         "data": {
             "train": [source.model_dump(mode="json") for source in recipe.data.train],
             "media_root": recipe.data.media_root,
@@ -173,10 +184,13 @@ def export(model: Any, processor: Any, base: Model, folder: Path, weights: Mappi
     A model trained in full is put together on the CPU from its base, because the one in training may be sharded.
     """
     if hasattr(model, "peft_config"):
-        name = str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name  # found from anywhere
-        save_adapter(model, folder, name, commit_of(base.name, base.revision), weights)
+        other = base.init_from is not None and not is_adapter(Path(base.init_from))  # it has the weights, not base.name
+        name = base.init_from if other else base.name
+        found = str(Path(name).resolve()) if Path(name).is_dir() else name  # from anywhere
+        save_adapter(model, folder, found, None if other else commit_of(base.name, base.revision), weights)
     else:
-        whole, _ = load_model(base, precision="fp32", device="cpu")
+        plain = base.model_copy(update={"quantization": None})
+        whole, _ = load_model(plain, precision="fp32", device="cpu")
         with torch.no_grad():
             own = dict(whole.named_parameters())
             for name, value in weights.items():

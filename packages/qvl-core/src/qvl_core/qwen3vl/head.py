@@ -34,6 +34,17 @@ def head_nll(head: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None 
     return (nll if weights is None else nll * weights).sum(), nll.detach()
 
 
+def full_nll(head: Any, hidden: Tensor, rows: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The same total from the logits of all hidden states (R, D) at once; `rows` (N,) are those that predict a label.
+
+    For comparison: the logits and their gradient take V numbers for each token.
+    """
+    labels = targets.new_full((len(hidden),), -100).index_copy(0, rows, targets)
+    logits = head(hidden)  # (R, V)
+    nll = cross_entropy(logits.to(_statistics(logits)), labels, reduction="none").index_select(0, rows)  # (N,)
+    return (nll if weights is None else nll * weights).sum()
+
+
 def label_nll(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood in nats of `targets` under softmax(hidden @ weight.T).
 

@@ -10,17 +10,24 @@ from torch import Tensor, nn
 
 from qvl_core.qwen3vl import tied
 from qvl_core.qwen3vl.batch import Batch
-from qvl_core.qwen3vl.head import head_nll, label_nll
+from qvl_core.qwen3vl.head import full_nll, head_nll, label_nll
 
 
-def next_token_loss(model: nn.Module, batch: Batch, weights: Tensor | None = None) -> Tensor:
+def next_token_loss(
+    model: nn.Module, batch: Batch, weights: Tensor | None = None, *, label_rows: bool = True
+) -> Tensor:
     """Negative log-likelihood in nats, summed over the batch's labels: a scalar in fp32, with gradients.
 
-    model   Qwen3VLForConditionalGeneration, as loaded or with peft adapters. Under FSDP2 or DDP call this from the
-            wrapped root's forward, where the weights are whole.
-    weights (N,) factor of each label; default 1
+    model      Qwen3VLForConditionalGeneration, as loaded or with peft adapters. Under FSDP2 or DDP call this from the
+               wrapped root's forward, where the weights are whole.
+    weights    (N,) factor of each label; default: the batch's own
+    label_rows false computes the logits of every token, as the library does: the same loss from more memory and time
     """
     core = _core(model)
+    weights = batch.weights if weights is None else weights
+    if not label_rows:
+        hidden = hidden_states(core, batch)
+        return full_nll(core.lm_head, hidden, batch.label_rows, batch.targets, weights)
     with tied.lookup(core) as waiting:
         states = label_states(core, batch)
     if waiting is not None:
@@ -38,9 +45,14 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 def label_states(model: nn.Module, batch: Batch) -> Tensor:
     """Hidden states (N, D) that predict the labels: all that the head has to see."""
+    return hidden_states(model, batch).index_select(0, batch.label_rows)
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
+    """Hidden states of every token (B * T, D)."""
     body: Any = _core(model).model
-    hidden = body(**batch.inputs(), use_cache=False).last_hidden_state  # (B, T, D)
-    return hidden.flatten(0, 1).index_select(0, batch.label_rows)
+    hidden: Tensor = body(**batch.inputs(), use_cache=False).last_hidden_state  # (B, T, D)
+    return hidden.flatten(0, 1)
 
 
 def _core(model: nn.Module) -> Any:

@@ -70,7 +70,7 @@ class SampleBatches:
 
     def rows(self, step: int) -> list[Row]:
         """The global batch of a step."""
-        if self.batch.size and self.batch.packing:
+        if self.batch.size and (self.batch.packing or not self.batch.group_by_length):
             return _single(range(step * self.batch.size, (step + 1) * self.batch.size))
         window = self._window_of(step)
         return self._window(window)[step - self._starts[window]]

@@ -100,7 +100,8 @@ def _open(recipe: Recipe, run: RunFolder, fresh: bool, allow_change: bool) -> di
 
 def _what_matters(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what may change at any time."""
-    indifferent: Any = {"log": True, "parallel": True, "checkpoint": True, "data": {"workers"}, "batch": {"micro"}}
+    indifferent: Any = {"log": True, "parallel": True, "checkpoint": True, "speed": True}
+    indifferent |= {"data": {"workers"}, "batch": {"micro"}, "train": {"recompute"}}
     return recipe.model_dump(mode="json", exclude=indifferent)
 
 

@@ -1,0 +1,27 @@
+"""Regional compilation: the parts of each layer (norms, attention, MLP) through torch.compile, in place.
+
+All layers of a kind share one compiled graph, so that a model of 36 layers takes the time of one. Checkpointing and
+sharding act on whole layers, around what is compiled; the attention kernel, which looks at document lengths, stays as
+it is. Names of parameters and saved files do not change.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import AttentionInterface
+
+from qvl_core.qwen3vl.attention import NAME, packed_attention
+
+
+def compile_layers(model: Any) -> None:
+    """Compile the decoder layers and the tower's blocks at their first forward, for any number of tokens."""
+    AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))
+    blocks = getattr(model.model.visual, "blocks", ())
+    for layer in (*model.model.language_model.layers, *blocks):
+        for part in layer.children():
+            _compile(part)
+
+
+def _compile(part: nn.Module) -> None:
+    part.forward = torch.compile(part.forward, dynamic=True)  # type: ignore[method-assign]
