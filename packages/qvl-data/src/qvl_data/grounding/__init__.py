@@ -2,7 +2,7 @@
 
 from .check import check
 from .shapes import area, clip, stored, upright, xywh, xyxy
-from .text import LAYOUTS, SPACES, Space, as_text, coord_space, parse, render, space_of, states_coordinates
+from .text import LAYOUTS, SPACES, Space, as_text, coord_space, entries, parse, render, space_of, states_coordinates
 
 __all__ = [
     "LAYOUTS",
@@ -13,6 +13,7 @@ __all__ = [
     "check",
     "clip",
     "coord_space",
+    "entries",
     "parse",
     "render",
     "space_of",

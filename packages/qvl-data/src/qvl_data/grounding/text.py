@@ -104,21 +104,21 @@ def parse(
     """
     if len(text) > MAX_TEXT:
         raise BadSample("coordinates", f"coordinates in a text of {len(text)} characters, over {MAX_TEXT}; shorten it")
-    entries = list(_entries(text))
-    values = [value for _, xy, _ in entries for value in xy]
+    found = list(entries(text))
+    values = [value for _, xy, _ in found for value in xy]
     if values and all(0 <= value <= 1 for value in values):
-        problem = f"{entries[0][1]} looks like fractions of the picture; multiply by 1000 ({space.name})"
+        problem = f"{found[0][1]} looks like fractions of the picture; multiply by 1000 ({space.name})"
         raise BadSample("coordinates", problem if space.name == "qwen3vl" else problem.replace("1000", "its size"))
-    if not lenient and len(entries) < (stated := len(_KEY.findall(text))):
-        raise BadSample("coordinates", f"{stated - len(entries)} of {stated} regions in the text are no sound JSON")
-    found = []
-    for kind, xy, label in entries:
+    if not lenient and len(found) < (stated := len(_KEY.findall(text))):
+        raise BadSample("coordinates", f"{stated - len(found)} of {stated} regions in the text are no sound JSON")
+    regions = []
+    for kind, xy, label in found:
         try:
-            found.append(_region(kind, xy, label, space.extent(width, height), width, height, media, lenient))
+            regions.append(_region(kind, xy, label, space.extent(width, height), width, height, media, lenient))
         except BadSample:
             if not lenient:
                 raise
-    return found
+    return regions
 
 
 def as_text(sample: Sample, space: Space | str = "qwen3vl", size: Size | None = None) -> Sample:
@@ -217,7 +217,7 @@ def _turns(pair: tuple[int, int]) -> Iterator[int]:
         yield from pair
 
 
-def _entries(text: str) -> Iterator[tuple[Literal["box", "point", "polygon"], list[float], str | None]]:
+def entries(text: str) -> Iterator[tuple[Literal["box", "point", "polygon"], list[float], str | None]]:
     """Kind, numbers and label of each sound JSON object that states a region."""
     at = 0
     while start := _OBJECT.search(text, at):
