@@ -7,47 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapted import base, logits, tuned
 from peft import PeftModel
 from torch import Tensor, nn
 
 from qvl_core.errors import BadInput, QVLError
 from qvl_core.qwen3vl.groups import GROUPS, group_of
 from qvl_core.qwen3vl.lora import apply_tune, load_adapter, merge_adapter, parameter_groups, save_adapter
-from qvl_core.qwen3vl.tiny import tiny, tiny_model, tiny_processor
+from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.blocks import Group, Optim
 
 LORA, FULL = Group(mode="lora", rank=4, alpha=8), Group(mode="full")
-TOKENIZER = tiny_processor().tokenizer
-
-
-def base(tied: bool = True) -> nn.Module:
-    return tiny_model(TOKENIZER, tied=tied)
-
-
-def logits(model: nn.Module) -> Tensor:
-    """Of one picture between text. (1, L, V)"""
-    generator = torch.Generator().manual_seed(0)
-    picture = torch.full((4,), TOKENIZER.convert_tokens_to_ids("<|image_pad|>"))
-    ids = torch.cat([torch.arange(20), picture, torch.arange(5)])[None]
-    with torch.no_grad():
-        return model(
-            input_ids=ids,
-            pixel_values=torch.randn(16, 1536, generator=generator),
-            image_grid_thw=torch.tensor([[1, 4, 4]]),
-            mm_token_type_ids=(ids == picture[0]).int(),
-        ).logits
-
-
-def tuned(tune: dict[str, Group], tied: bool = True) -> nn.Module:
-    """A model whose trained weights have moved, as after training."""
-    model = base(tied)
-    apply_tune(model, tune, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 def trained(model: nn.Module) -> Iterator[str]:

@@ -17,8 +17,8 @@ from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, quiet, stored_precision, summary
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
-from qvl_core.qwen3vl.quantize import quantize
 from qvl_core.qwen3vl.offload import offloaded
+from qvl_core.qwen3vl.quantize import quantize
 from qvl_core.qwen3vl.speed import speed_up
 from qvl_core.recipe.blocks import Model, Speed
 from qvl_core.run import RunFolder, Scalar
@@ -161,7 +161,7 @@ def identity(recipe: SFTRecipe, train: Mixture, steps: int, world: World) -> dic
     """What must be equal for a checkpoint to be continued; not logging, cadence, micro-batch or processes."""
     values = recipe.model_dump(mode="json", include={"tune", "optim", "schedule", "media"})
     return values | {
-        "model": recipe.model.model_dump(mode="json", include={"name", "revision", "init_from", "vision", "quantization"}),
+        "model": recipe.model.model_dump(mode="json", exclude={"attention"}),
         "data": {
             "train": [source.model_dump(mode="json") for source in recipe.data.train],
             "media_root": recipe.data.media_root,
@@ -184,10 +184,10 @@ def export(model: Any, processor: Any, base: Model, folder: Path, weights: Mappi
     A model trained in full is put together on the CPU from its base, because the one in training may be sharded.
     """
     if hasattr(model, "peft_config"):
-        other = base.init_from is not None and not is_adapter(Path(base.init_from))  # it has the weights, not base.name
-        name = base.init_from if other else base.name
-        found = str(Path(name).resolve()) if Path(name).is_dir() else name  # from anywhere
-        save_adapter(model, folder, found, None if other else commit_of(base.name, base.revision), weights)
+        if base.init_from is not None and not is_adapter(Path(base.init_from)):  # then it has the weights
+            base = base.model_copy(update={"name": base.init_from, "revision": None})
+        name = str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name  # found from anywhere
+        save_adapter(model, folder, name, commit_of(base.name, base.revision), weights)
     else:
         plain = base.model_copy(update={"quantization": None})
         whole, _ = load_model(plain, precision="fp32", device="cpu")

@@ -71,7 +71,9 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     console.print(f"first batch (seed {recipe.train.seed}); what is learned from is green:", style="bold")
     for sample in _first(samples, batches.rows(0)):
         console.print(_rendered(sample, processor.tokenizer))
-    table: TuneTable = apply_tune(meta_model(config), recipe.tune, seed=0, optim=recipe.optim)
+    table: TuneTable = apply_tune(
+        meta_model(config), recipe.tune, seed=0, optim=recipe.optim, quantization=recipe.model.quantization
+    )
     console.print(table.rich())
     console.print(f"{resolve_steps(recipe, batches)} steps; one epoch is {len(lists['train']):,} samples")
     new = recipe.model.vision is None and has_new_merger(config)

@@ -7,7 +7,7 @@ A method with modules of its own hands a larger mapping to the functions here an
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,7 +40,7 @@ def group_of(name: str, groups: Mapping[str, str] = GROUPS) -> str:
 
 
 def linear_targets(model: "nn.Module", group: str, groups: Mapping[str, str] = GROUPS) -> list[str]:
-    """Names of the linear layers of a group, in module order: what LoRA adapts.
+    """Names of the linear layers of a group, in module order: what LoRA adapts and quantisation holds in fewer bits.
 
     The fused experts of the MoE models are parameters, not linear layers, and stay as they are.
     """
@@ -49,8 +49,31 @@ def linear_targets(model: "nn.Module", group: str, groups: Mapping[str, str] = G
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and re.fullmatch(groups[group], f"{name}.weight")
+        if isinstance(module, nn.Linear)
+        and re.fullmatch(groups[group], f"{name}.weight")
+        and not is_adapter(f"{name}.weight")
     ]
+
+
+def layers_of(model: "nn.Module", group: str) -> list[str]:
+    """Names of the transformer layers of a group, first to last; empty for a group without layers."""
+    core: Any = getattr(model, "model", None)
+    lists = {"llm": lambda: core.language_model.layers, "vision": lambda: core.visual.blocks}
+    if core is None or group not in lists:
+        return []
+    layers = {id(layer) for layer in lists[group]()}
+    return [name for name, module in model.named_modules() if id(module) in layers]
+
+
+def is_adapter(name: str) -> bool:
+    """Whether the parameter `name` was added by LoRA."""
+    return ".lora_" in name
+
+
+def is_tied(model: "nn.Module") -> bool:
+    """Whether embedding and lm_head are one matrix."""
+    names = [name for name, _ in model.named_parameters()]
+    return "lm_head.weight" not in names and hasattr(model, "lm_head")
 
 
 def decays(name: str, parameter: "Tensor") -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NEEDED = {"torch": "2.11", "transformers": "5.23"}
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 SAMPLES = 64  # values of each frozen tensor that the fingerprint looks at
+ROWS = 4  # at least so many rows of each stored tensor, and fewer than twice as many, are hashed to know a checkpoint
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -34,7 +35,8 @@ def load_model(model: Model, *, precision: Precision, device: "str | torch.devic
     """The model in evaluation mode, its weights in `precision`, and its processor.
 
     `tiny` is built from the seed, on the default texts. A model folder in `init_from` gives its weights to the
-    architecture of `name`; an adapter folder there is for `lora.load_adapter`, after `apply_tune`.
+    architecture of `name`; an adapter folder there is for `lora.load_adapter`, after `apply_tune`. `quantization` is
+    done last; a model that is to be tuned is loaded without, since LoRA's first values may look at the weights.
     Raises BadInput for everything a user can put right: versions, names, missing files, other kinds of model.
     """
     check_versions()
@@ -53,6 +55,10 @@ def load_model(model: Model, *, precision: Precision, device: "str | torch.devic
         if processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") != loaded.config.image_token_id:
             raise BadInput(f"{folder}: the tokenizer is another model's; copy the one that belongs to the weights.")
     _attend(loaded, model.attention)
+    if model.quantization is not None:
+        from qvl_core.qwen3vl.quantize import quantize
+
+        quantize(loaded, model.quantization, device)
     return loaded.to(device).eval(), processor
 
 
@@ -145,12 +151,15 @@ def commit_of(name: str, revision: str | None = None) -> str | None:
 
 def summary(model: Any) -> str:
     """One line for the terminal: what was loaded, in which type, with which attention, where."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    size = f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.2f}M"
+    from qvl_core.qwen3vl.quantize import size
+
+    parameters = sum(size(parameter) for parameter in model.parameters())
+    amount = f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.2f}M"
     dtype = str(model.dtype).removeprefix("torch.")
     attention = str(model.config._attn_implementation)
     attention = "packed" if "packed" in attention else attention
-    return f"{type(model).__name__}, {size} parameters, {dtype}, {attention} attention, on {model.device}"
+    quantized = f" ({model.quantized})" if hasattr(model, "quantized") else ""
+    return f"{type(model).__name__}, {amount} parameters, {dtype}{quantized}, {attention} attention, on {model.device}"
 
 
 def fingerprint(model: Any) -> str:
@@ -158,14 +167,42 @@ def fingerprint(model: Any) -> str:
 
     Call it after `apply_tune` (before that, nothing is frozen). Reads 64 values per tensor: no matter at 8B.
     """
+    from qvl_core.qwen3vl.quantize import held
+
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            values = parameter.detach().flatten()
+            values = held(parameter).flatten()
             values = values[:: max(1, values.numel() // SAMPLES)].float().cpu()
             head = f"{name.replace('.base_layer', '')} {tuple(parameter.shape)} {parameter.dtype}\n"
             digest.update(head.encode())
             digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 that recognises a checkpoint's weights: names, shapes and a few rows of each tensor, rounded to bf16.
+
+    It does not depend on how they are split into files, nor on the type they are read in. No matter at 8B.
+    """
+    import torch
+    from safetensors import safe_open
+
+    where = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            where.update(dict.fromkeys(file.keys(), path))
+    digest = hashlib.sha256()
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(safe_open(path, framework="pt")) for path in set(where.values())}
+        for name in sorted(where):
+            part = files[where[name]].get_slice(name)
+            shape = part.get_shape()
+            digest.update(f"{name} {tuple(shape)}\n".encode())
+            step = max(1, shape[0] // ROWS) if shape else 1
+            for row in range(0, shape[0] if shape else 0, step):
+                values = part[row : row + 1].to(torch.bfloat16).contiguous()
+                digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -212,6 +249,12 @@ def _read_config(folder: Path) -> Any:
         if kind.startswith("qvl_"):
             raise BadInput(f"{file}: model_type {kind!r} has a swapped vision tower; pip install qvl-vision.")
         raise BadInput(f"{file}: model_type {kind!r} is not Qwen3-VL (qwen3_vl, qwen3_vl_moe).")
+    if (stored := getattr(config, "quantization_config", None)) is not None:
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+        raise BadInput(
+            f"{file}: the weights are quantised already ({getattr(method, 'value', method)}); name the full-precision "
+            "model, and what to hold it in with model.quantization."
+        )
     return config
 
 

@@ -5,35 +5,40 @@
     save_adapter(model, folder, base_name="Qwen/Qwen3-VL-4B-Instruct", revision=commit)
 
 peft's layers are injected in place, so the model keeps its class, `model.model` and `model.lm_head`. Modules that are
-trained in full beside LoRA are trained in place too (no second copy in memory) and saved with the adapter under the
-keys of peft's `modules_to_save`: plain `PeftModel.from_pretrained(base, folder)` gives the same logits.
+trained in full beside LoRA are trained in place too (no second copy in memory).
 """
 
-import copy
 import difflib
-import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from qvl_core.errors import BadInput, QVLError
-from qvl_core.qwen3vl.groups import GROUPS, decays, group_of, linear_targets
-from qvl_core.recipe.blocks import Group, Optim
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.adapter import EMBEDDING, load_adapter, merge_adapter, save_adapter
+from qvl_core.qwen3vl.foreign import CONFIG_FILE
+from qvl_core.qwen3vl.groups import GROUPS, decays, group_of, is_adapter, is_tied, layers_of, linear_targets
+from qvl_core.qwen3vl.initial import doubled, set_first_values
+from qvl_core.qwen3vl.quantize import is_low_bit, quantized_layers, size
+from qvl_core.recipe.blocks import Group, Optim, Quantization
 from qvl_core.training.parts import ParameterGroup
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-M = TypeVar("M", bound=nn.Module)
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-EMBEDDING = "model.language_model.embed_tokens.weight"
+__all__ = [
+    "CONFIG_FILE",
+    "EMBEDDING",
+    "Row",
+    "TuneTable",
+    "apply_tune",
+    "load_adapter",
+    "merge_adapter",
+    "parameter_groups",
+    "save_adapter",
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Row:
     rank: int | None = None
     lr: float | None = None
     weight_decay: float | None = None
+    notes: str = ""
+    """What else is special, such as `dora, last 8 layers, nf4`."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,9 @@ class TuneTable:
             table.add_column(title, totals.get(title, ""), justify="right")
         for row in self.rows:
             settings = (f"{value:g}" if value is not None else "" for value in (row.rank, row.lr, row.weight_decay))
+            mode = f"{row.mode} ({row.notes})" if row.notes else row.mode
             table.add_row(
-                row.group, row.mode, f"{row.parameters:,}", f"{row.trainable:,}" if row.trainable else "", *settings
+                row.group, mode, f"{row.parameters:,}", f"{row.trainable:,}" if row.trainable else "", *settings
             )
         return table
 
@@ -86,36 +94,48 @@ def apply_tune(
     seed: int,
     optim: Optim | None = None,
     groups: Mapping[str, str] = GROUPS,
+    quantization: Quantization | None = None,
 ) -> TuneTable:
     """Freeze the model, inject adapters, and let gradients through what `tune` trains; trained weights become fp32.
 
-    The adapters' first values depend on the seed alone, not on device or precision. Outside fp32 the model then
-    has to run under autocast, as the loop does. Raises BadInput for a block that cannot be meant for this model.
+    quantization  what `quantize` will then do to the frozen weights: it has to agree, and LoftQ makes up for it
+
+    The adapters' first values depend on the seed and the weights alone, not on device or precision. Outside fp32 the
+    model then has to run under autocast, as the loop does. Raises BadInput for a block that cannot be meant for it.
     """
-    targets = _check(model, tune, groups)
+    targets = _check(model, tune, groups, quantization)
+    chosen = {group: _last_layers(model, group, tune[group].layers) for group in tune}
+    targets = {group: [name for name in names if _inside(name, chosen[group])] for group, names in targets.items()}
     parameters = dict.fromkeys(groups, 0)
     for name, parameter in model.named_parameters():
-        parameters[group_of(name, groups)] += parameter.numel()
+        parameters[group_of(name, groups)] += size(parameter)
 
     model.requires_grad_(False)
     if targets:
-        _inject(model, _lora_config(model, tune, targets, groups), seed)
+        _inject(model, _lora_config(model, tune, targets, groups))
+        if not _without_values(model):
+            differences = {group: doubled(block) for group, block in tune.items()}
+            config = _lora_config(model, differences, targets, groups)
+            start = set_first_values(model, tune, seed, groups, quantization, config)
+            if start is not None:
+                setattr(model, "lora_start", start)  # noqa: B010 - an attribute of our own on a library's class
     trainable = dict.fromkeys(groups, 0)
     for name, parameter in model.named_parameters():
         group = group_of(name, groups)
         mode = tune[group].mode if group in tune else "frozen"
-        if mode == "full" or (mode == "lora" and _is_adapter(name)):
+        if (mode == "full" and _inside(name, chosen[group])) or (mode == "lora" and is_adapter(name)):
             parameter.requires_grad_(True)
             parameter.data = parameter.data.float()
             trainable[group] += parameter.numel()
 
     def row(group: str) -> Row:
         block = tune.get(group, Group())
+        notes = _notes(block, quantization if quantization and group in quantization.groups else None)
         if block.mode == "frozen":
-            return Row(group, "frozen", parameters[group], 0)
+            return Row(group, "frozen", parameters[group], 0, notes=notes)
         lr, weight_decay = _rates(block, optim or Optim())
         rank = block.rank if block.mode == "lora" else None
-        return Row(group, block.mode, parameters[group], trainable[group], rank, lr, weight_decay)
+        return Row(group, block.mode, parameters[group], trainable[group], rank, lr, weight_decay, notes)
 
     return TuneTable(tuple(row(group) for group in groups if parameters[group] or group in tune))
 
@@ -123,121 +143,32 @@ def apply_tune(
 def parameter_groups(
     model: nn.Module, tune: Mapping[str, Group], optim: Optim, groups: Mapping[str, str] = GROUPS
 ) -> list[ParameterGroup]:
-    """The trained parameters for the optimizer: by group in the table's order, those that decay before the others."""
+    """The trained parameters for the optimizer: by group in the table's order, those that decay before the others.
+
+    LoRA+ (arXiv:2402.12354) gives B a rate of its own.
+    """
     trained: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "" if decays(name, parameter) else " (no decay)"
-            trained.setdefault(group_of(name, groups) + kind, {})[name] = parameter
+            group = group_of(name, groups)
+            faster = ".lora_B." in name and tune[group].plus != 1
+            kind = " (LoRA+ B)" if faster else "" if decays(name, parameter) else " (no decay)"
+            trained.setdefault(group + kind, {})[name] = parameter
     found = []
     for group in groups:
-        lr, weight_decay = _rates(tune.get(group, Group()), optim)
-        for kind, decay in (("", weight_decay), (" (no decay)", 0.0)):
+        block = tune.get(group, Group())
+        lr, weight_decay = _rates(block, optim)
+        kinds = (("", lr, weight_decay), (" (LoRA+ B)", lr * block.plus, weight_decay), (" (no decay)", lr, 0.0))
+        for kind, rate, decay in kinds:
             if group + kind in trained:
-                found.append(ParameterGroup(group + kind, trained[group + kind], lr, decay))
+                found.append(ParameterGroup(group + kind, trained[group + kind], rate, decay))
     return found
 
 
-def save_adapter(
-    model: nn.Module,
-    folder: Path,
-    base_name: str,
-    revision: str | None = None,
-    state_dict: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write what `apply_tune` trained as a peft adapter folder (safetensors and JSON) that stands on `base_name`.
-
-    state_dict: the trained values by parameter name, where the model holds only shards; default: the model's own.
-    Raises QVLError if the model has no LoRA: a model trained in full is saved with `save_pretrained`.
-    """
-    from safetensors.torch import save_file
-
-    if not (configs := getattr(model, "peft_config", {})):
-        raise QVLError("the model has no LoRA to save as an adapter; save it whole with save_pretrained.")
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    values = {_key(name): (state_dict or trained)[name].detach().cpu().contiguous() for name in trained}
-    # An adapter that was frozen (in layers that nothing depends on) changes nothing; its file still has to be whole.
-    for name, parameter in model.named_parameters():
-        if _is_adapter(name) and name not in trained:
-            values[_key(name)] = torch.zeros(parameter.shape)
-    config = copy.copy(configs["default"])
-    config.base_model_name_or_path = base_name
-    config.revision = revision
-    config.target_modules = sorted(config.target_modules)
-    config.modules_to_save = list(_whole_modules(model, {name for name in trained if not _is_adapter(name)})) or None
-    config.ensure_weight_tying = _tied(model) and EMBEDDING in trained
-    if config.ensure_weight_tying:  # peft reads the shared matrix from both places
-        values[_key("lm_head.weight")] = values[_key(EMBEDDING)].clone()
-    config.inference_mode = True
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(values, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config.save_pretrained(folder)
-
-
-def load_adapter(model: M, folder: Path) -> M:
-    """Put an adapter folder's values into the model, in place: LoRA (injected if need be) and fully trained modules.
-
-    Raises BadInput if the folder is no LoRA adapter or does not fit the model: no key is ever left over or left out.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-    from safetensors.torch import load_file
-
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise BadInput(f"{folder}: no {name} there, so it is no adapter; name the final/ folder of a LoRA run.")
-    if not hasattr(model, "peft_config"):
-        config = LoraConfig.from_pretrained(folder)
-        # Fully trained modules are put in place below, without peft's second copy.
-        config.modules_to_save, config.ensure_weight_tying, config.inference_mode = None, False, True
-        inject_adapter_in_model(config, model)
-        for name, parameter in model.named_parameters():
-            if _is_adapter(name):
-                parameter.data = parameter.data.float()
-
-    file = folder / WEIGHTS_FILE
-    values = load_file(file)
-    own = {_key(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
-    if unknown := sorted(values.keys() - own.keys()):
-        raise BadInput(f"{file}: {unknown[0]} is not in this model; use the base that it was trained on.")
-    if missing := sorted(key for key in own.keys() - values.keys() if _is_adapter(key)):
-        raise BadInput(f"{file}: {missing[0]} is missing; it is not the file that belongs to its {CONFIG_FILE}.")
-    with torch.no_grad():
-        for key, value in values.items():
-            if value.shape != own[key].shape:
-                raise BadInput(
-                    f"{file}: {key} is {tuple(value.shape)} but {tuple(own[key].shape)} in this model; "
-                    "use the base and the tune block that it was trained with."
-                )
-            own[key].copy_(value)
-    return model
-
-
-def merge_adapter(base_model: M, folder: Path) -> M:
-    """Fold an adapter folder into the base's own weights, in place; what comes back has no trace of LoRA.
-
-    The update is computed in fp32 and rounded once to the base's type. Raises BadInput for a quantised base, whose
-    rounding would swallow the update.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if getattr(base_model, "is_quantized", False):
-        raise BadInput("an adapter cannot be merged into a quantised model; load the base in bf16 or fp32.")
-    load_adapter(base_model, folder)
-    for name, module in list(base_model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            layer = module.get_base_layer()
-            dtype = layer.weight.dtype
-            layer.float()
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(base_model.get_submodule(parent), child, layer.to(dtype))
-    del base_model.peft_config
-    base_model.requires_grad_(False)
-    return base_model
-
-
-def _check(model: nn.Module, tune: Mapping[str, Group], groups: Mapping[str, str]) -> dict[str, list[str]]:
-    """The linear layers that each LoRA group adapts, if the tune block makes sense for this model; else BadInput."""
+def _check(
+    model: nn.Module, tune: Mapping[str, Group], groups: Mapping[str, str], quantization: Quantization | None
+) -> dict[str, list[str]]:
+    """The linear layers of each LoRA group, if the tune block makes sense for this model; else BadInput."""
     present = {group_of(name, groups) for name, _ in model.named_parameters(remove_duplicate=False)}
     targets: dict[str, list[str]] = {}
     for group, block in tune.items():
@@ -254,16 +185,74 @@ def _check(model: nn.Module, tune: Mapping[str, Group], groups: Mapping[str, str
     if all(block.mode == "frozen" for block in tune.values()):
         raise BadInput("tune: nothing is trained; set the mode of a group to `lora` or `full`.")
     modes = [tune[group].mode if group in tune else "frozen" for group in ("embed", "lm_head")]
-    if _tied(model) and modes[0] != modes[1]:
+    if is_tied(model) and modes[0] != modes[1]:
         raise BadInput(
             f"tune: embed is {modes[0]} and lm_head is {modes[1]}, but this model has one matrix for both; "
             "give both the same mode."
         )
-    dropouts = {group: tune[group].dropout for group in targets}
-    if len(set(dropouts.values())) > 1:
-        listed = ", ".join(f"{group} {dropout:g}" for group, dropout in dropouts.items())
-        raise BadInput(f"tune: different dropouts ({listed}); give all LoRA groups the same.")
+    for key, plural in (("dropout", "dropouts"), ("rslora", "rslora"), ("dora", "dora")):
+        values = {group: getattr(tune[group], key) for group in targets}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{group} {value:g}" if key == "dropout" else f"{group} {str(value).lower()}"
+                               for group, value in values.items())  # fmt: skip
+            raise BadInput(f"tune: different {plural} ({listed}); give all LoRA groups the same.")
+    _check_quantization(model, tune, groups, quantization)
     return targets
+
+
+def _check_quantization(
+    model: nn.Module, tune: Mapping[str, Group], groups: Mapping[str, str], quantization: Quantization | None
+) -> None:
+    """Raise BadInput for what cannot be done with weights that are, or will be, held in fewer bits."""
+    low = {group_of(name, groups) for name, parameter in model.named_parameters() if is_low_bit(parameter)}
+    if quantization is not None:
+        quantized_layers(model, quantization, groups)
+        low |= set(quantization.groups)
+    nf4 = quantization is not None and quantization.kind == "nf4"
+    for group, block in tune.items():
+        if block.mode == "full" and group in low:
+            raise BadInput(
+                f"tune.{group}: weights in fewer bits cannot be trained in full; use `lora`, or take {group} out of "
+                "model.quantization.groups."
+            )
+        if block.mode == "lora" and block.dora and group in low:
+            raise BadInput(f"tune.{group}.dora: needs full-precision weights; leave dora or model.quantization away.")
+        if block.mode == "lora" and block.init == "loftq" and not (nf4 and group in low):
+            raise BadInput(
+                f"tune.{group}.init: loftq makes up for what nf4 loses; set `model.quantization: nf4` with {group} "
+                "among its groups, or another init."
+            )
+        if block.mode == "lora" and block.init == "pissa" and group in low and quantization is None:
+            raise BadInput(f"tune.{group}.init: pissa starts from full-precision weights, and these are quantised.")
+
+
+def _last_layers(model: nn.Module, group: str, count: int | None) -> list[str] | None:
+    """Names of the layers of a group that `layers` leaves to be trained; None for the whole group."""
+    if count is None:
+        return None
+    layers = layers_of(model, group)
+    if not layers:
+        raise BadInput(f"tune.{group}.layers: this group has no layers to count; remove the key.")
+    if count > len(layers):
+        raise BadInput(f"tune.{group}.layers: {count}, but there are {len(layers)}; lower it, or remove it for all.")
+    return layers[-count:]
+
+
+def _inside(name: str, layers: list[str] | None) -> bool:
+    return layers is None or any(name.startswith(f"{layer}.") for layer in layers)
+
+
+def _notes(block: Group, quantization: Quantization | None) -> str:
+    lora = block.mode == "lora"
+    notes = {
+        "rslora": lora and block.rslora,
+        "dora": lora and block.dora,
+        block.init: lora and block.init != "zero",
+        f"B x {block.plus:g}": lora and block.plus != 1,
+        f"last {block.layers} layers": block.mode != "frozen" and block.layers is not None,
+        quantization.kind if quantization else "": quantization is not None,
+    }
+    return ", ".join(note for note, applies in notes.items() if applies)
 
 
 def _lora_config(
@@ -280,26 +269,27 @@ def _lora_config(
         lora_dropout=tune[first].dropout,
         rank_pattern={groups[group]: tune[group].rank for group in others if tune[group].rank != tune[first].rank},
         alpha_pattern={groups[group]: tune[group].alpha for group in others if tune[group].alpha != tune[first].alpha},
+        use_rslora=tune[first].rslora,
+        use_dora=tune[first].dora,
     )
 
 
-def _inject(model: nn.Module, config: Any, seed: int) -> None:
-    """Inject LoRA and draw its first values: A as a linear layer's, B zero, so that the first output is the base's."""
+def _inject(model: nn.Module, config: Any) -> None:
+    """Put peft's layers around the linear layers, B zero, so that the first output is the base's."""
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    without_values = next(model.parameters()).is_meta  # a plan's model
     with torch.random.fork_rng(devices=[]):  # peft draws too; the caller's random state stays as it was
-        inject_adapter_in_model(config, model, low_cpu_mem_usage=without_values)
-    generator = torch.Generator().manual_seed(seed)
+        inject_adapter_in_model(config, model, low_cpu_mem_usage=_without_values(model))
     for module in model.modules():
         if isinstance(module, LoraLayer):
             # Autocast casts the product; peft's cast to fp32 before it would keep another copy of every input.
             module.cast_input_dtype_enabled = False
-            if not without_values:
-                weight = module.lora_A["default"].weight
-                drawn = nn.init.kaiming_uniform_(torch.empty(weight.shape), a=math.sqrt(5), generator=generator)
-                weight.data = drawn.to(weight.device)
+
+
+def _without_values(model: nn.Module) -> bool:
+    """Whether it is a plan's model: shapes alone."""
+    return next(model.parameters()).is_meta
 
 
 def _shortest_suffixes(model: nn.Module, names: list[str]) -> list[str]:
@@ -319,34 +309,9 @@ def _shortest_suffixes(model: nn.Module, names: list[str]) -> list[str]:
     return sorted(suffixes)
 
 
-def _whole_modules(module: nn.Module, trained: set[str], prefix: str = "") -> Iterator[str]:
-    """Names of the largest modules (lists are not modules that run) whose parameters are all trained in full."""
-    for name, child in module.named_children():
-        path = prefix + name
-        inside = {f"{path}.{key}" for key, _ in child.named_parameters(remove_duplicate=False)}
-        if inside and inside <= trained and not isinstance(child, nn.ModuleList):
-            yield path
-        elif inside & trained:
-            yield from _whole_modules(child, trained, f"{path}.")
-
-
 def _rates(block: Group, optim: Optim) -> tuple[float, float]:
     """Peak learning rate and weight decay of a group."""
     return (
         optim.lr if block.lr is None else block.lr,
         optim.weight_decay if block.weight_decay is None else block.weight_decay,
     )
-
-
-def _tied(model: nn.Module) -> bool:
-    names = [name for name, _ in model.named_parameters()]
-    return "lm_head.weight" not in names and hasattr(model, "lm_head")
-
-
-def _is_adapter(name: str) -> bool:
-    return ".lora_" in name
-
-
-def _key(name: str) -> str:
-    """A parameter's name in adapter_model.safetensors: peft's prefix, no adapter name, no wrapper."""
-    return "base_model.model." + re.sub(r"(\.lora_\w+)\.default", r"\1", name).replace(".base_layer.", ".")
