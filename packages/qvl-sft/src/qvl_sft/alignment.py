@@ -40,6 +40,7 @@ def first_stage(recipe: SFTRecipe) -> SFTRecipe:
                 update={"steps": alignment.steps, "epochs": None, "stage": "one", "alignment": None}
             ),
             "evaluate": recipe.evaluate.model_copy(update={"every": None, "early_stop": None}),
+            "speed": recipe.speed.model_copy(update={"cache_features": None}),  # the merger learns
         }
     )
 

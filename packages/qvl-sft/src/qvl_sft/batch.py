@@ -6,6 +6,7 @@ from typing import Any
 
 from qvl_core.qwen3vl.batch import Batch, collate
 from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.qwen3vl.features import CachedCollate, FeatureCache
 from qvl_core.training.batches import SampleBatches
 from qvl_data.sources import Mixture
 from qvl_data.stream import ChatSamples, witness
@@ -22,11 +23,15 @@ def collation(processor: Any, packing: bool = True) -> Collate:
 
 def chat_samples(recipe: SFTRecipe, mixture: Mixture, processor: Any) -> ChatSamples:
     """The endless, seeded order of a mixture's chats."""
-    return ChatSamples(mixture, processor, recipe.train.seed, recipe.batch.max_length, recipe.batch.too_long)
+    batch = recipe.batch
+    return ChatSamples(
+        mixture, processor, recipe.train.seed, batch.max_length, batch.too_long, train_on=recipe.data.train_on
+    )
 
 
-def chat_batches(recipe: SFTRecipe, samples: ChatSamples) -> SampleBatches:
-    """The batches of every step."""
+def chat_batches(recipe: SFTRecipe, samples: ChatSamples, cache: FeatureCache | None = None) -> SampleBatches:
+    """The batches of every step; with a cache, they carry features in place of pixels."""
     processor = samples.processor
     packed = collation(processor, recipe.batch.packing)
-    return SampleBatches(samples, recipe.batch, recipe.train.seed, packed, witness(processor))
+    together = packed if cache is None else CachedCollate(packed, cache)
+    return SampleBatches(samples, recipe.batch, recipe.train.seed, together, witness(processor))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.budgets import apply_media
+from qvl_core.qwen3vl.features import FeatureBatch, FeatureCache, open_cache
 from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, quiet, stored_precision, summary
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
@@ -54,7 +55,8 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
     else:
         base = base_model(recipe, run, world)
     model, processor, table = open_model(recipe, base, world)
-    batches = chat_batches(recipe, chat_samples(recipe, lists["train"], processor))
+    cache = open_features(recipe, model, run, world)
+    batches = chat_batches(recipe, chat_samples(recipe, lists["train"], processor), cache)
     steps = resolve_steps(recipe, batches)
     evaluation = Evaluation(
         lists={name: mixture for name, mixture in lists.items() if name != "train"},
@@ -62,6 +64,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         collate=collation(processor, recipe.batch.packing),
         metrics=recipe.evaluate.metrics,
         max_new_tokens=recipe.evaluate.max_new_tokens,
+        train_on=recipe.data.train_on,
         samples=recipe.evaluate.samples,
         group_by=recipe.evaluate.group_by,
     )
@@ -72,7 +75,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         model=model,
         groups=parameter_groups(model, recipe.tune, recipe.optim),
         batches=batches,
-        loss=partial(answer_loss, speed=recipe.speed),
+        loss=partial(answer_loss, speed=recipe.speed, cache=cache),
         steps=steps,
         identity=identity(recipe, lists["train"], steps, world),
         base=fingerprint(model),
@@ -84,15 +87,29 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         figures=aligned,
         evaluate=partial(evaluation.measure, run=run) if evaluation.lists else None,
         export=partial(export, model, processor, base),
-        shards=[*model.model.language_model.layers, *model.model.visual.blocks],
+        # A tower that some processes skip may not be gathered block by block: the others would wait.
+        shards=[*model.model.language_model.layers, *([] if cache else model.model.visual.blocks)],
         flops_per_token=flops_per_token(recipe) if world.device.type == "cuda" else None,
     )
 
 
-def answer_loss(model: nn.Module, batch: Batch, speed: Speed) -> Loss:
+def answer_loss(model: nn.Module, batch: Batch | FeatureBatch, speed: Speed, cache: FeatureCache | None = None) -> Loss:
     """Next-token loss over the answers, summed over labels."""
+    encoded = None
+    if cache is not None and isinstance(batch, FeatureBatch):
+        encoded, batch = cache.encode(model, batch), batch.batch
+    assert isinstance(batch, Batch)
     with offloaded(batch.input_ids.device) if speed.offload else nullcontext():
-        return Loss(next_token_loss(model, batch, label_rows=speed.label_rows), {})
+        return Loss(next_token_loss(model, batch, label_rows=speed.label_rows, encoded=encoded), {})
+
+
+def open_features(recipe: SFTRecipe, model: Any, run: RunFolder, world: World) -> FeatureCache | None:
+    """The run's cache of tower outputs, if the recipe wants one. Raises BadInput for a tower that is trained."""
+    if recipe.speed.cache_features is None:
+        return None
+    precision = resolve_precision(recipe.train.precision, world.device)
+    how = f"linear {recipe.speed.linear_patches}, compiled {recipe.speed.compile}"
+    return open_cache(model, run.path / "features", recipe.speed.cache_features, precision, how, share=world.size)
 
 
 def open_lists(recipe: SFTRecipe) -> dict[str, Mixture]:
@@ -165,6 +182,7 @@ def identity(recipe: SFTRecipe, train: Mixture, steps: int, world: World) -> dic
         "data": {
             "train": [source.model_dump(mode="json") for source in recipe.data.train],
             "media_root": recipe.data.media_root,
+            "train_on": recipe.data.train_on,
             "content": train.fingerprint(),
         },
         "batch": recipe.batch.model_dump(mode="json", exclude={"micro"}),

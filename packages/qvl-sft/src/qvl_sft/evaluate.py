@@ -21,7 +21,7 @@ from qvl_core.qwen3vl.generate import exact_match, generate
 from qvl_core.qwen3vl.loss import token_losses
 from qvl_core.run import RunFolder, read_records, result
 from qvl_core.training.world import World
-from qvl_data.chat import encode, prompt
+from qvl_data.chat import TrainOn, encode, prompt
 from qvl_data.errors import BadSample
 from qvl_data.order import order
 from qvl_data.sample import Sample
@@ -69,6 +69,7 @@ class Evaluation:
     metrics: Sequence[str] = ("exact_match",)
     max_new_tokens: int = 64
     samples: int | None = None  # per list, before the final evaluation
+    train_on: TrainOn = "all"  # answers whose loss is measured, each label counting once
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -133,7 +134,7 @@ class Evaluation:
 
     def _open(self, mixture: Mixture, item: Item, folder: Path, name: str, keep_picture: bool) -> "_Opened":
         sample = mixture.sample(item)
-        whole = encode(sample, self.processor)
+        whole = encode(sample, self.processor, train_on=self.train_on)
         question, reference = prompt(sample, self.processor)
         picture = _keep_picture(sample, folder, f"{name}-{item.source}-{item.index}") if keep_picture else None
         return _Opened(name, sample, whole, question, reference, picture)

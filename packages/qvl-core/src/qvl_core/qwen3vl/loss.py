@@ -14,7 +14,12 @@ from qvl_core.qwen3vl.head import full_nll, head_nll, label_nll
 
 
 def next_token_loss(
-    model: nn.Module, batch: Batch, weights: Tensor | None = None, *, label_rows: bool = True
+    model: nn.Module,
+    batch: Batch,
+    weights: Tensor | None = None,
+    *,
+    label_rows: bool = True,
+    encoded: dict[str, Any] | None = None,
 ) -> Tensor:
     """Negative log-likelihood in nats, summed over the batch's labels: a scalar in fp32, with gradients.
 
@@ -22,14 +27,15 @@ def next_token_loss(
                wrapped root's forward, where the weights are whole.
     weights    (N,) factor of each label; default: the batch's own
     label_rows false computes the logits of every token, as the library does: the same loss from more memory and time
+    encoded    what the vision tower gave, for a batch without pixels (features.FeatureCache)
     """
     core = _core(model)
     weights = batch.weights if weights is None else weights
     if not label_rows:
-        hidden = hidden_states(core, batch)
+        hidden = hidden_states(core, batch, encoded)
         return full_nll(core.lm_head, hidden, batch.label_rows, batch.targets, weights)
     with tied.lookup(core) as waiting:
-        states = label_states(core, batch)
+        states = label_states(core, batch, encoded)
     if waiting is not None:
         states, matrix = tied.head(states, core.lm_head.weight, waiting)
         return label_nll(states, matrix, batch.targets, weights)[0]
@@ -43,15 +49,16 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     return head_nll(core.lm_head, label_states(core, batch), batch.targets)[1]
 
 
-def label_states(model: nn.Module, batch: Batch) -> Tensor:
+def label_states(model: nn.Module, batch: Batch, encoded: dict[str, Any] | None = None) -> Tensor:
     """Hidden states (N, D) that predict the labels: all that the head has to see."""
-    return hidden_states(model, batch).index_select(0, batch.label_rows)
+    return hidden_states(model, batch, encoded).index_select(0, batch.label_rows)
 
 
-def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
+def hidden_states(model: nn.Module, batch: Batch, encoded: dict[str, Any] | None = None) -> Tensor:
     """Hidden states of every token (B * T, D)."""
     body: Any = _core(model).model
-    hidden: Tensor = body(**batch.inputs(), use_cache=False).last_hidden_state  # (B, T, D)
+    given = {} if encoded is None else {"mm_encoder_outputs": encoded}
+    hidden: Tensor = body(**batch.inputs(), **given, use_cache=False).last_hidden_state  # (B, T, D)
     return hidden.flatten(0, 1)
 
 

@@ -302,15 +302,15 @@ class EarlyStop(Block):
     """End the run when a figure stops improving; final/ then holds the best checkpoint."""
 
     metric: str = "validation_loss"
-    """Figure of the evaluation that decides."""
+    """Figure of the evaluation that decides; of one group: `validation_exact_match/GROUP`."""
     mode: Literal["auto", "min", "max"] = "auto"
-    """Whether smaller or larger is better; auto: smaller for a figure whose name ends in loss, larger for others."""
+    """Whether smaller or larger is better; auto: smaller for a loss, larger for all else."""
     patience: Annotated[int, Field(ge=1)] = 3
     """Evaluations without improvement before the run ends."""
 
     @property
     def larger_is_better(self) -> bool:
-        return self.mode == "max" or (self.mode == "auto" and not self.metric.endswith("loss"))
+        return self.mode == "max" or (self.mode == "auto" and not self.metric.partition("/")[0].endswith("loss"))
 
 
 class Evaluate(Block):
@@ -325,7 +325,7 @@ class Evaluate(Block):
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest generated answer in tokens."""
     group_by: str | None = None
-    """Key of the samples' `meta` by whose values the figures are also given apart."""
+    """Field of the samples (of `meta`, or beside the messages) by whose values the figures are also given apart."""
     early_stop: EarlyStop | None = None
     """Stop early on one figure."""
 
@@ -402,3 +402,19 @@ class Recipe(Block):
     speed: Speed = Speed()
     parallel: Parallel = Parallel()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _cached_features_stay(self) -> "Recipe":
+        if self.speed.cache_features is None:
+            return self
+        for name in ("vision", "merger", "deepstack_mergers"):
+            if name in self.tune and self.tune[name].mode != "frozen":
+                raise ValueError(
+                    f"`speed.cache_features` needs a frozen tower, but `tune.{name}` trains it; remove one of the two"
+                )
+        if self.parallel.strategy == "zero3":
+            raise ValueError(
+                "`speed.cache_features` and `parallel.strategy: zero3` exclude each other: a process that skips the "
+                "tower would leave the others waiting for its part of the weights; use zero2 or fsdp2"
+            )
+        return self
