@@ -5,17 +5,23 @@ tokenize=True)`. What is learned from follows from the turns: only the template 
 `<|im_end|>`, because special tokens typed in the data's text are cut into ordinary tokens. So the k-th assistant turn
 in the tokens is the k-th assistant message, and its labels cover the answer and its `<|im_end|>`, nothing else.
 
+A Thinking checkpoint is known by its template, which opens answers with `<think>`. What is learned is what the template
+shows: the reasoning of the last answer (and of the tool calls that led to it), which begins after the `<think>` that
+the model is given; earlier answers without the reasoning that the template takes out of them. Where an answer has no
+reasoning the template writes an empty one, which is given and not learned: it would teach the model not to reason.
+
 No torch and no transformers are imported here; the processor is handed in.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 
 from .clips import Pictures, Shown
@@ -25,7 +31,13 @@ from .sample import Message, Sample
 from .template import ANSWER, END, START, Template
 from .tokens import check_frames, check_ratio
 
+TrainOn = Literal["all", "last", "none"]
+
 _SHORTEN = "raise batch.max_length, make its pictures smaller (media.max_pixels), or set batch.too_long to drop or cut"
+_NOTHING = (
+    "no assistant turn to learn from; add an answer or remove the sample",
+    "no answer is marked to be learned, and train_on is none; give one `train: true`, or set data.train_on to all",
+)
 
 
 def encode(
@@ -34,15 +46,16 @@ def encode(
     *,
     max_length: int | None = None,
     too_long: Literal["error", "drop", "cut"] = "error",
-    train_on: Literal["all", "last"] = "all",
+    train_on: TrainOn = "all",
     images: Sequence[Image.Image | None] | None = None,
 ) -> Encoded:
     """Tokens, labels and pixels of one sample; `processor` is a transformers Qwen3VLProcessor.
 
     max_length  longest result in tokens. What is longer raises TooLong (`error`, `drop`: the caller tells them apart),
-                or loses its oldest exchanges (`cut`: the system turn stays, media are never cut; a last exchange that
-                is still too long raises TooLong)
-    train_on    learn from all assistant turns, or from the last one
+                or loses its oldest exchanges (`cut`: the system turn stays, media are never cut; if only an exchange
+                that is still too long is left, or none with a learned answer, raises TooLong)
+    train_on    learn from all answers, or the last one, that the data does not leave out (`train: false`, weight 0);
+                `none`: only from those that it marks itself (`train: true`, or a weight above 0)
     images      opened RGB pictures, one for each entry of sample.media; default: the sample opens them itself
 
     Raises BadSample (also: pictures that cannot be opened, counts that do not match, nothing to learn from).
@@ -51,18 +64,18 @@ def encode(
         pictures = Pictures(sample, processor, images)
         sample = as_text(sample, space_of(processor), pictures.size)
         messages = sample.messages
-        trained = _trained(messages, train_on)
-        layout = _lay_out(sample, messages, trained, processor, pictures)
+        weights = _weights(messages, train_on)
+        layout = _lay_out(sample, messages, weights, processor, pictures)
+        if not any(weights):
+            raise BadSample("nothing_to_learn", f"sample {sample.id}: {_NOTHING[train_on == 'none']}")
         while max_length is not None and len(layout.ids) > max_length:
             shorter = _without_oldest(messages) if too_long == "cut" else None
-            if shorter is None:
+            weights = _weights(shorter or (), train_on)
+            if shorter is None or not any(weights):
                 problem = f"sample {sample.id}: {len(layout.ids)} tokens is over the limit of {max_length}; {_SHORTEN}"
                 raise TooLong("too_long", problem)
             messages = shorter
-            layout = _lay_out(sample, messages, _trained(messages, train_on), processor, pictures)
-        if not any(layout.learn):
-            problem = f"sample {sample.id}: no assistant turn to learn from; add an answer or remove the sample"
-            raise BadSample("nothing_to_learn", problem)
+            layout = _lay_out(sample, messages, weights, processor, pictures)
         return _encoded(sample, layout, processor, pictures)
 
 
@@ -79,49 +92,49 @@ def prompt(
         pictures = Pictures(sample, processor, images)
         sample = as_text(sample, space_of(processor), pictures.size)
         before = sample.messages[: answers[-1]]
-        layout = _lay_out(sample, before, [False] * len(before), processor, pictures, generate=True)
+        layout = _lay_out(sample, before, [0.0] * len(before), processor, pictures, generate=True)
         return _encoded(sample, layout, processor, pictures), sample.messages[answers[-1]].text
 
 
-def length(sample: Sample, processor: Any) -> int:
+def length(sample: Sample, processor: Any, train_on: TrainOn = "all") -> int:
     """`len(encode(sample, processor))` without decoding a pixel: from the text and the headers of media."""
-    return sizes(sample, processor)[0]
+    return sizes(sample, processor, train_on)[0]
 
 
-def sizes(sample: Sample, processor: Any) -> tuple[int, int]:
+def sizes(sample: Sample, processor: Any, train_on: TrainOn = "all") -> tuple[int, int]:
     """`length`, and how many of those tokens stand for pictures and frames."""
     with placed(sample):
         shown = Shown(sample, processor)
         sample = as_text(sample, space_of(processor), shown.size)
-        layout = _lay_out(sample, sample.messages, _trained(sample.messages, "all"), processor, shown)
+        layout = _lay_out(sample, sample.messages, _weights(sample.messages, train_on), processor, shown)
         return len(layout.ids), sum(kind != 0 for kind in layout.types)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Token ids with media placeholders expanded, whether each is learned, its type, and the media in order."""
+    """Token ids with media placeholders expanded, the weight of each in the loss, its type, and the media in order."""
 
     ids: list[int]
-    learn: list[bool]
+    weights: list[float]
     types: list[int]
     images: list[int]
     videos: list[int]
 
-    def put(self, ids: list[int], kind: int = 0, learned: bool = False) -> None:
+    def put(self, ids: list[int], kind: int = 0, weight: float = 0.0) -> None:
         self.ids.extend(ids)
         self.types.extend([kind] * len(ids))
-        self.learn.extend([learned] * len(ids))
+        self.weights.extend([weight] * len(ids))
 
 
 def _lay_out(
     sample: Sample,
     messages: Sequence[Message],
-    trained: list[bool],
+    weights: list[float],
     processor: Any,
     shown: Shown,
     generate: bool = False,
 ) -> _Layout:
-    """The tokens of `messages`; with `generate`, followed by the opening of an answer."""
+    """The tokens of `messages`, each of which has its weight; with `generate`, followed by the opening of an answer."""
     if not messages:
         hint = "qvl-edit and qvl-metaquery train on edits" if sample.edit else "remove it"
         raise BadSample("no_answer", f"sample {sample.id}: no conversation to encode; {hint}")
@@ -130,26 +143,26 @@ def _lay_out(
     images = [part.media for part in parts if part.type == "image" and part.media is not None]
     videos = [part.media for part in parts if part.type == "video" and part.media is not None]
     media = {processor.image_token: iter(images), processor.video_token: iter(videos)}
-    flags = [learn for message, learn in zip(messages, trained, strict=True) if message.role == "assistant"]
-    answers = iter(flags + [False] * generate)
+    given = [weight for message, weight in zip(messages, weights, strict=True) if message.role == "assistant"]
+    answers = iter(given + [0.0] * generate)
     layout = _Layout([], [], [], images, videos)
 
-    opens = learn = False  # whether the next text opens a turn; whether this turn is learned from
+    opens, weight = False, 0.0  # whether the next text opens a turn; the weight of this turn
     for piece, ids, special in template.render(processor, messages, generate):
         if special and piece in media:
             for block, kind in _media_tokens(_next(media[piece], "media"), processor, template, shown):
                 layout.put(block, kind)
         elif special:
-            layout.put(ids, learned=learn and piece == END)
-            opens, learn = piece == START, learn and piece != END
+            layout.put(ids, weight=weight if piece == END else 0.0)
+            opens, weight = piece == START, 0.0 if piece == END else weight
         elif opens and piece.startswith(ANSWER):
-            learn = _next(answers, "answers")
-            given = template.given(piece, ids)
-            layout.put(ids[:given])
-            layout.put(ids[given:], learned=learn)
+            weight = _next(answers, "answers")
+            opening = template.given(piece, ids)
+            layout.put(ids[:opening])
+            layout.put(ids[opening:], weight=weight)
             opens = False
         else:
-            layout.put(ids, learned=learn)
+            layout.put(ids, weight=weight)
             opens = False
 
     for waiting, what in ((answers, "answers"), *((waiting, "media") for waiting in media.values())):
@@ -201,13 +214,15 @@ def _encoded(sample: Sample, layout: _Layout, processor: Any, pictures: Pictures
         done = processor.video_processor(clips, video_metadata=metadata, **options)
         videos, video_grid = _arrays(done["pixel_values_videos"], done["video_grid_thw"])
     types = np.array(layout.types, np.int64)
+    weights = np.array(layout.weights, np.float32)
     _check_agree(types, 1, image_grid, processor.image_processor.merge_size)
     _check_agree(types, 2, video_grid, processor.video_processor.merge_size)
     return Encoded(
         id=sample.id,
         ids=ids,
-        labels=np.where(np.array(layout.learn, bool), ids, IGNORE),
+        labels=np.where(weights > 0, ids, IGNORE),
         types=types,
+        weights=None if np.isin(weights, (0, 1)).all() else weights,
         images=images,
         image_grid=image_grid,
         videos=videos,
@@ -227,20 +242,21 @@ def _arrays(pixels: Any, grid: Any) -> tuple[NDArray[np.float32], NDArray[np.int
     return np.asarray(pixels, np.float32), np.asarray(grid, np.int64)
 
 
-def _trained(messages: Sequence[Message], train_on: str) -> list[bool]:
-    """Which messages are learned from."""
-    trained = [message.trained for message in messages]
-    if train_on == "last" and any(trained):
-        last = max(index for index, learn in enumerate(trained) if learn)
-        trained = [index == last for index in range(len(trained))]
-    for message, learn in zip(messages, trained, strict=True):
+def _weights(messages: Sequence[Message], train_on: TrainOn) -> list[float]:
+    """Weight of each message in the loss; 0 for those that are not learned from."""
+    if train_on not in get_args(TrainOn):
+        raise BadInput(f"train_on {train_on!r}: must be one of {', '.join(get_args(TrainOn))}.")
+    learned = [message.marked if train_on == "none" else message.trained for message in messages]
+    if train_on == "last" and any(learned):
+        last = max(index for index, learn in enumerate(learned) if learn)
+        learned = [index == last for index in range(len(learned))]
+    for message, learn in zip(messages, learned, strict=True):
         if learn and any(part.media is not None for part in message.parts):
             raise BadSample(
                 "media_in_answer", "an answer holds a picture, which Qwen3-VL cannot write; set its `train` to false"
             )
-        if learn and message.weight not in (None, 1):
-            raise BadSample("weight", f"an answer has weight {message.weight:g}; only 0 and 1 are supported")
-    return trained
+    pairs = zip(messages, learned, strict=True)
+    return [float(learn) * (1.0 if message.weight is None else message.weight) for message, learn in pairs]
 
 
 def _without_oldest(messages: Sequence[Message]) -> tuple[Message, ...] | None:

@@ -88,7 +88,6 @@ REASONS = {
     "video_too_large": "a video file over the limit of bytes, frames, seconds or pixels",
     "video_truncated": "a video file that is cut off or damaged",
     "wds": "a row that is not sound in the format wds",
-    "weight": "a weight of an answer that is not supported",
 }
 """Every reason code with what it means; `validate` counts by them, and the documentation lists them. Sorted."""
 

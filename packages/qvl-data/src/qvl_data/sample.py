@@ -151,9 +151,9 @@ class Message(Record):
     role: Role
     parts: tuple[Part, ...]
     train: Annotated[bool, Field(strict=True)] | None = None
-    """Whether an assistant turn is learned from; default: yes."""
+    """Whether an assistant turn is learned from; default: as the recipe says (data.train_on)."""
     weight: Annotated[Number, Field(ge=0)] | None = None
-    """Weight of the turn in the loss; 0 leaves it out."""
+    """Factor of the turn's labels in the loss; 0 leaves it out."""
 
     @model_validator(mode="after")
     def _only_answers_are_learned(self) -> Self:
@@ -165,7 +165,13 @@ class Message(Record):
 
     @property
     def trained(self) -> bool:
+        """An answer that the data does not leave out."""
         return self.role == "assistant" and self.train is not False and self.weight != 0
+
+    @property
+    def marked(self) -> bool:
+        """An answer that the data itself says is learned, by `train: true` or a weight above 0."""
+        return self.trained and (self.train is True or self.weight is not None)
 
     @property
     def text(self) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.training.samples import Bad, LeftOut
 
-from .chat import encode, length, prompt
+from .chat import TrainOn, encode, length, prompt
 from .errors import BadSample, TooLong
 from .sample import Media, Message, Part, Sample
 from .sources import Item, Mixture
@@ -29,6 +29,7 @@ class ChatSamples:
     seed: int
     max_length: int
     too_long: Literal["drop", "error", "cut"] = "error"
+    train_on: TrainOn = "all"
     _lengths: dict[int, NDArray[np.int32]] = field(default_factory=dict, init=False, repr=False)
     """Of each source's samples, in 4 bytes each; -1: not known yet, or not the same in every pass."""
 
@@ -46,7 +47,7 @@ class ChatSamples:
         try:
             sample = self.mixture.outline(item)
             fixed = self.mixture.keeps_length(item, sample)
-            tokens = length(sample, self.processor)
+            tokens = length(sample, self.processor, self.train_on)
         except BadSample:
             return 0
         if tokens > self.max_length:
@@ -62,7 +63,13 @@ class ChatSamples:
     def encode_item(self, item: Item) -> Encoded:
         """One draw of the mixture. Raises LeftOut if it cannot be used."""
         try:
-            return encode(self.mixture.sample(item), self.processor, max_length=self.max_length, too_long=self.too_long)
+            return encode(
+                self.mixture.sample(item),
+                self.processor,
+                max_length=self.max_length,
+                too_long=self.too_long,
+                train_on=self.train_on,
+            )
         except BadSample as error:
             tolerated = isinstance(error, TooLong) and self.too_long == "drop"
             place = self.mixture.place(item)  # ids may come again in other sources, and in the same file

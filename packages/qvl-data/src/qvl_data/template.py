@@ -42,7 +42,9 @@ class Template:
         opening = opened.removeprefix(asked).removeprefix(START)
         if not {START, END} <= set(self.special) or not opening.startswith(ANSWER) or self.pattern.search(opening):
             raise BadInput(f"the chat template does not open answers with {START}assistant; use Qwen3-VL's own.")
-        self._openings = (opening, ANSWER)  # that of the Thinking models goes on with <think>, but not in earlier turns
+        self.opening = opening
+        """How the template opens an answer that is asked for: that of the Thinking models goes on with <think>."""
+        self._empty = re.compile(f"{re.escape(opening)}\\s*</think>\\n*")
 
     @staticmethod
     def of(processor: Any) -> "Template":
@@ -51,6 +53,11 @@ class Template:
         if known is None or known._made_from != (processor.chat_template, processor.tokenizer):
             known = _templates[processor] = Template(processor)
         return known
+
+    @property
+    def thinks(self) -> bool:
+        """Whether answers begin with reasoning: the template of a Thinking checkpoint."""
+        return "<think>" in self.opening
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, in which no special token is recognised. Short texts come again and are remembered."""
@@ -65,8 +72,12 @@ class Template:
         return [fresh[text] if text in fresh else self._known[text] for text in texts]
 
     def given(self, text: str, ids: list[int]) -> int:
-        """How many of an answer's first tokens are its opening, which the model is given and does not learn."""
-        start = next(opening for opening in self._openings if text.startswith(opening))
+        """How many of an answer's first tokens are its opening, which the model is given and does not learn.
+
+        An empty reasoning belongs to it; earlier turns, without their reasoning, open as those of other models do.
+        """
+        empty = self._empty.match(text) if self.thinks else None
+        start = empty[0] if empty else self.opening if text.startswith(self.opening) else ANSWER
         opening = self.tokens([start])[0]
         if ids[: len(opening)] == opening:
             return len(opening)

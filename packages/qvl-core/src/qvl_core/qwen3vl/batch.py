@@ -44,6 +44,8 @@ class Batch:
     """(N,) int64: the labels."""
     row_of_label: Tensor
     """(N,) int64: sample that each label belongs to."""
+    weights: Tensor | None = None
+    """(N,) float32: factor of each label in the loss; None: 1 for all."""
 
     input_ids: Tensor
     """(B, T) int64; packed: B = 1."""
@@ -99,7 +101,7 @@ class Batch:
         return replace(self, **changed)
 
 
-_OURS = {"ids", "documents", "cu_seqlens", "types", "label_rows", "targets", "row_of_label"}
+_OURS = {"ids", "documents", "cu_seqlens", "types", "label_rows", "targets", "row_of_label", "weights"}
 
 
 def collate(samples: Sequence[Encoded], packing: bool, merge: int, pad_id: int) -> Batch:
@@ -123,11 +125,21 @@ def collate(samples: Sequence[Encoded], packing: bool, merge: int, pad_id: int) 
         label_rows=torch.from_numpy(np.concatenate([row + start for row, start in zip(before, starts, strict=True)])),
         targets=torch.from_numpy(np.concatenate([s.labels[row + 1] for s, row in zip(samples, before, strict=True)])),
         row_of_label=torch.from_numpy(np.repeat(np.arange(len(samples)), [len(row) for row in before])),
+        weights=_weights(samples, before),
         input_ids=join([sample.ids for sample in samples], pad_id),
         position_ids=join([four_rows(sample, merge) for sample in samples]),
         attention_mask=None if packing else padded([np.ones_like(sample.ids) for sample in samples]),
         **media(samples),
     )
+
+
+def _weights(samples: Sequence[Encoded], before: Sequence[Array]) -> Tensor | None:
+    """(N,) factor of each label, by the rows that predict them in each sample."""
+    if all(sample.weights is None for sample in samples):
+        return None
+    pairs = zip(samples, before, strict=True)
+    each = [np.ones(len(row), np.float32) if s.weights is None else s.weights[row + 1] for s, row in pairs]
+    return torch.from_numpy(np.concatenate(each))
 
 
 def four_rows(sample: Encoded, merge: int) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ class Encoded:
     ids      (L,) int64    token ids, media placeholders expanded
     labels   (L,) int64    ids where the sample is learned from, else IGNORE; not shifted
     types    (L,) int64    0 text, 1 image, 2 video (`mm_token_type_ids` of transformers)
+    weights  (L,) float32 or None     factor of each label in the loss; None: 1 for all
     images   (P, C) float32 or None   patches of all images, in order (`pixel_values`); of a swapped tower that takes
                                       pictures of one size: (M, 3, H, W)
     image_grid (M, 3) int64 or None   time, height, width in patches of each image (`image_grid_thw`)
@@ -32,11 +33,16 @@ class Encoded:
     image_grid: NDArray[np.int64] | None = None
     videos: NDArray[np.float32] | None = None
     video_grid: NDArray[np.int64] | None = None
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def count(self) -> int:
-        """Number of labels that the next-token loss sees: the first token is never predicted."""
+        """Number of labels that the next-token loss sees: the first token is never predicted.
+
+        It is the loss's denominator whatever the weights: an answer of weight w counts w times what it would, and what
+        the others count does not depend on it.
+        """
         return int((self.labels[1:] != IGNORE).sum())

@@ -122,17 +122,56 @@ CHAT_TEMPLATE = r"""
 {{- '<|im_start|>assistant\n' if add_generation_prompt else '' }}
 """.lstrip()
 
+# The layout of the released Thinking checkpoints (facts: the opening of an answer goes on with <think>; reasoning stays
+# in the answers after the last question, the last of which always has one, and is taken out of those before).
+_SAID = r"""
+        {{- '<|im_start|>assistant\n' + write(message.content, false) }}
+""".strip("\n")
+_THOUGHT = r"""
+        {%- set said = write(message.content, false) %}
+        {%- set thought = '' %}
+        {%- if '</think>' in said %}
+            {%- set thought = said.split('</think>')[0].split('<think>')[-1].strip('\n') %}
+            {%- set said = said.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {{- '<|im_start|>assistant\n' }}
+        {%- if loop.last or (thought and loop.index0 > seen.asked) %}
+            {{- '<think>\n' + thought + '\n</think>\n\n' + said.lstrip('\n') }}
+        {%- else %}
+            {{- said }}
+        {%- endif %}
+""".strip("\n")
+_ASKED = r"""
+{%- for message in messages %}
+    {%- if message.role == 'user' %}
+        {%- set seen.asked = loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+""".lstrip()
+THINKING_TEMPLATE = (
+    CHAT_TEMPLATE.replace("namespace(images=0, videos=0)", "namespace(images=0, videos=0, asked=-1)")
+    .replace("{%- for message in messages %}\n", _ASKED + "{%- for message in messages %}\n")
+    .replace(_SAID, _THOUGHT)
+    .replace(
+        "'<|im_start|>assistant\\n' if add_generation_prompt",
+        "'<|im_start|>assistant\\n<think>\\n' if add_generation_prompt",
+    )
+)
 
-def tiny(folder: Path, texts: Sequence[str] = DEFAULT_TEXTS, seed: int = 0, *, tied: bool = True) -> Path:
+
+def tiny(
+    folder: Path, texts: Sequence[str] = DEFAULT_TEXTS, seed: int = 0, *, tied: bool = True, thinking: bool = False
+) -> Path:
     """Write a tiny Qwen3-VL checkpoint to the new folder `folder`, whole or not at all, and return it.
 
-    texts: what the tokenizer's merges are learned from (give the data's own texts: words become single tokens)
-    seed:  decides the weights; the tokenizer depends on the texts alone
-    tied:  embedding and lm_head share one matrix, as in the 2B and 4B models (the 8B's are apart)
+    texts:    what the tokenizer's merges are learned from (give the data's own texts: words become single tokens)
+    seed:     decides the weights; the tokenizer depends on the texts alone
+    tied:     embedding and lm_head share one matrix, as in the 2B and 4B models (the 8B's are apart)
+    thinking: the chat template is that of the Thinking checkpoints
     """
     from transformers.utils import logging
 
-    processor = tiny_processor(texts)
+    processor = tiny_processor(texts, thinking=thinking)
     model = tiny_model(processor.tokenizer, seed, tied=tied)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it takes no time
@@ -198,7 +237,7 @@ def tiny_config(tokenizer: "Qwen2Tokenizer", *, tied: bool = True) -> "Qwen3VLCo
     )
 
 
-def tiny_processor(texts: Sequence[str] = DEFAULT_TEXTS) -> "Qwen3VLProcessor":
+def tiny_processor(texts: Sequence[str] = DEFAULT_TEXTS, *, thinking: bool = False) -> "Qwen3VLProcessor":
     """Tokenizer, chat template, image and video processors of the released models with budgets for small pictures.
 
     A picture keeps its shape between 64 x 64 (4 tokens) and 256 x 256 pixels (64 tokens), rounded to multiples of 32;
@@ -216,7 +255,7 @@ def tiny_processor(texts: Sequence[str] = DEFAULT_TEXTS) -> "Qwen3VLProcessor":
         video_processor=Qwen3VLVideoProcessor(
             size={"shortest_edge": 64 * 64, "longest_edge": 512 * 1024}, cap_pixels_per_frame=False, **patches, **half
         ),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=THINKING_TEMPLATE if thinking else CHAT_TEMPLATE,
     )
 
 

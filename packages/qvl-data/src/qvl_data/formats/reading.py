@@ -120,7 +120,9 @@ class _Reader:
 
     def learned(self, role: Role, fields: dict[str, Any], where: str) -> tuple[bool | None, float | None]:
         """Whether a turn is learned from, and with which weight; None where it does not say. The keys stay."""
-        train = False if role == "assistant" and is_left_out(fields) else None
+        train = None
+        if role == "assistant" and any(fields.get(key) is not None for key in LEARNED):
+            train = not is_left_out(fields)
         for key in LEARNED:
             if role == "assistant" and fields.get(key) not in (None, False, True):
                 raise self.bad(f'{where}: "{key}" is {fields[key]!r:.60}; use true or false')

@@ -85,8 +85,7 @@ class Checks:
 
 def _is_uncounted(error: BadSample) -> bool:
     """Whether `chat.length` would tell this again."""
-    of_media = error.reason.startswith(("media_", "image_", "video_")) and severity(error.reason) == "error"
-    return of_media or error.reason == "weight"
+    return error.reason.startswith(("media_", "image_", "video_")) and severity(error.reason) == "error"
 
 
 def _turns(sample: Sample) -> Iterator[BadSample]:
@@ -112,9 +111,6 @@ def _turns(sample: Sample) -> Iterator[BadSample]:
             if any(part.media is not None for part in message.parts):
                 problem = f"messages[{number}] is an answer and holds a picture, which Qwen3-VL cannot write"
                 yield BadSample("media_in_answer", f"{problem}; set its `train` to false")
-            if message.weight not in (None, 1):
-                problem = f"messages[{number}] has weight {message.weight:g}; only 0 and 1 are supported"
-                yield BadSample("weight", problem)
         elif message.role == "user" and empty:
             yield BadSample("empty_question", f"messages[{number}] is an empty question; write it, or remove the turn")
 
