@@ -1,4 +1,4 @@
-"""Averages of 8 bits, shared by several processes."""
+"""What is kept beside the weights, among several processes: averages of 8 bits, and the average of the weights."""
 
 import shutil
 from dataclasses import replace
@@ -10,6 +10,7 @@ from harness import die_after, together, toy_run
 from safetensors.torch import load_file
 from torch import nn
 from toy import STEPS, toy_parts, toy_recipe
+from toy import network as toy_network
 
 pytestmark = pytest.mark.distributed
 WIDTH = 1101  # 4 x 1101 values, shared unevenly
@@ -57,3 +58,20 @@ def test_eight_bits_shared(whole: Path, tmp_path: Path) -> None:
     packed(tmp_path / "one", "single")
     assert difference(tmp_path / "two", whole) < 1e-3
     assert difference(tmp_path / "one", whole) < 1e-3
+
+
+def averaged(out: Path, strategy: str, die_at: int = 0) -> None:
+    recipe = toy_recipe(optim={"ema": 0.5}, parallel={"strategy": strategy})
+    toy_run(out, replace(toy_parts(toy_network(dropout=0.0)), callbacks=[die_after(die_at)]), recipe)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_average_of_the_weights(strategy: str, tmp_path: Path) -> None:
+    """As in one process; killed and resumed bit-identically."""
+    averaged(tmp_path / "one", "single")
+    assert together(2, averaged, tmp_path / "two", strategy) == [0, 0]
+    assert difference(tmp_path / "two", tmp_path / "one") < 1e-6
+    assert 0 not in together(2, averaged, tmp_path / "killed", strategy, 5)
+    assert together(2, averaged, tmp_path / "killed", strategy) == [0, 0]
+    assert files(tmp_path / "killed") == files(tmp_path / "two")
+    assert len(files(tmp_path / "two")) == 3

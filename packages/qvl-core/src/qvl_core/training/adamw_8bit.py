@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from qvl_core.errors import BadInput
-from qvl_core.training.sharding import like, local, whole
+from qvl_core.training.sharding import gathered, like, local, whole
 
 BLOCK = 256  # values that share a scale
 SMALLEST = 4096  # values of a parameter; the averages of smaller ones (norms, biases) stay in fp32, as in the paper
@@ -125,7 +125,7 @@ def whole_state(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Ten
     another, and in `parts` how many values each process had. Gathered (a collective call), on the CPU."""
     saved = {"step": whole(state["step"])}
     for key in AVERAGES:
-        saved[key] = whole(_sharded(state[key], parameter))
+        saved[key] = gathered(state[key], parameter)
         if f"{key}_scale" in state:
             saved[f"{key}_scale"] = torch.cat(_of_all(state[f"{key}_scale"].cpu(), parameter))
             saved["parts"] = torch.tensor(_of_all(state[key].numel(), parameter))
@@ -202,14 +202,6 @@ def _unpacked_parts(codes: Tensor, scale: Tensor, parts: Sequence[int], key: str
 def _blocks(parts: Sequence[int]) -> list[int]:
     """Scales of parts of so many values."""
     return [ceil(size / BLOCK) for size in parts]
-
-
-def _sharded(part: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of something that is sharded like `parameter`."""
-    if not isinstance(parameter, DTensor):
-        return part
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(part, mesh, placements, shape=parameter.shape, stride=parameter.stride())
 
 
 def _of_all(value: Any, parameter: Tensor) -> list[Any]:

@@ -3,6 +3,7 @@
     checkpoints/step-000200/
         weights-00000.safetensors     what is trained, by name; fp32
         optimizer-00000.safetensors   AdamW's averages and step counts, `<name>/exp_avg`
+        average-00000.safetensors     with `optim.ema`, the average of the weights, by name; fp32
         state.json                    step, loss scale, early stopping, bad samples, CPU seconds so far
         manifest.json                 sizes and SHA-256 of the files above, step, identity, base, its own SHA-256
 
@@ -52,6 +53,10 @@ class Checkpoint:
         """AdamW's state by `<parameter>/<key>`, on the CPU."""
         return self._load("optimizer")
 
+    def average(self) -> dict[str, Tensor]:
+        """Averaged weights by name, on the CPU; none without `optim.ema`."""
+        return self._load("average")
+
     def _load(self, kind: str) -> dict[str, Tensor]:
         files = [name for name in self.files if name.startswith(f"{kind}-")]
         return {name: tensor for file in files for name, tensor in load_file(self.path / file).items()}
@@ -68,7 +73,8 @@ def save(
 ) -> Path:
     """Write `folder/step-NNNNNN` whole or not at all.
 
-    `tensors` maps a kind ("weights", "optimizer") to named CPU tensors, drawn one by one: `SHARD_BYTES` are held.
+    `tensors` maps a kind ("weights", "optimizer", "average") to named CPU tensors, drawn one by one: `SHARD_BYTES` are
+    held.
     """
     target = _path(folder, step)
     partial = folder / f".{target.name}.partial"

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qvl_core.errors import QVLError
 from qvl_core.recipe.blocks import Recipe
+from qvl_core.training.average import Average
 from qvl_core.training.optim import Optimizer
 from qvl_core.training.parts import Loss, Micro, ParameterGroup, Parts
 from qvl_core.training.schedule import lr_factor
@@ -68,6 +69,8 @@ class Engine:
         self._sharded = [module for module in self._root.modules() if isinstance(module, FSDPModule)]
         self.groups = self._wrapped_groups()
         self.optimizer = Optimizer(self.groups, recipe)
+        own = {name: p for group in self.groups for name, p in group.parameters.items()}
+        self.average = Average(own, recipe.optim.ema, world.device) if recipe.optim.ema else None
         self.scale = torch.tensor(65536.0 if self.precision == "fp16" else 1.0, device=world.device)
         self.finite_steps = torch.zeros((), device=world.device)
         parts.model.train()
@@ -91,7 +94,7 @@ class Engine:
         return Figures(("loss", *loss.parts), torch.cat([found, sums]))
 
     def call(self, function: Callable[[nn.Module], Any]) -> Any:
-        """Run `function(model)` in evaluation mode without gradients.
+        """Run `function(model)` in evaluation mode without gradients, with the averaged weights if there are any.
 
         Sharded weights are all gathered before: processes may then call the model unequally often, and generation does
         not gather them anew for each token. That needs room for the whole model in the compute type on every device.
@@ -106,7 +109,7 @@ class Engine:
         for module in self._sharded:
             module.set_reshard_after_forward(False, recurse=False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.average.in_place() if self.average else nullcontext():
                 return self._root(whole)
         finally:
             for module in self._sharded:
@@ -121,12 +124,22 @@ class Engine:
     def tensors(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
         """All that a checkpoint holds, gathered one by one; every process has to draw all of it."""
         weights = ((name, whole(p)) for group in self.groups for name, p in group.parameters.items())
-        return {"weights": weights, "optimizer": self.optimizer.tensors()}
+        found = {"weights": weights, "optimizer": self.optimizer.tensors()}
+        return found | ({"average": self.average.tensors()} if self.average else {})
 
-    def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    def load(
+        self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], average: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Put back what `tensors` gave."""
         self.load_weights(weights)
         self.optimizer.load(state)
+        if self.average:
+            self.average.load(average or weights)  # `optim.ema` is new: it starts here
+
+    def settle(self, weights: Mapping[str, Tensor]) -> None:
+        """End with the weights that final/ gets."""
+        self.load_weights(weights)
+        self.average = None
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Put back trained weights. Raises QVLError if names or shapes differ."""
@@ -143,11 +156,14 @@ class Engine:
                 parameter.copy_(like(weights[name], parameter))
 
     def state(self) -> dict[str, float]:
-        return {"scale": self.scale.item(), "finite_steps": self.finite_steps.item()}
+        state = {"scale": self.scale.item(), "finite_steps": self.finite_steps.item()}
+        return state | ({"averaged": self.average.updates.item()} if self.average else {})
 
     def load_scalars(self, state: Mapping[str, float]) -> None:
         self.scale.fill_(state["scale"])
         self.finite_steps.fill_(state["finite_steps"])
+        if self.average:
+            self.average.updates.fill_(state.get("averaged", 0))
 
     def _update(self, step: int, loss: Tensor) -> Tensor:
         """Apply the gradients if they and the loss are finite. Gives the first three figures."""
@@ -155,6 +171,8 @@ class Engine:
         norm = (self.optimizer.gradient_norm() / self.scale).to(self.world.device)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self.optimizer.update(rate, norm, self.recipe.train.clip, self.scale, finite)
+        if self.average:
+            self.average.update(finite)
         poisoned = ~finite & (~torch.isfinite(loss) | (self.scale <= 1))
         if self.precision == "fp16":
             self._rescale(finite)
@@ -182,6 +200,9 @@ class Engine:
         if self.world.strategy == "ddp" and self.world.size > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames broadcast_buffers
+                # Frozen weights are the same everywhere; sent around, some in fewer bits could not be flattened.
+                frozen = [name for name, parameter in root.named_parameters() if not parameter.requires_grad]
+                DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(root, frozen)
                 return DistributedDataParallel(root, broadcast_buffers=False, gradient_as_bucket_view=True)
         if self.world.strategy == "fsdp2":
             dtype = None if self.precision == "fp32" else DTYPES[self.precision]

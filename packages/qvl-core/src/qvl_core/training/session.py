@@ -201,11 +201,12 @@ class Session:
         self.stop_if_asked()
         final_step = self.step if self.progress.best_step is None else self.progress.best_step
         kept = self.world.on_first(lambda: checkpoint.of_step(self.run.checkpoints, final_step))
-        if final_step != self.step:
-            if self.world.rank > 0:
-                checkpoint.confirm(kept)
-            self.engine.load_weights(kept.weights())
-        self.world.on_first(lambda: self._export(kept))
+        if self.world.rank > 0:
+            checkpoint.confirm(kept)
+        weights = (kept.average() if self.engine.average else {}) or kept.weights()
+        if final_step != self.step or self.engine.average:
+            self.engine.settle(weights)
+        self.world.on_first(lambda: self._export(weights))
         figures = self.evaluate(final=True)
         self.stop_if_asked()
         return Outcome(self.step, final_step, figures, self.progress)
@@ -229,7 +230,7 @@ class Session:
                 checkpoint.confirm(found)
             remarks.append(("resume", {"checkpoint": str(found.path)}))
             self.progress = Progress.from_json(found.state["progress"])
-            self.engine.load(found.weights(), found.optimizer())
+            self.engine.load(found.weights(), found.optimizer(), found.average())
             self.engine.load_scalars(found.state["engine"])
             self._saved_step = self.step if found.path.parent.resolve() == self.run.checkpoints.resolve() else None
         stop = self.recipe.evaluate.early_stop
@@ -252,7 +253,9 @@ class Session:
         self.run.truncate_metrics(self.step)
         self.run.write_bad_samples(map(self.progress.left_out, [*self.progress.bad, *self.progress.dropped]))
         self.run.write_recipe(dump(self.recipe))
-        self.run.write_environment(self.parts.about)
+        ema = self.recipe.optim.ema
+        averaged = {"final": f"the average of the trained weights, decay {ema} per step"} if ema else {}
+        self.run.write_environment({**self.parts.about, **averaged})
         if found is not None and self.progress.best_step is not None:
             checkpoint.adopt(found, self.progress.best_step, self.run.checkpoints)
 
@@ -272,7 +275,7 @@ class Session:
             if callback.on_checkpoint:
                 callback.on_checkpoint(self.step, path)
 
-    def _export(self, kept: checkpoint.Checkpoint) -> None:
+    def _export(self, weights: Mapping[str, Tensor]) -> None:
         """Write final/ aside and rename it, so that it is whole or absent."""
         if self.parts.export is None:
             return
@@ -280,7 +283,7 @@ class Session:
         shutil.rmtree(aside, ignore_errors=True)
         try:
             aside.mkdir()
-            self.parts.export(aside, kept.weights())
+            self.parts.export(aside, weights)
             shutil.rmtree(self.run.final, ignore_errors=True)
             aside.rename(self.run.final)
         except (OSError, SafetensorError) as error:

@@ -16,6 +16,14 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
+def gathered(part: Tensor, parameter: Tensor) -> Tensor:
+    """The full tensor on the CPU from each process's part, which is shared like `parameter` (a collective call)."""
+    if not isinstance(parameter, DTensor):
+        return part.detach().cpu()
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return whole(DTensor.from_local(part, mesh, placements, shape=parameter.shape, stride=parameter.stride()))
+
+
 def like(tensor: Tensor, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The full CPU tensor with the device, type (or `dtype`) and sharding of `parameter`."""
     # A copy: a loaded tensor may lie in its file's memory map.
