@@ -1,5 +1,7 @@
 """The verbs of qvl-sft; each imports what it needs when it runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +12,10 @@ app.common("train", "check", "plan", "demo", "tiny", "recipes", "report", "docto
 
 Trained = Annotated[str, Argument(metavar="MODEL", help="Run folder, adapter folder, model folder or hub id.")]
 Base = Annotated[str | None, Option(help="Base model of an adapter; default: the one it names.")]
+
+Dtype = Annotated[str | None, Option(help="Type of the weights: bf16, fp16 or fp32; default: the base's.")]
+PushToHub = Annotated[str | None, Option(metavar="NAME", help="Upload the folder to the hub as OWNER/NAME.")]
+Private = Annotated[bool, Option("--private", help="Make the uploaded repository private.")]
 
 
 @app.command()
@@ -103,12 +109,51 @@ def merge(
     adapter: Annotated[Path, Argument(help="Run folder or adapter folder.")],
     out: Annotated[Path, Option(help="New folder for the merged model and its processor.")],
     base: Base = None,
-    dtype: Annotated[str, Option(help="Type of the merged weights: bf16, fp16 or fp32.")] = "bf16",
+    dtype: Dtype = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
 ) -> None:
     """Fold an adapter into its full-precision base: a folder that transformers, vLLM and others load."""
-    from qvl_sft.merge import merge as run
+    from qvl_sft.export import merge as run
 
-    run(adapter, out, base, dtype)
+    with _pushed(push_to_hub, private, out):
+        run(adapter, out, base, dtype)
+
+
+@app.command()
+def export(
+    source: Trained,
+    out: Annotated[Path, Option(help="New folder.")],
+    to: Annotated[
+        Literal["hf", "vllm", "gguf"], Option(help="hf: transformers; vllm, gguf (llama.cpp): with their commands.")
+    ] = "hf",
+    base: Base = None,
+    dtype: Dtype = None,
+    quantize: Annotated[
+        Literal["nf4"] | None, Option(help="Language model in 4 bits (bitsandbytes); tower and head stay.")
+    ] = None,
+    keep_adapter: Annotated[bool, Option("--keep-adapter", help="Copy the adapter and do not merge it.")] = False,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
+) -> None:
+    """Write a folder that transformers, vLLM or llama.cpp load, complete with processor and model card."""
+    from qvl_sft.export import export as run
+
+    with _pushed(push_to_hub, private, out):
+        run(source, out, to, base=base, dtype=dtype, quantize=quantize, keep_adapter=keep_adapter)
+
+
+@contextmanager
+def _pushed(name: str | None, private: bool, out: Path) -> Iterator[None]:
+    """Upload the folder that is written within, if it is to be: what forbids that is known before the work is done."""
+    if name is None:
+        yield
+        return
+    from qvl_sft.hub import check_push, push
+
+    check_push(name)
+    yield
+    push(out, name, private)
 
 
 main = app.main
