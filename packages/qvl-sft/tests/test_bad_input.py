@@ -359,7 +359,7 @@ def test_merge_into_what_is_there_or_from_what_is_none(adapted: Path, trained: P
     out = ["--out", str(tmp_path / "there")]
     refused(qvl_sft("merge", str(adapted), *out), f"{tmp_path / 'there'}: is already there; choose a new folder")
     refused(qvl_sft("merge", str(trained), "--out", str(tmp_path / "new")), "is no adapter", "needs no merging")
-    refused(qvl_sft("merge", "nothing", "--out", str(tmp_path / "new")), "nothing: there is no such folder")
+    refused(qvl_sft("merge", "nothing", "--out", str(tmp_path / "new")), "there is no folder nothing")
     refused(qvl_sft("merge", str(adapted), "--out", str(tmp_path / "new"), "--dtype", "fp8"), "--dtype fp8", "bf16")
     wrong = qvl_sft("merge", str(adapted), "--out", str(tmp_path / "new"), "--base", "nothing")
     refused(wrong, "there is no folder nothing")
