@@ -176,6 +176,16 @@ def test_conversations_are_true():
         assert answers == [str(a), "odd" if a % 2 else "even", f"{b}, the {larger}"]
 
 
+def test_reasoning_is_true():
+    truth = {int(n): int(s.messages[1].text) for s in digits_dataset("digit", "test") for n in numbers([s])}
+    made = list(example.samples("thinking", "test"))
+    assert numbers(made) == numbers(digits_dataset("digit", "test"))
+    for sample in made:
+        digit = truth[numbers([sample])[0]]
+        kind = "odd" if digit % 2 else "even"
+        assert sample.messages[1].text == f"<think>\nThe digit is {digit}. {digit} is {kind}.\n</think>\n\n{kind}"
+
+
 def test_another_set_takes_the_place_of_one_when_told(tmp_path, capsys):
     def write(*options):
         code = app.run(["example", *options])

@@ -156,4 +156,22 @@ def _pushed(name: str | None, private: bool, out: Path) -> Iterator[None]:
     push(out, name, private)
 
 
+@app.command()
+def inspect(
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    overrides: Annotated[
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as data.train_on=last.")
+    ] = None,
+    list_name: Annotated[str, Option("--list", metavar="LIST", help="train, validation or test.")] = "train",
+    samples: Annotated[int, Option(min=1, help="How many samples, from the first that are trained on.")] = 4,
+    sample: Annotated[str, Option(metavar="ID", help="Only this one: its id, or its number in the order.")] = "",
+    out: Annotated[Path | None, Option(help="Folder for inspect.html, with the pictures; default: only printed.")] = None,
+) -> None:
+    """Show samples as the model reads them: what is learned, what is cut, how many tokens of which kind."""
+    from qvl_core.recipe.load import name
+    from qvl_sft.inspect import inspect as run
+
+    run(app.load(recipe, overrides), name(recipe), list_name, samples, sample, out)
+
+
 main = app.main

@@ -22,11 +22,15 @@ from qvl_core.report.blocks import (
     Matrix,
     Picture,
     Pictures,
+    Said,
     Section,
     Shape,
+    Stacks,
     Strip,
     Table,
     Text,
+    Token,
+    Transcript,
     Turn,
 )
 from qvl_core.report.render import render
@@ -35,7 +39,8 @@ from qvl_core.run import RunFolder
 
 __all__ = [
     "Bars", "Block", "Card", "Cards", "Code", "Curves", "Figure", "Figures", "Histogram", "Matrix", "Picture",
-    "Pictures", "Section", "Shape", "Strip", "Table", "Text", "Turn", "render", "report", "run_sections", "write",
+    "Pictures", "Said", "Section", "Shape", "Stacks", "Strip", "Table", "Text", "Token", "Transcript", "Turn", "render",
+    "report", "run_sections", "write",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What a report is made of: plain values. How they look is decided by page.html.jinja and page.css alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Mark = Literal["good", "bad"]
@@ -180,7 +180,60 @@ class Cards:
     note: str = ""
 
 
-Block = Text | Code | Figures | Table | Pictures | Curves | Matrix | Histogram | Bars | Cards
+@dataclass(frozen=True)
+class Token:
+    """What a token spells, and what is told where the pointer rests.
+
+    learned  factor in the loss; 0: not learned
+    chip     a special token, set off from text that only spells its name
+    faint    written by the template
+    """
+
+    text: str
+    hint: str = ""
+    learned: float = 0.0
+    chip: bool = False
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Said:
+    """A turn as a model reads it: tokens, and pictures among them. `cut` turns are struck through."""
+
+    role: str
+    parts: Sequence[Token | Picture]
+    note: str = ""
+    learned: float = 0.0
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One sample as a model reads it, turn by turn. A problem says why it is not read at all."""
+
+    title: str
+    turns: Sequence[Said]
+    tags: Sequence[str] = ()
+    note: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Amounts laid end to end, each row a bar of segments; `legend` says what a colour (1 to 6) stands for.
+
+    rows   of each bar: its name, its segments as (what it is, amount, colour), and what stands behind it
+    total  what a full bar holds; default: the longest row
+    """
+
+    title: str
+    rows: Sequence[tuple[str, Sequence[tuple[str, int, int]], str]]
+    legend: Mapping[str, int] = field(default_factory=dict)
+    total: int = 0
+    note: str = ""
+
+
+Block = Text | Code | Figures | Table | Pictures | Curves | Matrix | Histogram | Bars | Cards | Transcript | Stacks
 
 
 @dataclass(frozen=True)

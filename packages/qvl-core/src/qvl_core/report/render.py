@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import qvl_core
+from qvl_core.printable import printable
 from qvl_core.report import curves as charts
-from qvl_core.report.blocks import Bars, Block, Curves, Figure, Histogram, Matrix, Picture, Section, Shape, Table
+from qvl_core.report.blocks import Bars, Block, Curves, Figure, Histogram, Matrix, Picture, Section, Shape, Stacks, Table
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 _TINY = 64  # pixels of a side below which a picture is enlarged with hard edges
@@ -42,12 +43,14 @@ def render(title: str, sections: Sequence[Section], lead: str = "") -> str:
         "paragraphs": lambda text: re.split(r"\n\s*\n", text.strip()),
         "percent": lambda value: f"{100 * value:.4g}%",
         "rows": rows,
+        "seen": seen,
         "shares": shares,
         "spot": spot,
         "svg": lambda block: Markup(charts.svg(block, salt=str(next(numbers)))),
         "ticks": ticks,
         "tiny": tiny,
         "whole": whole,
+        "widths": widths,
     }
     html = environment.get_template("page.html.jinja").render(
         title=title,
@@ -149,6 +152,11 @@ def shares(block: Bars) -> list[tuple[str, int, float, float]]:
     return [(value, count, count / total, count / most) for value, count in block.rows]
 
 
+def seen(text: str) -> list[str]:
+    """The lines of a text, with what cannot be seen spelt out."""
+    return [printable(line, kept="\t\u200d\ufe0f") for line in text.split("\n")]  # the two that join an emoji
+
+
 def spot(shape: Shape, size: tuple[int, int]) -> tuple[float, float, bool]:
     """Where a shape's label stands, in shares of the picture's width and height, and whether it hangs below that place.
 
@@ -157,6 +165,12 @@ def spot(shape: Shape, size: tuple[int, int]) -> tuple[float, float, bool]:
     """
     x, y = min(shape.xy[::2]), min(shape.xy[1::2])
     return min(max(x / size[0], 0.0), 0.95), min(max(y / size[1], 0.0), 1.0), y < 0.06 * size[0]
+
+
+def widths(segments: Sequence[tuple[str, int, int]], block: Stacks) -> list[tuple[str, float, int]]:
+    """Of each segment of a bar: what it is, its share of a full bar, its colour."""
+    total = block.total or max((sum(amount for _, amount, _ in row) for _, row, _ in block.rows), default=0) or 1
+    return [(what, amount / total, colour) for what, amount, colour in segments if amount]
 
 
 def rows(blocks: Sequence[Block]) -> list[tuple[bool, list[Block]]]:

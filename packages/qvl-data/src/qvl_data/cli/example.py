@@ -80,6 +80,14 @@ def multi_turn(
     _write_set("multi_turn", folder, format, container, seed, fresh)
 
 
+@example.command(name="thinking")
+def thinking(
+    folder: Folder, format: Format = "qvl", container: Container = None, seed: Seed = 0, fresh: Fresh = False
+) -> None:
+    """Write questions about digits whose answers begin with reasoning."""
+    _write_set("thinking", folder, format, container, seed, fresh)
+
+
 def _write_set(name: str, folder: Path, format: str, container: str | None, seed: int, fresh: bool) -> None:
     from qvl_data.example import samples
 
