@@ -9,12 +9,27 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # command.py is imported by name, in child processes too
 
 from command import QUICK, qvl_sft, write_digits
+from scripted import write_sets
+
+from qvl_core.qwen3vl.tiny import tiny
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two dataset folders, digits and parity."""
     return write_digits(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model as it is born."""
+    return tiny(tmp_path_factory.mktemp("untrained") / "model", seed=0)
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captions and boxes, a file each."""
+    return write_sets(tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture(scope="session")

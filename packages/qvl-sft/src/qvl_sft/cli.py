@@ -12,6 +12,13 @@ app.common("train", "check", "plan", "demo", "tiny", "recipes", "report", "docto
 
 Trained = Annotated[str, Argument(metavar="MODEL", help="Run folder, adapter folder, model folder or hub id.")]
 Base = Annotated[str | None, Option(help="Base model of an adapter; default: the one it names.")]
+Quant = Annotated[Literal["nf4", "int8"] | None, Option(help="Hold the language model in 4 or 8 bits: less memory.")]
+Metrics = Annotated[list[str] | None, Option(help="Figure of the answers; repeatable. Default: exact_match.")]
+Split = Annotated[str, Option(help="Split of a dataset folder.")]
+Samples = Annotated[int | None, Option(min=1, help="At most this many samples: a fixed random choice.")]
+Tokens = Annotated[int, Option(min=1, help="Longest answer in tokens.")]
+MediaRoot = Annotated[Path | None, Option(help="Folder that relative media paths start from.")]
+AllowRoot = Annotated[list[Path] | None, Option(help="Folder to read absolute media paths from; repeatable.")]
 
 Dtype = Annotated[str | None, Option(help="Type of the weights: bf16, fp16 or fp32; default: the base's.")]
 PushToHub = Annotated[str | None, Option(metavar="NAME", help="Upload the folder to the hub as OWNER/NAME.")]
@@ -75,30 +82,81 @@ def chat(
 @app.command()
 def evaluate(
     model: Trained,
-    data: Annotated[list[str], Argument(help="Sources: names, files or folders, such as digits%50.")],
+    data: Annotated[
+        list[str] | None,
+        Argument(help="Sources: names, files or folders, such as digits%50; none to judge the answers in MODEL again."),
+    ] = None,
     out: Annotated[Path, Option(help="Folder for result.json, predictions.jsonl and report.html.")] = Path(
         "runs/evaluation"
     ),
-    split: Annotated[str, Option(help="Split of a dataset folder.")] = "test",
-    base: Base = None,
-    samples: Annotated[int | None, Option(min=1, help="At most this many samples: a fixed random choice.")] = None,
-    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer in tokens.")] = 64,
-    media_root: Annotated[Path | None, Option(help="Folder that relative media paths start from.")] = None,
-    allow_root: Annotated[
-        list[Path] | None, Option(help="Folder to read absolute media paths from; repeatable.")
+    metric: Metrics = None,
+    group_by: Annotated[
+        str | None, Option(help="Field of the samples by whose values the figures are also given apart.")
     ] = None,
+    split: Split = "test",
+    base: Base = None,
+    samples: Samples = None,
+    max_new_tokens: Tokens = 64,
+    quant: Quant = None,
+    media_root: MediaRoot = None,
+    allow_root: AllowRoot = None,
 ) -> None:
-    """Answer held-out questions and compare with the reference answers."""
+    """Answer held-out questions and compare with the reference answers.
+
+    Metrics are exact_match, anls, bleu, rouge1, rouge2, rougeL, cider, iou, box_recall_50, box_precision_50, and those
+    of --plugin files.
+    """
     from qvl_sft.evaluate import evaluate as run
 
     run(
         model,
-        data,
+        data or (),
         out,
+        metrics=metric or ("exact_match",),
+        group_by=group_by,
         split=split,
         base=base,
         samples=samples,
         max_new_tokens=max_new_tokens,
+        quantization=quant,
+        media_root=media_root,
+        allow_root=allow_root or (),
+    )
+
+
+@app.command()
+def compare(
+    a: Annotated[str, Argument(metavar="A", help="Model as for evaluate, or the folder of an evaluation.")],
+    b: Annotated[str, Argument(metavar="B", help="The other one.")],
+    data: Annotated[
+        list[str] | None, Argument(help="Sources that both answer; none if both are folders of evaluations.")
+    ] = None,
+    out: Annotated[Path, Option(help="Folder for result.json, report.html, and the answers of both.")] = Path(
+        "runs/comparison"
+    ),
+    metric: Metrics = None,
+    split: Split = "test",
+    base: Base = None,
+    samples: Samples = None,
+    max_new_tokens: Tokens = 64,
+    quant: Quant = None,
+    media_root: MediaRoot = None,
+    allow_root: AllowRoot = None,
+) -> None:
+    """Say which of two models answers better, how sure that is, and on which samples they differ."""
+    from qvl_sft.compare import compare as run
+
+    run(
+        a,
+        b,
+        data or (),
+        out,
+        metrics=metric or ("exact_match",),
+        split=split,
+        base=base,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        quantization=quant,
         media_root=media_root,
         allow_root=allow_root or (),
     )
@@ -165,7 +223,9 @@ def inspect(
     list_name: Annotated[str, Option("--list", metavar="LIST", help="train, validation or test.")] = "train",
     samples: Annotated[int, Option(min=1, help="How many samples, from the first that are trained on.")] = 4,
     sample: Annotated[str, Option(metavar="ID", help="Only this one: its id, or its number in the order.")] = "",
-    out: Annotated[Path | None, Option(help="Folder for inspect.html, with the pictures; default: only printed.")] = None,
+    out: Annotated[
+        Path | None, Option(help="Folder for inspect.html, with the pictures; default: only printed.")
+    ] = None,
 ) -> None:
     """Show samples as the model reads them: what is learned, what is cut, how many tokens of which kind."""
     from qvl_core.recipe.load import name

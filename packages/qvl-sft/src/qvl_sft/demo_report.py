@@ -6,8 +6,8 @@ from typing import Any
 
 from qvl_core.report import Block, Code, Curves, Figure, Figures, Picture, Pictures, Section, Table, Text, write
 from qvl_core.run import RunFolder
-from qvl_sft.evaluate import Prediction, read_predictions
 from qvl_sft.plan import memory_table
+from qvl_sft.prediction import Prediction, read_predictions
 from qvl_sft.report import confusion
 
 BARS = {"digit_accuracy": 0.96, "parity_accuracy": 0.95, "digit_accuracy_after": 0.95}

@@ -1,13 +1,11 @@
 """Measure a model on held-out samples: the loss by token, and greedy answers against the reference answers.
 
-`Evaluation` serves the training loop; `qvl-sft evaluate` does the same to any model.
+`Evaluation` serves the training loop; `qvl-sft evaluate` does the same to any model, and judges answers again that are
+already there.
 """
 
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,75 +13,60 @@ import torch
 from torch import nn
 
 from qvl_core.errors import BadInput
-from qvl_core.files import new_folder, write_atomic
+from qvl_core.files import new_folder
 from qvl_core.qwen3vl.encoded import Encoded
-from qvl_core.qwen3vl.generate import exact_match, generate
+from qvl_core.qwen3vl.generate import generate
 from qvl_core.qwen3vl.loss import token_losses
-from qvl_core.run import RunFolder, read_records, result
+from qvl_core.run import RunFolder, read_records
 from qvl_core.training.world import World
 from qvl_data.chat import TrainOn, encode, prompt
-from qvl_data.errors import BadSample
+from qvl_data.errors import BadSample, placed
 from qvl_data.order import order
 from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture, read_sources
 from qvl_sft.batch import Collate, collation
+from qvl_sft.figures import figures_of, scored, worst
+from qvl_sft.metrics import METRICS, boxes
+from qvl_sft.prediction import LEFT_OUT, Prediction, read_predictions, write_lines, write_predictions
+from qvl_sft.samples import check_lists, fields_of, keep_picture, references_of
 
-Metric = Callable[[Sequence[str], Sequence[str]], float]  # answers, references -> a figure, accuracies in 0..1
-METRICS: dict[str, Metric] = {"exact_match": exact_match}
-
-PICTURES = 24  # samples of a list whose pictures are kept for the report
+PICTURES = 24  # first samples of a list whose pictures are kept for the report
+WORST = 24  # samples with the lowest scores whose pictures are kept too
 TOKENS = 4096  # per forward of the loss
 HELD = 128  # samples whose pixels are held at a time
 
 
-def register_metric(name: str) -> Callable[[Metric], Metric]:
-    """Make a function of all answers and references a metric that recipes can name; for --plugin files."""
-
-    def register(metric: Metric) -> Metric:
-        METRICS[name] = metric
-        return metric
-
-    return register
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answered question; a line of predictions.jsonl."""
-
-    list: str
-    id: str
-    question: str
-    reference: str
-    answer: str
-    correct: bool
-    picture: str | None = None  # file below the run folder, for the first PICTURES of a list
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured, on which lists of samples ("validation", "test")."""
+    """What is measured, on which lists of samples ("validation", "test"). Raises BadInput for what has no answer there.
+
+    metrics   names of METRICS; the report sorts answers by the first
+    group_by  key of the samples' meta or other fields; figures are then also given for each of its values
+    samples   of each list, before the final evaluation
+    train_on  answers whose loss is measured, each label counting once; a sample without any is left out
+    """
 
     lists: Mapping[str, Mixture]
     processor: Any
     collate: Collate
     metrics: Sequence[str] = ("exact_match",)
     max_new_tokens: int = 64
-    samples: int | None = None  # per list, before the final evaluation
-    train_on: TrainOn = "all"  # answers whose loss is measured, each label counting once
+    samples: int | None = None
+    group_by: str | None = None
+    train_on: TrainOn = "all"
 
     def __post_init__(self) -> None:
-        for name in self.metrics:
-            if name not in METRICS:
-                raise BadInput(f'evaluate.metrics: there is no metric "{name}"; choose from {", ".join(METRICS)}.')
+        check_lists(self.lists, self.metrics, self.group_by)
 
     def measure(
         self, model: nn.Module, world: World, final: bool, run: RunFolder, limit: int | None = None
     ) -> dict[str, float]:
         """Figures such as validation_loss and test_exact_match, the same on every process.
 
-        Before the end only the validation list is looked at. At the end the run folder gets predictions.jsonl and the
-        first pictures in samples/; it looks at all samples, or at `limit` of them. Samples that cannot be used are left
-        out, counted (validation_left_out) and, at the end, listed in left_out.jsonl.
+        Before the end only the validation list is looked at. At the end the run folder gets predictions.jsonl, and in
+        samples/ the pictures of the first and of the worst answers; it looks at all samples, or at `limit` of them.
+        Samples that cannot be used are left out, counted (validation_left_out) and, at the end, listed in
+        left_out.jsonl.
         """
         figures: dict[str, float] = {}
         predictions: list[Prediction] = []
@@ -92,61 +75,69 @@ class Evaluation:
             if not final and name != "validation":
                 continue
             items = _choose(list(mixture.items()), limit if final else self.samples)
-            mine = items[world.rank :: world.size]
-            kept = set(items[:PICTURES]) if final else set()
-            parts = world.gather(self._measure(model, name, mixture, mine, kept, run.path))
-            labels = sum(part.labels for part in parts)
-            figures[f"{name}_loss"] = sum(part.loss for part in parts) / labels if labels else float("nan")
-            if answered := _dealt_back([part.predictions for part in parts]):
-                answers, references = [p.answer for p in answered], [p.reference for p in answered]
-                figures |= {f"{name}_{metric}": METRICS[metric](answers, references) for metric in self.metrics}
-                predictions += answered
+            parts = world.gather(self._measure(model, name, mixture, items, range(world.rank, len(items), world.size)))
+            answered = {place: prediction for part in parts for place, prediction in part.answered}
+            places = sorted(answered)  # the order of the items, whoever answered them
+            found = scored([answered[place] for place in places], self.metrics)
+            figures |= figures_of(name, found, self.metrics, self.group_by)
+            if final and world.rank == 0 and self.metrics:
+                shown = {*range(PICTURES), *(places[i] for i in worst(found, self.metrics[0], WORST))}
+                predictions += [
+                    replace(p, picture=keep_picture(mixture, items[place], run.path, name)) if place in shown else p
+                    for place, p in zip(places, found, strict=True)
+                ]
             if bad := [entry for part in parts for entry in part.left_out]:
                 figures[f"{name}_left_out"] = float(len(bad))
                 left_out += bad
         if final and world.rank == 0:
-            _write_lines(run.path / "predictions.jsonl", [asdict(prediction) for prediction in predictions])
-            _write_lines(run.path / "left_out.jsonl", left_out)
+            write_predictions(run.path, predictions)
+            write_lines(run.path / LEFT_OUT, left_out)
         return figures
 
     def _measure(
-        self, model: nn.Module, name: str, mixture: Mixture, items: Sequence[Item], kept: set[Item], folder: Path
+        self, model: nn.Module, name: str, mixture: Mixture, items: Sequence[Item], places: Sequence[int]
     ) -> "_Measured":
         """Loss and greedy answers of this process's items, HELD at a time."""
         measured = _Measured()
         device = next(model.parameters()).device
-        for start in range(0, len(items), HELD):
-            opened = []
-            for item in items[start : start + HELD]:
+        for start in range(0, len(places), HELD):
+            opened: list[_Opened] = []
+            for place in places[start : start + HELD]:
                 try:
-                    opened.append(self._open(mixture, item, folder, name, item in kept))
+                    opened.append(self._open(mixture, items[place], place))
                 except BadSample as error:
-                    entry = {"list": name, "id": mixture.place(item), "reason": error.reason, "message": str(error)}
+                    where = mixture.place(items[place])
+                    entry = {"list": name, "id": where, "reason": error.reason, "message": str(error)}
                     measured.left_out.append(entry)
+            losses: list[float] = []
             for samples in _by_tokens(one.whole for one in opened):
-                losses = token_losses(model, self.collate(samples).to(device))  # (N,)
-                measured.loss += float(losses.double().sum())
-                measured.labels += len(losses)
+                nll = token_losses(model, self.collate(samples).to(device)).double()  # (N,)
+                losses += [float(part.sum()) for part in nll.split([sample.count for sample in samples])]
+            answers = [""] * len(opened)
             if self.metrics:
                 answers = generate(model, self.processor, [one.question for one in opened], self.max_new_tokens)
-                measured.predictions += [one.answered(answer) for one, answer in zip(opened, answers, strict=True)]
+            for one, answer, loss in zip(opened, answers, losses, strict=True):
+                measured.answered.append((one.place, one.answered(name, answer, loss)))
         return measured
 
-    def _open(self, mixture: Mixture, item: Item, folder: Path, name: str, keep_picture: bool) -> "_Opened":
+    def _open(self, mixture: Mixture, item: Item, place: int) -> "_Opened":
         sample = mixture.sample(item)
         whole = encode(sample, self.processor, train_on=self.train_on)
         question, reference = prompt(sample, self.processor)
-        picture = _keep_picture(sample, folder, f"{name}-{item.source}-{item.index}") if keep_picture else None
-        return _Opened(name, sample, whole, question, reference, picture)
+        with placed(sample):
+            references = references_of(sample)
+            if any(METRICS[name].needs == "boxes" for name in self.metrics):
+                boxes.reference_boxes(reference)
+        begun = self.processor.tokenizer.decode(question.ids[-8:]).rpartition("<think>")
+        thinks = bool(begun[1]) and "</think>" not in begun[2]  # the template has opened the thinking already
+        return _Opened(place, sample, whole, question, reference, references, "<think>\n" if thinks else "")
 
 
 @dataclass
 class _Measured:
-    """What one process found out about its share of a list."""
+    """What one process found out about its share of a list: by place in the list, and what it could not use."""
 
-    loss: float = 0.0  # summed over labels, in nats
-    labels: int = 0
-    predictions: list[Prediction] = field(default_factory=list)
+    answered: list[tuple[int, Prediction]] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -154,17 +145,29 @@ class _Measured:
 class _Opened:
     """A sample with its answer, for the loss, and without, to be answered."""
 
-    list: str
+    place: int
     sample: Sample
     whole: Encoded
     question: Encoded
     reference: str
-    picture: str | None
+    references: tuple[str, ...]
+    begun: str  # of the answer, by the template
 
-    def answered(self, answer: str) -> Prediction:
-        correct = exact_match([answer], [self.reference]) == 1.0
+    def answered(self, name: str, answer: str, loss: float) -> Prediction:
         asked = next((message.text for message in reversed(self.sample.messages) if message.role == "user"), "")
-        return Prediction(self.list, self.sample.id, asked, self.reference, answer, correct, self.picture)
+        said = Prediction(
+            list=name,
+            id=self.sample.id,
+            question=asked,
+            reference=self.reference,
+            answer=self.begun + answer,
+            correct=False,
+            references=self.references,
+            fields=fields_of(self.sample),
+            loss=loss,
+            labels=self.whole.count,
+        )
+        return replace(said, correct=said.said in said.accepted)
 
 
 def evaluate(
@@ -172,50 +175,57 @@ def evaluate(
     data: Sequence[str],
     out: Path,
     *,
+    metrics: Sequence[str] = ("exact_match",),
+    group_by: str | None = None,
     split: str = "test",
     base: str | None = None,
     samples: int | None = None,
     max_new_tokens: int = 64,
+    quantization: str | None = None,
     media_root: Path | None = None,
     allow_root: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Measure any model on data files or dataset folders; `out` gets result.json, predictions.jsonl and report.html."""
-    from qvl_sft.report import evaluation_report
+    """Measure any model on data files or dataset folders; `out` gets result.json, predictions.jsonl and report.html.
+
+    Without data, the answers that an evaluation left in the folder `model` are judged again, by other metrics or
+    groups, and no model is loaded.
+    """
+    from qvl_sft.evaluated import judge_again, publish
+
+    with new_folder(out) as aside:
+        run = RunFolder(aside)
+        if data:
+            mixture = Mixture(read_sources(*data), split, media_root, allow_root)
+            answer(model, {split: mixture}, run, metrics, group_by, samples, max_new_tokens, base, quantization)
+        else:
+            judge_again(Path(model), run, metrics, group_by)
+        values = publish(run, model, data, metrics, group_by)
+    print(RunFolder(out).report_file)
+    return values
+
+
+def answer(
+    model: str,
+    lists: Mapping[str, Mixture],
+    run: RunFolder,
+    metrics: Sequence[str],
+    group_by: str | None = None,
+    samples: int | None = None,
+    max_new_tokens: int = 64,
+    base: str | None = None,
+    quantization: str | None = None,
+) -> None:
+    """Let a model answer; the run folder then has its predictions. Raises BadInput if no sample can be used."""
     from qvl_sft.trained import load_trained
 
-    mixture = Mixture(read_sources(*data), split, media_root, allow_root)
-    with new_folder(out) as aside:
-        loaded, processor = load_trained(model, base)
-        evaluation = Evaluation({split: mixture}, processor, collation(processor), max_new_tokens=max_new_tokens)
-        run = RunFolder(aside)
-        with torch.no_grad():
-            figures = evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, limit=samples)
-        if not read_predictions(aside):
-            example = read_records(aside / "left_out.jsonl")[0]["message"]
-            raise BadInput(f"{', '.join(data)}: no sample can be used, such as: {example}")
-        values = result("qvl-sft", seed=0, complete=True, figures={"model": model, "data": " ".join(data), **figures})
-        run.write_result(values)
-        evaluation_report(run, model)
-    print(*(f"{name} {value:.4f}" for name, value in figures.items()), RunFolder(out).report_file, sep="\n")
-    return dict(values)
-
-
-def read_predictions(folder: Path) -> list[Prediction]:
-    """The predictions an evaluation left in a run folder; empty if there are none."""
-    return [Prediction(**record) for record in read_records(folder / "predictions.jsonl")]
-
-
-def _write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSONL file; without records there is none, also if an earlier try left one."""
-    if records:
-        write_atomic(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    else:
-        file.unlink(missing_ok=True)
-
-
-def _dealt_back(parts: list[list[Prediction]]) -> list[Prediction]:
-    """The processes' predictions in the order of the items, as far as none was left out: one from each in turn."""
-    return [prediction for turn in zip_longest(*parts) for prediction in turn if prediction is not None]
+    check_lists(lists, metrics, group_by)  # before the model is loaded
+    loaded, processor = load_trained(model, base, quantization=quantization)
+    evaluation = Evaluation(lists, processor, collation(processor), metrics, max_new_tokens, group_by=group_by)
+    with torch.no_grad():
+        evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, samples)
+    if not read_predictions(run.path):
+        example = read_records(run.path / LEFT_OUT)[0]["message"]
+        raise BadInput(f"no sample can be used, such as: {example}")
 
 
 def _choose(items: list[Item], samples: int | None) -> list[Item]:
@@ -235,18 +245,3 @@ def _by_tokens(samples: Iterable[Encoded]) -> Iterator[list[Encoded]]:
         group.append(sample)
     if group:
         yield group
-
-
-def _keep_picture(sample: Sample, folder: Path, name: str) -> str | None:
-    """Save the sample's first picture for the report, at most 256 pixels wide; None if it has none."""
-    first = next((index for index, media in enumerate(sample.media) if media.kind == "image"), None)
-    if first is None:
-        return None
-    picture = sample.opener.open(sample.media[first])
-    picture.thumbnail((256, 256))
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    path = folder / "samples" / f"{name}.png"
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, data.getvalue())
-    return f"samples/{path.name}"

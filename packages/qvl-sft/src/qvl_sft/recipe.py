@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe import blocks
+from qvl_sft.metrics import check_names
 from qvl_vision.recipe import Model
 
 
@@ -43,13 +44,24 @@ class SFTRecipe(blocks.Recipe):
     train: Train
 
     @model_validator(mode="after")
+    def _metrics_there_are(self) -> "SFTRecipe":
+        try:
+            check_names(self.evaluate.metrics)
+        except ValueError as error:
+            raise ValueError(f"`evaluate.metrics`: {error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _a_figure_to_stop_on(self) -> "SFTRecipe":
         if (stop := self.evaluate.early_stop) is None:
             return self
         if not self.data.validation:
             raise ValueError("`evaluate.early_stop` needs `data.validation`, samples to measure on during training")
         figures = [f"validation_{name}" for name in ("loss", *self.evaluate.metrics)]
-        if stop.metric not in figures:
+        whole, of_a_group, _ = stop.metric.partition("/")
+        if of_a_group and self.evaluate.group_by is None:
+            raise ValueError(f"`evaluate.early_stop.metric` {stop.metric!r} is of a group; set `evaluate.group_by`")
+        if whole not in figures:
             raise ValueError(
                 f"`evaluate.early_stop.metric` {stop.metric!r} is no figure; choose {' or '.join(figures)}"
             )

@@ -1,13 +1,20 @@
-"""The page of a run: what every run shows, and its answers on held-out pictures."""
+"""The page of a run: what every run shows, and its answers on held-out pictures; and the page of an evaluation."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from qvl_core.report import Figure, Figures, Matrix, Picture, Pictures, Section, Table, run_sections, write
+import yaml
+
+from qvl_core.report import Block, Figure, Figures, Matrix, Section, Table, run_sections, write
 from qvl_core.report import report as core_report
 from qvl_core.run import RunFolder
-from qvl_sft.evaluate import PICTURES, Prediction, read_predictions
+from qvl_sft.answers import box_note, gallery
+from qvl_sft.figures import estimates, estimates_by_group, is_right, worst
+from qvl_sft.metrics import METRICS
+from qvl_sft.prediction import Prediction, by_list, read_predictions
 
+SHOWN = 24  # answers of each kind
 LABELS = 20  # at most, for a confusion matrix
 ALIGNMENT = "alignment"  # folder of stage one in the run folder of both
 
@@ -15,19 +22,38 @@ ALIGNMENT = "alignment"  # folder of stage one in the run folder of both
 def report(path: Path) -> Path:
     """Write the report.html of the run in `path` anew. Raises BadInput if there is no run."""
     run = RunFolder(Path(path))
-    answers = [_answers(run, name, p) for name, p in _by_list(read_predictions(run.path)).items()]
+    predictions = by_list(read_predictions(run.path))
+    answers = [
+        Section(f"Answers on {name}", [*_estimates(run, of_list), *answer_blocks(run.path, of_list)], box_note(of_list))
+        for name, of_list in predictions.items()
+    ]
     more = [*_first_stage(run), *answers]
     return write(run, [*run_sections(run), *more]) if more else core_report(run.path)
 
 
-def evaluation_report(run: RunFolder, model: str) -> Path:
-    """Write the page of `qvl-sft evaluate`: figures and answers."""
-    values = run.read_result() or {}
-    figures = [
-        Figure(name, value) for name, value in values.items() if isinstance(value, float) and "seconds" not in name
+def evaluation_report(run: RunFolder, model: str, metrics: Sequence[str], group_by: str | None) -> Path:
+    """Write the page of `qvl-sft evaluate`: figures, by group, and answers."""
+    sections = []
+    for name, predictions in by_list(read_predictions(run.path)).items():
+        figures = [Figure(metric, e.value, note=e.spread) for metric, e in estimates(predictions, metrics).items()]
+        blocks: list[Block] = [Figures([*figures, Figure("samples", len(predictions))])]
+        if group_by is not None:
+            blocks.append(group_table(predictions, metrics, group_by))
+        sections.append(Section(f"Figures of {name}", blocks, "Beneath each figure its 95 % interval."))
+        sections.append(Section(f"Answers on {name}", answer_blocks(run.path, predictions), box_note(predictions)))
+    data = (run.read_result() or {}).get("data")
+    return write(run, sections, title=f"Evaluation of {model}", lead=f"on {data}" if data else "")
+
+
+def _estimates(run: RunFolder, predictions: list[Prediction]) -> list[Block]:
+    """What a run's predictions say of each figure, and of each group."""
+    metrics = metrics_of(predictions)
+    group_by = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))["evaluate"].get("group_by")
+    rows = [
+        {"figure": name, "value": e.value, "95 % interval": e.spread}
+        for name, e in estimates(predictions, metrics).items()
     ]
-    answers = [_answers(run, name, p) for name, p in _by_list(read_predictions(run.path)).items()]
-    return write(run, [Section("Figures", [Figures(figures)]), *answers], title=f"Evaluation of {model}")
+    return [Table(rows), *([group_table(predictions, metrics, group_by)] if group_by else [])]
 
 
 def _first_stage(run: RunFolder) -> list[Section]:
@@ -40,31 +66,35 @@ def _first_stage(run: RunFolder) -> list[Section]:
     return [Section("Stage one: the new merger alone", [*([Figures(figures)] if figures else []), loss])]
 
 
-def _answers(run: RunFolder, name: str, predictions: list[Prediction]) -> Section:
-    blocks = [pictures(run.path, predictions), texts(predictions), confusion(predictions)]
-    return Section(f"Answers on {name}", [block for block in blocks if block is not None])
+def metrics_of(predictions: Sequence[Prediction]) -> list[str]:
+    """By which metrics predictions were scored, as far as these are known here (a plugin's may not be)."""
+    return [name for name in predictions[0].scores if name in METRICS] if predictions else []
 
 
-def pictures(folder: Path, predictions: list[Prediction], title: str = "") -> Pictures | None:
-    """The pictures that were kept, with question, answer and, where it differs, the reference."""
-    shown = [
-        Picture((folder / p.picture).read_bytes(), _caption(p), "good" if p.correct else "bad")
-        for p in predictions
-        if p.picture is not None and (folder / p.picture).is_file()
-    ]
-    return Pictures(shown, title) if shown else None
-
-
-def texts(predictions: list[Prediction]) -> Table | None:
-    """The first questions without a picture, with answer and reference."""
-    asked = [p for p in predictions[:PICTURES] if p.picture is None]  # of later ones no picture was kept
-    if not asked:
-        return None
+def group_table(predictions: Sequence[Prediction], metrics: Sequence[str], key: str) -> Table:
+    """Every figure of every group, with half of its 95 % interval."""
     rows = [
-        {"question": p.question, "answer": p.answer, "reference": p.reference, "right": "yes" if p.correct else "no"}
-        for p in asked
+        {key: group, "samples": count, **{metric: str(estimate) for metric, estimate in found.items()}}
+        for group, (count, found) in estimates_by_group(predictions, metrics, key).items()
     ]
-    return Table(rows, "Questions without a picture")
+    return Table(rows, f"By {key}")
+
+
+def answer_blocks(folder: Path, predictions: list[Prediction]) -> list[Block]:
+    """The worst answers, the first ones as they come, and a confusion matrix where there are few short answers."""
+    metrics = metrics_of(predictions)
+    first = predictions[:SHOWN]
+    blocks: list[Block | None] = []
+    if metrics and (lowest := worst(predictions, metrics[0], SHOWN)):
+        title = "Answers that are wrong" if METRICS[metrics[0]].right else f"Lowest {metrics[0]}"
+        blocks += gallery(folder, [predictions[place] for place in lowest], metrics, title)
+        right = [p for p in first if is_right(p, metrics[0]) is not False]
+        blocks += gallery(
+            folder, right, metrics, "Answers that are right" if METRICS[metrics[0]].right else "The first"
+        )
+    else:
+        blocks += gallery(folder, first, metrics, "")
+    return [block for block in [*blocks, confusion(predictions)] if block is not None]
 
 
 def confusion(predictions: list[Prediction], title: str = "Confusion matrix") -> Matrix | None:
@@ -72,19 +102,7 @@ def confusion(predictions: list[Prediction], title: str = "Confusion matrix") ->
     labels = sorted({p.reference for p in predictions})
     if not 2 <= len(labels) <= LABELS or max(map(len, labels)) > LABELS:
         return None
-    counts = Counter((p.reference, p.answer.strip() if p.answer.strip() in labels else "other") for p in predictions)
+    counts = Counter((p.reference, p.said if p.said in labels else "other") for p in predictions)
     columns = [*labels, "other"] if any(answer == "other" for _, answer in counts) else labels
     rows = [[counts[reference, answer] for answer in columns] for reference in labels]
     return Matrix(labels, rows, title, columns=columns)
-
-
-def _caption(prediction: Prediction) -> str:
-    answer = prediction.answer.strip() or "(no answer)"
-    return f"{prediction.question.strip()}\n{answer}" + ("" if prediction.correct else f" (not {prediction.reference})")
-
-
-def _by_list(predictions: list[Prediction]) -> dict[str, list[Prediction]]:
-    lists: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        lists.setdefault(prediction.list, []).append(prediction)
-    return lists

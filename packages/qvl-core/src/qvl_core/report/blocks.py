@@ -61,11 +61,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Shape:
-    """A box (x1, y1, x2, y2), a point (x, y) or a polygon (x, y, x, y, ...) drawn on a picture, and its label."""
+    """A box (x1, y1, x2, y2), a point (x, y) or a polygon (x, y, x, y, ...) drawn on a picture, and its label.
+
+    `colour` is one of the page's, 1 to 6; by default shapes take them in turn.
+    """
 
     kind: Literal["box", "point", "polygon"]
     xy: Sequence[float]
     label: str = ""
+    colour: int | None = None
+    dashed: bool = False
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def tallies(predictions: Sequence[Prediction], metrics: Iterable[str]) -> dict[s
     except ValueError as error:
         raise BadInput(f"{error}.") from None
     loss = np.array([(p.loss, p.labels) for p in predictions], np.float64).reshape(-1, 2)
-    return {"loss": Tally(loss)} | {name: METRICS[name](predictions) for name in metrics}
+    return {name: METRICS[name](predictions) for name in metrics} | {"loss": Tally(loss)}
 
 
 from qvl_sft.metrics import anls, bleu, boxes, cider, exact, rouge  # noqa: E402, F401  (they register themselves)

@@ -1,0 +1,132 @@
+"""What an evaluation reads from samples: further references, fields to group by, pictures for the report."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from qvl_core.errors import BadInput
+from qvl_core.files import write_atomic
+from qvl_data.errors import BadSample
+from qvl_data.grounding import entries
+from qvl_data.sample import Media, Sample
+from qvl_data.shown import frames, small
+from qvl_data.sources import Item, Mixture
+from qvl_sft.metrics import METRICS, check_names
+
+REFERENCES, GROUP = "references", "group"
+SIDE = 448  # pixels of a kept picture, at most
+_LONGEST = 100  # letters of a field's value
+_UNIQUE = {"locator", "url"}  # fields of meta that tell samples apart, not groups
+
+
+def references_of(sample: Sample) -> tuple[str, ...]:
+    """Answers that are as good as the conversation's last: the field `references` of the data, a list of texts.
+
+    It stands beside the messages in any format that keeps unknown fields, in qvl.sample/1 in `extra.fields`.
+    Raises BadSample if it is something else.
+    """
+    given = _extra(sample).get(REFERENCES, [])
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise BadSample("schema", f"`{REFERENCES}` is no list of texts; write every accepted answer as one text")
+    return tuple(given)
+
+
+def fields_of(sample: Sample) -> dict[str, Any]:
+    """Single values of the sample's unknown fields and of its meta, whose names win."""
+    values = _extra(sample) | sample.meta.model_dump(exclude_none=True, exclude=_UNIQUE)
+    return {key: value for key, value in values.items() if _single(value)}
+
+
+def check_lists(lists: Mapping[str, Mixture], metrics: Sequence[str], group_by: str | None) -> None:
+    """`check_offers` of every list; no picture is opened. Raises BadInput."""
+    for name, mixture in lists.items():
+        offers = ((_offered(sample), fields_of(sample).keys()) for sample in _outlines(mixture))
+        check_offers(name, offers, metrics, group_by)
+
+
+def check_offers(
+    name: str, offers: Iterable[tuple[Set[str], Set[str]]], metrics: Sequence[str], group_by: str | None
+) -> None:
+    """Raise BadInput for a metric that is unknown, or that no sample has a reference for, and for an unknown group.
+
+    offers  what a sample's reference holds, and which fields the sample has; read until all that is needed was there
+    """
+    try:
+        check_names(metrics)
+    except ValueError as error:
+        raise BadInput(f"evaluate.metrics: {error}.") from None
+    needed = {METRICS[metric].needs: metric for metric in reversed(metrics)}
+    missing: set[str] = {*needed, *([GROUP] if group_by else [])}
+    keys: set[str] = set()
+    read = 0
+    for offered, fields in offers if missing else ():
+        read, keys = read + 1, keys | fields
+        missing -= offered | ({GROUP} if group_by in keys else set())
+        if not missing:
+            return
+    if not read:  # nothing to measure: the measurement says so, with the reason
+        return
+    if "answer" in missing:
+        raise BadInput(f"metric {needed['answer']}: no sample of {name} has an answer to compare with; add answers.")
+    if "boxes" in missing:
+        raise BadInput(
+            f"metric {needed['boxes']}: no answer in {name} states a box, such as "
+            '{"bbox_2d": [x1, y1, x2, y2]} in 0..1000; add boxes, or leave the metric out.'
+        )
+    if GROUP in missing:
+        known = ", ".join(sorted(keys)) or "none"
+        raise BadInput(f"group_by {group_by}: no sample of {name} has this field; fields with single values: {known}.")
+
+
+def offered_by(text: str) -> set[str]:
+    """What a reference answer holds that metrics need."""
+    return {"answer", "boxes"} if any(kind == "box" for kind, *_ in entries(text)) else {"answer"}
+
+
+def keep_picture(mixture: Mixture, item: Item, folder: Path, name: str) -> str | None:
+    """Save the first picture of a sample, or a frame of its video, for the report; None if it has neither."""
+    sample = mixture.sample(item)
+    media = next((media for media in sample.media), None)
+    if media is None:
+        return None
+    data = _small(sample, media)
+    kind = "png" if data.startswith(b"\x89PNG") else "jpg"
+    path = folder / "samples" / f"{name}-{item.source}-{item.index}.{kind}"
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, data)
+    return f"samples/{path.name}"
+
+
+def _small(sample: Sample, media: Media) -> bytes:
+    if media.kind == "image":
+        return small(sample.opener.open(media), SIDE)
+    shown = frames(sample, media, 3)
+    return small(shown[len(shown) // 2][1], SIDE)
+
+
+def _outlines(mixture: Mixture) -> Iterator[Sample]:
+    for item in mixture.items():
+        try:
+            yield mixture.outline(item)
+        except BadSample:
+            continue
+
+
+def _offered(sample: Sample) -> set[str]:
+    """What the last answer of a sample holds that metrics need."""
+    roles = [message.role for message in sample.messages]
+    if "assistant" not in roles[1:]:
+        return set()
+    last = sample.messages[len(roles) - 1 - roles[::-1].index("assistant")]
+    drawn = any(sample.regions[index].kind == "box" for part in last.parts for index in part.regions or ())
+    return offered_by(last.text) | ({"boxes"} if drawn else set())
+
+
+def _extra(sample: Sample) -> dict[str, Any]:
+    fields = json.loads(sample.extra).get("fields", {}) if sample.extra else {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _single(value: object) -> bool:
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _LONGEST)

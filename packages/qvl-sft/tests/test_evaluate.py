@@ -1,0 +1,246 @@
+"""`qvl-sft evaluate` with every metric, by group, judged again; a tiny model computes, what it answers is scripted."""
+
+import html
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import files, qvl_sft
+from scripted import KINDS, LONG, answering, cut, moved, refused, result
+
+from qvl_core.errors import BadInput
+from qvl_core.recipe.load import load
+from qvl_data.convert import write_samples
+from qvl_data.dataset import Dataset
+from qvl_data.example import samples
+from qvl_sft.evaluated import table
+from qvl_sft.figures import Estimate, figures_of, scored, worst
+from qvl_sft.prediction import Prediction, read_predictions
+from qvl_sft.recipe import RECIPE
+from qvl_sft.samples import fields_of, references_of
+
+
+@pytest.fixture(scope="module")
+def found_boxes(untrained: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("boxes") / "evaluation"
+    metrics = [word for name in ("iou", "box_recall_50", "box_precision_50") for word in ("--metric", name)]
+    with answering(moved):
+        done = qvl_sft("evaluate", str(untrained), str(sets / "boxes.parquet"), *metrics, "--out", str(out))
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture(scope="module")
+def captioned(untrained: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("captions") / "evaluation"
+    metrics = [word for name in ("cider", "rougeL", "bleu", "anls") for word in ("--metric", name)]
+    with answering(cut):
+        done = qvl_sft(
+            "evaluate", str(untrained), str(sets / "captions.jsonl"), *metrics, "--group-by", "kind", "--out", str(out)
+        )
+    assert done.code == 0, done.err
+    assert re.search(r"rougeL +│ all +│ +0\.\d{4} │ 0\.\d{3} to", done.out)
+    return out
+
+
+# Figures
+
+
+def test_boxes_are_found_and_drawn(found_boxes: Path) -> None:
+    figures, predictions = result(found_boxes), read_predictions(found_boxes)
+    assert len(predictions) == figures["test_samples"] == 40
+    stated = [json.loads(p.reference) for p in predictions]
+    total = sum(len(boxes) if isinstance(boxes, list) else 1 for boxes in stated)
+    halved = sum(int(p.id[-3:]) % 3 == 0 for p in predictions)
+    assert figures["test_box_recall_50"] <= 1 - halved / total
+    assert figures["test_box_recall_50"] == figures["test_box_precision_50"]  # as many are written as there are
+    assert figures["test_boxes_outside"] > 0
+    assert figures["test_boxes_unsound"] == 0
+    assert figures["test_iou_low"] < figures["test_iou"] < figures["test_iou_high"] < 1
+    page = (found_boxes / "report.html").read_text(encoding="utf-8")
+    assert page.count("stroke-dasharray") == page.count("<rect") / 2
+    assert page.index("iou 0.") < page.index("iou 1.00")  # the worst come first
+
+
+def test_groups_have_figures_of_their_own(captioned: Path) -> None:
+    figures, predictions = result(captioned), read_predictions(captioned)
+    for metric in ("cider", "rougeL", "bleu", "anls"):
+        for kind in KINDS:
+            assert f"test_{metric}/{kind}" in figures
+    anls = [p.scores["anls"] for p in predictions if p.fields["kind"] == "写真"]
+    assert figures["test_anls/写真"] == pytest.approx(sum(anls) / len(anls))  # type: ignore[arg-type]
+    sizes = Counter(p.fields["kind"] for p in predictions)
+    whole = sum(figures[f"test_cider/{kind}"] * sizes[kind] for kind in KINDS)
+    assert whole == pytest.approx(40 * figures["test_cider"])
+    page = html.unescape((captioned / "report.html").read_text(encoding="utf-8"))
+    assert "By kind" in page
+    assert LONG in page
+
+
+def test_answers_are_judged_again_without_the_model(captioned: Path, tmp_path: Path) -> None:
+    again = qvl_sft(
+        "evaluate", str(captioned), "--metric", "anls", "--metric", "rouge1", "--out", str(tmp_path / "again")
+    )
+    assert again.code == 0, again.err
+    figures = result(tmp_path / "again")
+    assert figures["test_anls"] == result(captioned)["test_anls"]
+    assert figures["test_loss"] == result(captioned)["test_loss"]
+    assert "test_rouge1" in figures
+    assert [name for name in files(tmp_path / "again") if name.endswith(("png", "jpg"))] == [
+        name for name in files(captioned) if name.endswith(("png", "jpg"))
+    ]
+
+
+def test_thinking_is_kept_and_not_judged(untrained: Path, data: Path, tmp_path: Path) -> None:
+    with answering(lambda reference, _: f"<think>\nIs it a 3?\n</think>\n\n{reference}"):
+        done = qvl_sft(
+            "evaluate", str(untrained), str(data / "digits"), "--samples", "6", "--out", str(tmp_path / "out")
+        )
+    assert done.code == 0, done.err
+    assert result(tmp_path / "out")["test_exact_match"] == 1.0
+    assert "Is it a 3?" in (tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8")
+
+
+def test_the_worst_come_first_and_ties_by_loss() -> None:
+    said = [
+        Prediction("test", str(i), "?", "a", "a" if i % 2 else "b", bool(i % 2), loss=i, labels=1) for i in range(9)
+    ]
+    assert worst(scored(said, ["exact_match"]), "exact_match", 3) == [8, 6, 4]
+    assert worst(scored([said[1]], ["exact_match"]), "exact_match", 3) == []
+
+
+def test_the_terminal_shows_groups() -> None:
+    one = {"anls": Estimate(0.5, 0.4, 0.6)}
+    assert [column.header for column in table("test", 9, one, {}).columns][:2] == ["figure", "value"]
+    shown = table("test", 9, one, {"odd": (4, one), "even": (5, one)})
+    assert list(shown.columns[1].cells) == ["all", "odd", "even"]
+
+
+# Samples
+
+
+def test_references_and_fields_stand_beside_the_messages(tmp_path: Path) -> None:
+    row = {
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Paris"}],
+        "references": ["paris", "the city of Paris"],
+        "kind": "city",
+        "level": 3,
+        "nested": {"no": 1},
+    }
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    sample = Dataset(tmp_path / "data.jsonl")[0]
+    assert references_of(sample) == ("paris", "the city of Paris")
+    assert {key: fields_of(sample)[key] for key in ("kind", "level")} == {"kind": "city", "level": 3}
+    assert "nested" not in fields_of(sample)
+
+
+# During training
+
+
+def test_early_stopping_takes_any_figure(data: Path) -> None:
+    given = [f"data={{train: {data / 'digits'}, validation: {data / 'digits'}}}", "evaluate.every=4"]
+
+    def stops_on(metric: str, *more: str) -> Any:
+        changes = [*given, "evaluate.metrics=[rougeL, box_recall_50]", f"evaluate.early_stop.metric={metric}", *more]
+        return load(RECIPE, "tiny", changes, "qvl_sft").evaluate.early_stop
+
+    assert stops_on("validation_rougeL").larger_is_better
+    assert stops_on("validation_box_recall_50").larger_is_better
+    assert not stops_on("validation_loss").larger_is_better
+    assert stops_on("validation_rougeL/odd", "evaluate.group_by=kind").larger_is_better
+    assert not stops_on("validation_loss/odd", "evaluate.group_by=kind").larger_is_better
+
+
+def test_training_measures_by_group_and_stops_on_a_group(data: Path, tmp_path: Path) -> None:
+    digits = data / "digits"
+    done = qvl_sft(
+        "train", "tiny", f"data={{train: {digits}, validation: {digits}}}", "train.steps=3", "batch.size=2",
+        "evaluate={every: 1, samples: 4, max_new_tokens: 2, metrics: [exact_match, rougeL], group_by: split, "
+        "early_stop: {metric: validation_rougeL/validation, patience: 1}}", "--out", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    figures = result(tmp_path / "run")
+    assert figures["steps"] == 2  # nothing is right yet, so the second evaluation is no better than the first
+    assert "validation_rougeL/validation" in figures
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert "By split" in page
+
+
+# Bad input
+
+
+def recipe_of(data: Path, *changes: str) -> list[str]:
+    digits = data / "digits"
+    return [
+        "train",
+        "tiny",
+        f"data={{train: {digits}, validation: {digits}}}",
+        "train.steps=1",
+        "batch.size=2",
+        *changes,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["evaluate.metrics=[rouge_l]"], ['there is no metric "rouge_l"', 'did you mean "rougeL"?', "box_recall_50"]),
+        (["evaluate.metrics=[iou]"], ["metric iou: no answer in validation states a box", "leave the metric out"]),
+        (["evaluate.group_by=colour"], ["group_by colour: no sample of validation has this field", "dataset, license"]),
+        (["evaluate={every: 1, early_stop: {metric: validation_bleu}}"], ["'validation_bleu' is no figure", "loss"]),
+        (["evaluate={every: 1, early_stop: {metric: validation_loss/a}}"], ["is of a group; set `evaluate.group_by`"]),
+    ],
+)
+def test_a_figure_that_cannot_be(changes: list[str], words: list[str], data: Path, tmp_path: Path) -> None:
+    refused(qvl_sft(*recipe_of(data, *changes), "--out", str(tmp_path / "run")), *words)
+    assert "checkpoints" not in " ".join(files(tmp_path))
+
+
+def test_a_metric_without_references(untrained: Path, tmp_path: Path) -> None:
+    only_asked = [{"messages": [{"role": "user", "content": "Why?"}]}] * 2
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in only_asked), encoding="utf-8")
+    done = qvl_sft("evaluate", str(untrained), str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out"))
+    refused(done, "metric exact_match: no sample of test has an answer to compare with; add answers.")
+    assert files(tmp_path) == ["data.jsonl"]
+
+
+def test_references_that_are_no_list(untrained: Path, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": turns, "references": "So!"}), encoding="utf-8")
+    done = qvl_sft("evaluate", str(untrained), str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out"))
+    refused(done, "no sample can be used, such as: ", "data.jsonl:1: `references` is no list of texts")
+
+
+def test_a_box_outside_the_picture_is_left_out_and_said(untrained: Path, sets: Path, tmp_path: Path) -> None:
+    one = next(iter(samples("grounding", "test")))
+    answer = (
+        one.messages[-1]
+        .parts[0]
+        .model_copy(update={"type": "text", "text": '{"bbox_2d": [10, 10, 1016, 90]}', "regions": None})
+    )
+    stated = one.messages[-1].model_copy(update={"parts": (answer,)})
+    wrong = one.model_copy(update={"messages": (one.messages[0], stated), "regions": (), "id": "wrong"})
+    write_samples([one, wrong], tmp_path / "data.parquet")
+    out = ["--metric", "iou", "--out", str(tmp_path / "out")]
+    with answering(lambda reference, _: reference):
+        done = qvl_sft("evaluate", str(untrained), str(tmp_path / "data.parquet"), *out)
+    assert done.code == 0, done.err
+    assert (result(tmp_path / "out")["test_samples"], result(tmp_path / "out")["test_left_out"]) == (1, 1)
+    assert "leaves 0..1000; is it in another space" in (tmp_path / "out/left_out.jsonl").read_text(encoding="utf-8")
+
+
+def test_nothing_to_judge(untrained: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    refused(qvl_sft("evaluate", str(untrained), *out), "holds no predictions.jsonl; name DATA to answer")
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    refused(qvl_sft("evaluate", str(untrained), str(tmp_path / "empty.jsonl"), *out), "empty.jsonl")
+    assert files(tmp_path) == ["empty.jsonl"]
+
+
+def test_too_many_groups() -> None:
+    said = [Prediction("test", str(i), "?", "a", "a", True, fields={"n": i}) for i in range(200)]
+    with pytest.raises(BadInput, match="group_by n: has 200 values, over 100"):
+        figures_of("test", said, ["exact_match"], "n")
