@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_sft import load_trained
 from qvl_sft.export import export
+from qvl_vision.tiny import tiny as tiny_swapped
 
 # A process that knows nothing of qvl: what the folders say to one picture.
 STRANGER = """
@@ -273,6 +274,23 @@ def test_refusals(run: Path, base: Path, tmp_path: Path) -> None:
         assert (done.code, sentence in done.err) == (2, True), (args, done.err)
         assert len(done.err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_swapped_tower_is_known_to_transformers_alone(tmp_path: Path) -> None:
+    swapped = tmp_path / "swapped"
+    tiny_swapped(swapped)
+    for to in ("vllm", "gguf"):
+        done = qvl_sft("export", str(swapped), "--to", to, "--out", str(tmp_path / "out"))
+        assert done.code == 2
+        assert "has a swapped vision tower, which neither vLLM nor llama.cpp knows" in done.err
+        assert "import qvl_vision before it is loaded" in done.err
+    done = qvl_sft("export", str(swapped), "--out", str(tmp_path / "out"))
+    assert done.code == 0, done.err
+    assert "import qvl_vision" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    before, after = (load_file(folder / "model.safetensors") for folder in (swapped, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert qvl_sft("chat", str(tmp_path / "out"), "Hello", "--max-new-tokens", "1").code == 0
 
 
 def test_what_is_quantised_is_refused(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
