@@ -16,6 +16,7 @@ import copy
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -93,7 +94,7 @@ def load_adapter(model: M, folder: Path) -> M:
     if hasattr(model, "peft_config"):
         _check_continued(model, folder, config, values)
     else:
-        _inject(model, folder, config, values)
+        _prepare(model, folder, config, values)
 
     file = folder / WEIGHTS_FILE
     own = {_key(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -171,16 +172,23 @@ def _folder_of(model: nn.Module) -> Path | None:
     return Path(name) if name and Path(name).is_dir() else None
 
 
-def _inject(model: nn.Module, folder: Path, config: Any, values: Mapping[str, Tensor]) -> None:
+def inject(model: nn.Module, config: Any, without_values: bool = False) -> None:
+    """Put peft's layers around the linear layers that its configuration names; the caller's random state stays."""
     from peft import inject_adapter_in_model
 
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # of merging, which is not done there
+        inject_adapter_in_model(config, model, low_cpu_mem_usage=without_values)
+
+
+def _prepare(model: nn.Module, folder: Path, config: Any, values: Mapping[str, Tensor]) -> None:
+    """Inject what an adapter folder describes, all in fp32."""
     if is_tied(model) and _untied(model, values):
         _untie(model)
     # Fully trained modules are put in place by the caller, without peft's second copy.
     config.modules_to_save, config.ensure_weight_tying, config.inference_mode = None, False, True
     try:
-        with torch.random.fork_rng(devices=[]):
-            inject_adapter_in_model(config, model)
+        inject(model, config)
     except ValueError as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise BadInput(f"{folder / CONFIG_FILE}: does not fit this model ({reason}); use its own base.") from error

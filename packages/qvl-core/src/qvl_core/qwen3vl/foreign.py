@@ -20,7 +20,7 @@ TOWER_FILE = "vit.safetensors"
 
 RENAMES = (
     (r"^(?!base_model\.)", "base_model.model."),
-    (r"\.modules_to_save\.default\.", "."),
+    (r"\.modules_to_save\.default\.|\.base_layer\.", "."),
     (r"(\.lora_\w+)\.default(?=\.|$)", r"\1"),
     (r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector"),
     (r"^base_model\.model\.visual\.", "base_model.model.model.visual."),

@@ -118,7 +118,8 @@ def _main_directions(matrix: Tensor, rank: int, generator: torch.Generator, scal
     basis = torch.linalg.qr(matrix @ directions).Q  # (out, over)
     left, lengths, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
     root = (lengths[:rank] / scale).sqrt()
-    return (basis @ left[:, :rank]) * root, root[:, None] * right[:rank]
+    b, a = (basis @ left[:, :rank]) * root, root[:, None] * right[:rank]
+    return b.contiguous(), a.contiguous()  # LAPACK's come by columns, which a fused optimizer would trip over
 
 
 @contextmanager

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.adapter import EMBEDDING, load_adapter, merge_adapter, save_adapter
+from qvl_core.qwen3vl.adapter import EMBEDDING, inject, load_adapter, merge_adapter, save_adapter
 from qvl_core.qwen3vl.foreign import CONFIG_FILE
 from qvl_core.qwen3vl.groups import GROUPS, decays, group_of, is_adapter, is_tied, layers_of, linear_targets
 from qvl_core.qwen3vl.initial import doubled, set_first_values
@@ -276,11 +275,9 @@ def _lora_config(
 
 def _inject(model: nn.Module, config: Any) -> None:
     """Put peft's layers around the linear layers, B zero, so that the first output is the base's."""
-    from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    with torch.random.fork_rng(devices=[]):  # peft draws too; the caller's random state stays as it was
-        inject_adapter_in_model(config, model, low_cpu_mem_usage=_without_values(model))
+    inject(model, config, _without_values(model))
     for module in model.modules():
         if isinstance(module, LoraLayer):
             # Autocast casts the product; peft's cast to fp32 before it would keep another copy of every input.
