@@ -19,9 +19,10 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl import attention
+from qvl_core.qwen3vl.counting import Shapes
 from qvl_core.qwen3vl.head import head_nll
 from qvl_core.qwen3vl.lora import apply_tune
-from qvl_core.qwen3vl.plan import GIB, Workload, _Shapes, plan_memory
+from qvl_core.qwen3vl.plan import GIB, Workload, plan_memory
 from qvl_core.qwen3vl.presets import config, meta_model
 from qvl_core.recipe.blocks import Batch, Group
 
@@ -144,7 +145,7 @@ LLM = {
 def test_kept_by_a_decoder_layer(tune: dict[str, Group], half: bool, monkeypatch: pytest.MonkeyPatch):
     more, less = (kept_bytes(short("Qwen3-VL-4B", n), tune, "llm", half, monkeypatch) for n in (2, 1))
     work = Workload(TOKENS, document=DOCUMENT, images=0.0)
-    predicted = _Shapes(short("Qwen3-VL-4B", 2), tune, half, "packed", work).llm_layers
+    predicted = Shapes(short("Qwen3-VL-4B", 2), tune, half, "packed", work).llm_layers
     assert more - less == pytest.approx(predicted[1], rel=1e-3)
     norm = 4 + (tune.get("llm") == FULL) * (4 if "embed" in tune or not half else 2)
     last = norm * 2560 * TOKENS  # of the norm behind the layers
@@ -165,8 +166,9 @@ VISION = {
 @pytest.mark.parametrize("tune", VISION.values(), ids=VISION.keys())
 def test_kept_by_the_tower(tune: dict[str, Group], monkeypatch: pytest.MonkeyPatch):
     cfg = short("Qwen3-VL-2B", 1, depth=2)
-    shapes = _Shapes(cfg, tune, True, "packed", Workload(TOKENS // 4, document=DOCUMENT, images=1.0))
-    predicted = sum(shapes.vision_blocks) + shapes._merger("merger") + shapes._merger("deepstack_mergers")
+    shapes = Shapes(cfg, tune, True, "packed", Workload(TOKENS // 4, document=DOCUMENT, images=1.0))
+    mergers = shapes._merger("merger") + shapes._merger("deepstack_mergers")
+    predicted = sum(shapes.vision_blocks) + shapes.vision_pixels + mergers
     assert kept_bytes(cfg, tune, "vision", True, monkeypatch) == pytest.approx(predicted, rel=0.02, abs=TOKENS * 64)
 
 
@@ -258,7 +260,7 @@ def test_rows_add_up_and_states_are_exact():
     assert plan.parameters == 8_767_123_696
     assert plan.rows["frozen weights"] == 2 * 8_767_123_696
     assert plan.rows["trained weights (fp32)"] == 4 * plan.trainable
-    assert plan.rows["Adam states"] == 8 * plan.trainable
+    assert plan.rows["optimizer states"] == 8 * plan.trainable + 4 * 36 * 7 * 2  # a step count for each matrix
     assert plan.as_dict()["workload"]["tokens"] == 8192
 
 
@@ -269,7 +271,7 @@ def test_what_saves_memory_and_what_costs():
     assert lora_8b(EIGHT, attention="eager").peak > lora_8b(EIGHT, attention="sdpa").peak > plan.peak
     full = plan_memory(config("Qwen3-VL-4B"), {"llm": FULL}, EIGHT, recompute=True)
     sharded = plan_memory(config("Qwen3-VL-4B"), {"llm": FULL}, EIGHT, recompute=True, world=8, strategy="fsdp2")
-    assert sharded.rows["Adam states"] == pytest.approx(full.rows["Adam states"] / 8)
+    assert sharded.rows["optimizer states"] == pytest.approx(full.rows["optimizer states"] / 8)
     assert sharded.peak < full.peak / 2
 
 
