@@ -9,7 +9,7 @@ from qvl_core.cli.testing import help_of_every_verb
     ("module", "verbs"),
     [
         ("qvl_sft.cli", {"train", "check", "plan", "demo", "tiny", "recipes list", "report", "doctor", "slurm"}
-         | {"chat", "evaluate", "merge", "export"}),
+         | {"chat", "evaluate", "inspect", "merge", "export"}),
         ("qvl_data.cli", {"audit", "convert", "dedup", "example digits", "fetch", "mix", "pack", "registry list"}
          | {"stats", "validate", "view"}),
     ],

@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
-from qvl_core.qwen3vl.budgets import apply_media
-from qvl_core.qwen3vl.encoded import IGNORE, Encoded
-from qvl_core.qwen3vl.load import open_processor
+from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.qwen3vl.presets import meta_model
+from qvl_core.qwen3vl.transcript import read
 from qvl_core.training.samples import Bad, LeftOut
 from qvl_data.order import order
 from qvl_data.sources import Mixture, shared
 from qvl_data.stream import ChatSamples
 from qvl_sft.batch import chat_batches, chat_samples
 from qvl_sft.build import open_lists, resolve_steps
+from qvl_sft.inspect import recipe_processor
+from qvl_sft.inspect_page import picture_sizes
 from qvl_sft.known_good import warnings
+from qvl_sft.panels import panels
 from qvl_sft.plan import model_config
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
 from qvl_vision.config import has_new_merger
-from qvl_vision.processing import processor_for
 
 ENCODED = 2000  # samples of a list that are encoded in full, pictures and all: a fixed random choice of a longer list
 SHOWN = 2  # samples of the first batch that are printed
@@ -55,10 +55,7 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     """
     console = Console(record=True)
     lists = open_lists(recipe)
-    config, processor = model_config(recipe.model), open_processor(recipe.model)
-    if recipe.model.vision is not None:
-        processor = processor_for(processor, config.vision_config, recipe.model.vision.max_tokens)
-    apply_media(processor, recipe.media)
+    config, processor = model_config(recipe.model), recipe_processor(recipe)
     facts = {name: _read(mixture, processor, recipe) for name, mixture in lists.items()}
     console.print(_data_table(facts))
     for name, found in facts.items():
@@ -70,7 +67,8 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     batches = chat_batches(recipe, samples)
     console.print(f"first batch (seed {recipe.train.seed}); what is learned from is green:", style="bold")
     for sample in _first(samples, batches.rows(0)):
-        console.print(_rendered(sample, processor.tokenizer))
+        sizes = picture_sizes(sample, processor)
+        console.print(panels(sample.id, read(sample, processor.tokenizer), sizes))
     table: TuneTable = apply_tune(
         meta_model(config), recipe.tune, seed=0, optim=recipe.optim, quantization=recipe.model.quantization
     )
@@ -96,7 +94,7 @@ def _leaks(lists: dict[str, Mixture]) -> list[str]:
 def _read(mixture: Mixture, processor: Any, recipe: SFTRecipe) -> ListFacts:
     items = list(mixture.items())
     chosen = items if len(items) <= ENCODED else [items[order(0, place, len(items))] for place in range(ENCODED)]
-    samples = ChatSamples(mixture, processor, recipe.train.seed, recipe.batch.max_length, recipe.batch.too_long)
+    samples = chat_samples(recipe, mixture, processor)
     facts = ListFacts(len(mixture))
     for item in chosen:
         try:
@@ -137,23 +135,6 @@ def _first(samples: ChatSamples, rows: list[tuple[int, ...]]) -> Iterator[Encode
         shown += 1
         if shown == SHOWN:
             return
-
-
-def _rendered(sample: Encoded, tokenizer: Any) -> Text:
-    """The sample as the model reads it, runs of picture tokens shortened, learned tokens green."""
-    text = Text(f"{sample.id}: ", style="dim")
-    start = 0
-    while start < len(sample):
-        learned, kind = sample.labels[start] != IGNORE, sample.types[start]
-        end = start
-        while end < len(sample) and (sample.labels[end] != IGNORE, sample.types[end]) == (learned, kind):
-            end += 1
-        if kind:
-            text.append(f"[{end - start} {'image' if kind == 1 else 'video'} tokens]", style="cyan")
-        else:
-            text.append(tokenizer.decode(sample.ids[start:end]), style="bold green" if learned else "default")
-        start = end
-    return text
 
 
 def _write_bad(facts: dict[str, ListFacts], out: Path) -> None:

@@ -10,7 +10,19 @@ from typing import Any
 import qvl_core
 from qvl_core.printable import printable
 from qvl_core.report import curves as charts
-from qvl_core.report.blocks import Bars, Block, Curves, Figure, Histogram, Matrix, Picture, Section, Shape, Stacks, Table
+from qvl_core.report.blocks import (
+    Bars,
+    Block,
+    Curves,
+    Figure,
+    Histogram,
+    Matrix,
+    Picture,
+    Section,
+    Shape,
+    Stacks,
+    Table,
+)
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 _TINY = 64  # pixels of a side below which a picture is enlarged with hard edges
