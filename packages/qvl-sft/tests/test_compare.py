@@ -13,6 +13,7 @@ from qvl_core.errors import BadInput
 from qvl_sft.compare import Pairs, better, contest, paired
 from qvl_sft.compared import heading, verdict
 from qvl_sft.figures import scored
+from qvl_sft.metrics import tallies
 from qvl_sft.prediction import Prediction, read_predictions
 
 
@@ -20,7 +21,7 @@ def answers(text: str, loss: float = 1.0) -> list[Prediction]:
     """A sample for each letter, "a" is right."""
     letters = enumerate(text)
     said = [Prediction("test", str(i), "?", "a", letter, letter == "a", loss=loss, labels=1) for i, letter in letters]
-    return scored(said, ["exact_match"])
+    return scored(said, tallies(said, ["exact_match"]))
 
 
 def test_a_contest_counts_the_samples_on_which_they_differ() -> None:

@@ -18,6 +18,7 @@ from qvl_data.dataset import Dataset
 from qvl_data.example import samples
 from qvl_sft.evaluated import table
 from qvl_sft.figures import Estimate, figures_of, scored, worst
+from qvl_sft.metrics import METRICS, tallies
 from qvl_sft.prediction import Prediction, read_predictions
 from qvl_sft.recipe import RECIPE
 from qvl_sft.samples import fields_of, references_of
@@ -94,6 +95,24 @@ def test_answers_are_judged_again_without_the_model(captioned: Path, tmp_path: P
     ]
 
 
+def test_a_plugin_brings_a_metric(captioned: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from qvl_sft.metrics import register_metric\n\n"
+        '@register_metric("brief")\n'
+        "def brief(predictions):\n"
+        "    return [float(len(p.said) < 10) if p.fields['kind'] == 'photo' else float('nan') for p in predictions]\n",
+        encoding="utf-8",
+    )
+    given = ["--metric", "brief", "--plugin", str(tmp_path / "mine.py"), "--out", str(tmp_path / "out")]
+    try:
+        done = qvl_sft("evaluate", str(captioned), *given)
+    finally:
+        METRICS.pop("brief", None)
+    assert done.code == 0, done.err
+    photos = [p for p in read_predictions(captioned) if p.fields["kind"] == "photo"]
+    assert result(tmp_path / "out")["test_brief"] == sum(len(p.answer) < 10 for p in photos) / len(photos)
+
+
 def test_thinking_is_kept_and_not_judged(untrained: Path, data: Path, tmp_path: Path) -> None:
     with answering(lambda reference, _: f"<think>\nIs it a 3?\n</think>\n\n{reference}"):
         done = qvl_sft(
@@ -108,8 +127,9 @@ def test_the_worst_come_first_and_ties_by_loss() -> None:
     said = [
         Prediction("test", str(i), "?", "a", "a" if i % 2 else "b", bool(i % 2), loss=i, labels=1) for i in range(9)
     ]
-    assert worst(scored(said, ["exact_match"]), "exact_match", 3) == [8, 6, 4]
-    assert worst(scored([said[1]], ["exact_match"]), "exact_match", 3) == []
+    said = scored(said, tallies(said, ["exact_match"]))
+    assert worst(said, "exact_match", 3) == [8, 6, 4]
+    assert worst([said[1]], "exact_match", 3) == []
 
 
 def test_the_terminal_shows_groups() -> None:
@@ -243,4 +263,4 @@ def test_nothing_to_judge(untrained: Path, tmp_path: Path) -> None:
 def test_too_many_groups() -> None:
     said = [Prediction("test", str(i), "?", "a", "a", True, fields={"n": i}) for i in range(200)]
     with pytest.raises(BadInput, match="group_by n: has 200 values, over 100"):
-        figures_of("test", said, ["exact_match"], "n")
+        figures_of("test", said, tallies(said, []), "n")

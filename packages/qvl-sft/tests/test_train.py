@@ -127,7 +127,7 @@ def test_the_predictions_are_the_test_set_and_make_the_figure(trained: Path) -> 
     assert result is not None
     assert result["test_exact_match"] == sum(entry["correct"] for entry in predictions) / 360
     shown = [entry["picture"] for entry in predictions if entry["picture"]]
-    assert len(shown) == 24
+    assert 24 <= len(shown) <= 48  # the first, and the worst
     assert all((trained / name).read_bytes().startswith(b"\x89PNG") for name in shown)
 
 

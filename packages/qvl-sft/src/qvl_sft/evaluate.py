@@ -26,7 +26,7 @@ from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture, read_sources
 from qvl_sft.batch import Collate, collation
 from qvl_sft.figures import figures_of, scored, worst
-from qvl_sft.metrics import METRICS, boxes
+from qvl_sft.metrics import METRICS, boxes, tallies
 from qvl_sft.prediction import LEFT_OUT, Prediction, read_predictions, write_lines, write_predictions
 from qvl_sft.samples import check_lists, fields_of, keep_picture, references_of
 
@@ -78,13 +78,15 @@ class Evaluation:
             parts = world.gather(self._measure(model, name, mixture, items, range(world.rank, len(items), world.size)))
             answered = {place: prediction for part in parts for place, prediction in part.answered}
             places = sorted(answered)  # the order of the items, whoever answered them
-            found = scored([answered[place] for place in places], self.metrics)
-            figures |= figures_of(name, found, self.metrics, self.group_by)
+            judged = [answered[place] for place in places]
+            found = tallies(judged, self.metrics)
+            judged = scored(judged, found)
+            figures |= figures_of(name, judged, found, self.group_by)
             if final and world.rank == 0 and self.metrics:
-                shown = {*range(PICTURES), *(places[i] for i in worst(found, self.metrics[0], WORST))}
+                shown = {*range(PICTURES), *(places[i] for i in worst(judged, self.metrics[0], WORST))}
                 predictions += [
                     replace(p, picture=keep_picture(mixture, items[place], run.path, name)) if place in shown else p
-                    for place, p in zip(places, found, strict=True)
+                    for place, p in zip(places, judged, strict=True)
                 ]
             if bad := [entry for part in parts for entry in part.left_out]:
                 figures[f"{name}_left_out"] = float(len(bad))

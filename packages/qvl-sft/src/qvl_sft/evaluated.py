@@ -12,6 +12,7 @@ from rich.table import Table
 from qvl_core.errors import BadInput
 from qvl_core.run import RunFolder, read_records, result
 from qvl_sft.figures import Estimate, estimates, estimates_by_group, figures_of, scored
+from qvl_sft.metrics import tallies
 from qvl_sft.prediction import FILE, LEFT_OUT, Prediction, by_list, read_predictions, write_predictions
 from qvl_sft.samples import check_offers, offered_by
 
@@ -27,11 +28,12 @@ def publish(
 
     figures: dict[str, Any] = {"model": model, "data": " ".join(data)}
     for name, predictions in by_list(read_predictions(run.path)).items():
-        whole = estimates(predictions, metrics)
-        figures |= {f"{name}_samples": len(predictions)} | figures_of(name, predictions, metrics, group_by)
+        found = tallies(predictions, metrics)
+        whole = estimates(found)
+        figures |= {f"{name}_samples": len(predictions)} | figures_of(name, predictions, found, group_by)
         for metric, estimate in whole.items():
             figures |= {f"{name}_{metric}_low": estimate.low, f"{name}_{metric}_high": estimate.high}
-        Console().print(table(name, len(predictions), whole, estimates_by_group(predictions, metrics, group_by)))
+        Console().print(table(name, len(predictions), whole, estimates_by_group(predictions, found, group_by)))
     left_out = Counter(entry["list"] for entry in read_records(run.path / LEFT_OUT))
     figures |= {f"{name}_left_out": float(count) for name, count in left_out.items()}
     values = result("qvl-sft", seed=0, complete=True, figures=figures)
@@ -53,7 +55,7 @@ def judge_again(folder: Path, run: RunFolder, metrics: Sequence[str], group_by: 
     judged: list[Prediction] = []
     for name, answers in by_list(predictions).items():
         check_offers(name, ((offered_by(p.reference), p.fields.keys()) for p in answers), metrics, group_by)
-        judged += scored(answers, metrics)
+        judged += scored(answers, tallies(answers, metrics))
     write_predictions(run.path, judged)
     take_pictures(judged, folder, run.path)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qvl_core.errors import BadInput
-from qvl_sft.metrics import METRICS, Tally, boxes, tallies
+from qvl_sft.metrics import LOSS, METRICS, Tally, boxes
 from qvl_sft.metrics.bootstrap import intervals
 from qvl_sft.prediction import Prediction
 
@@ -13,23 +13,22 @@ GROUPS = 100  # at most
 NONE = "none"  # group of the samples that lack the key
 
 
-def scored(predictions: Sequence[Prediction], metrics: Sequence[str]) -> list[Prediction]:
+Found = Mapping[str, Tally]  # what `metrics.tallies` gives for some predictions
+
+
+def scored(predictions: Sequence[Prediction], found: Found) -> list[Prediction]:
     """The predictions of one list with the score of each by every metric."""
-    found = tallies(predictions, metrics)
-    columns = {name: found[name].scores for name in metrics}
+    columns = {name: tally.scores for name, tally in found.items() if name != LOSS}
     return [replace(p, scores={name: columns[name][i] for name in columns}) for i, p in enumerate(predictions)]
 
 
-def figures_of(
-    name: str, predictions: Sequence[Prediction], metrics: Sequence[str], group_by: str | None
-) -> dict[str, float]:
+def figures_of(name: str, predictions: Sequence[Prediction], found: Found, group_by: str | None) -> dict[str, float]:
     """Flat figures of the list `name`: test_loss, test_rougeL, and of groups test_rougeL/news.
 
     Box metrics add how many boxes of the answers left their picture or were none. Raises BadInput for too many groups.
     """
-    found = tallies(predictions, metrics)
     figures = {f"{name}_{metric}": tally.total for metric, tally in found.items()}
-    if any(METRICS[metric].needs == "boxes" for metric in metrics):
+    if any(METRICS[metric].needs == "boxes" for metric in found if metric != LOSS):
         _, outside, unsound = boxes.faults(predictions)
         figures |= {f"{name}_boxes_outside": float(outside), f"{name}_boxes_unsound": float(unsound)}
     for group, places in groups(predictions, group_by).items():
@@ -71,22 +70,17 @@ class Estimate:
         return "–" if math.isnan(self.value) else f"{self.value:.3f} ± {(self.high - self.low) / 2:.3f}"
 
 
-def estimates(predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Estimate]:
-    """Every figure of some predictions, and their loss, with intervals."""
-    return estimated(tallies(predictions, metrics))
-
-
-def estimated(found: Mapping[str, Tally]) -> dict[str, Estimate]:
+def estimates(found: Found) -> dict[str, Estimate]:
+    """Every figure with its interval."""
     return {name: Estimate(found[name].total, *interval) for name, interval in intervals(found).items()}
 
 
 def estimates_by_group(
-    predictions: Sequence[Prediction], metrics: Sequence[str], key: str | None
+    predictions: Sequence[Prediction], found: Found, key: str | None
 ) -> dict[str, tuple[int, dict[str, Estimate]]]:
     """By group: how many samples it has, and `estimates` of them, CIDEr by the n-grams of the whole list."""
-    found = tallies(predictions, metrics)
     return {
-        group: (len(places), estimated({name: tally.of(places) for name, tally in found.items()}))
+        group: (len(places), estimates({name: tally.of(places) for name, tally in found.items()}))
         for group, places in groups(predictions, key).items()
     }
 

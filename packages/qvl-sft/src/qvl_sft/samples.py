@@ -99,6 +99,7 @@ def keep_picture(mixture: Mixture, item: Item, folder: Path, name: str) -> str |
 
 
 def _small(sample: Sample, media: Media) -> bytes:
+    """A small file of a picture, or of the frame in the middle of a video."""
     if media.kind == "image":
         return small(sample.opener.open(media), SIDE)
     shown = frames(sample, media, 3)

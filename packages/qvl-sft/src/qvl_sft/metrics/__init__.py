@@ -79,6 +79,7 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {}
+LOSS = "loss"  # stands beside the metrics in every table
 
 
 def register_metric(
@@ -114,7 +115,7 @@ def tallies(predictions: Sequence[Prediction], metrics: Iterable[str]) -> dict[s
     except ValueError as error:
         raise BadInput(f"{error}.") from None
     loss = np.array([(p.loss, p.labels) for p in predictions], np.float64).reshape(-1, 2)
-    return {name: METRICS[name](predictions) for name in metrics} | {"loss": Tally(loss)}
+    return {name: METRICS[name](predictions) for name in metrics} | {LOSS: Tally(loss)}
 
 
 from qvl_sft.metrics import anls, bleu, boxes, cider, exact, rouge  # noqa: E402, F401  (they register themselves)
