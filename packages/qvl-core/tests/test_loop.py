@@ -17,7 +17,7 @@ import pytest
 import torch
 from harness import child, die, die_after, toy_run
 from safetensors.torch import load_file
-from toy import STEPS, LoudBatches, ToyBatches, network, toy_parts, toy_recipe
+from toy import STEPS, LoudBatches, ToyBatches, network, toy_loss, toy_parts, toy_recipe
 
 from qvl_core.errors import BadInput, Preempted, QVLError
 from qvl_core.run import RunFolder
@@ -297,6 +297,34 @@ def test_nothing_is_restarted_in_silence_when_all_checkpoints_are_damaged(interr
         toy_run(out)
     assert error.value.exit_code == 1
     assert (out / "metrics.jsonl").read_bytes() == before
+
+
+# Memory
+
+
+@pytest.mark.parametrize("advice", [None, lambda: "set batch.micro: 1 (3.0 GiB)"])
+def test_too_little_memory(advice: Callable[[], str] | None, tmp_path: Path) -> None:
+    """One sentence with the knobs; what was saved before stays, and the same command goes on from it."""
+
+    def full(model: Any, batch: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 9:  # of step 5, in two micro-batches
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 TiB")
+        return toy_loss(model, batch)
+
+    steps = 0
+    words = (
+        "batch.micro: 1 \\(3.0 GiB\\), and run"
+        if advice
+        else "train.recompute: true, lower batch.micro.*fsdp2, and run"
+    )
+    with pytest.raises(QVLError, match=f"step 5: the device's memory is full; set {words} the same command") as error:
+        toy_run(tmp_path / "run", toy_parts(network(), loss=full, advice=advice))
+    assert error.value.exit_code == 1
+    toy_run(tmp_path / "run")
+    (resumed,) = events(tmp_path / "run", "resume")
+    assert resumed["checkpoint"].endswith("step-000004")
 
 
 # Non-finite losses

@@ -33,6 +33,7 @@ from qvl_sft.base import base_model
 from qvl_sft.batch import chat_batches, chat_samples, collation
 from qvl_sft.evaluate import Evaluation
 from qvl_sft.known_good import idle_devices
+from qvl_sft.memory import advice
 from qvl_sft.plan import flops_per_token
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
 from qvl_sft.trained import adapter_config, is_adapter
@@ -90,6 +91,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         # A tower that some processes skip may not be gathered block by block: the others would wait.
         shards=[*model.model.language_model.layers, *([] if cache else model.model.visual.blocks)],
         flops_per_token=flops_per_token(recipe) if world.device.type == "cuda" else None,
+        advice=partial(advice, recipe),
     )
 
 

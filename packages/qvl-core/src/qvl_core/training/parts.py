@@ -97,7 +97,7 @@ class Parts:
     Checkpoints hold what is in `groups`: a model whose buffers change in training (batch norm) cannot be resumed.
     `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on; `about` is
     recorded in environment.json (its "tune" is the report's tune table). `figures`, of what was done before the first
-    step, go into result.json.
+    step, go into result.json. `advice()` says what would need less memory, when there was too little of it.
     """
 
     model: nn.Module
@@ -114,4 +114,5 @@ class Parts:
     preview: Callable[[nn.Module, Path, int], None] | None = None
     shards: Sequence[nn.Module] = ()  # modules that FSDP gathers one by one: transformer blocks
     flops_per_token: float | None = None
+    advice: Callable[[], str] | None = None
     callbacks: Sequence[Callbacks] = field(default_factory=tuple)

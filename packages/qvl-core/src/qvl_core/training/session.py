@@ -109,7 +109,14 @@ class Session:
         """Make one optimizer step; a step whose samples were all left out only counts."""
         if count:
             samples = tuple(sample for micro in micros for sample in micro.samples)
-            self._pending.append(_Done(step + 1, count, self._tokens, samples, self.engine.step(step, micros, count)))
+            try:
+                figures = self.engine.step(step, micros, count)
+            except torch.OutOfMemoryError as error:
+                raise QVLError(
+                    f"step {step + 1}: the device's memory is full; {(self.parts.advice or less_memory)()}, and run the "
+                    "same command again."
+                ) from error
+            self._pending.append(_Done(step + 1, count, self._tokens, samples, figures))
         self.progress.step = step + 1
         self.progress.tokens += self._tokens
         for callback in self._callbacks:
@@ -309,6 +316,14 @@ class Session:
         finally:
             if new:
                 self.world.on_first(lambda: self.run.append_bad_samples(map(self.progress.left_out, new)))
+
+
+def less_memory() -> str:
+    """What makes a step need less, the most effective first."""
+    return (
+        "set train.recompute: true, lower batch.micro or batch.max_length, then set optim.name: adamw_8bit, or share "
+        "the weights among devices with parallel.strategy: fsdp2"
+    )
 
 
 def _draw(tensors: Mapping[str, Iterator[tuple[str, Tensor]]]) -> None:

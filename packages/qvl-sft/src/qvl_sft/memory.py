@@ -1,0 +1,47 @@
+"""Which knob of a recipe to turn when memory does not suffice, by what the plan says of each."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from qvl_core.recipe.blocks import Group, Quantization
+from qvl_sft.plan import predict
+from qvl_sft.recipe import SFTRecipe
+
+GIB = 2**30
+
+
+def advice(recipe: SFTRecipe) -> str:
+    """The knobs that save a tenth or more, the most effective first, with the memory that a device then needs."""
+    now = predict(recipe).peak
+    peaks = sorted((predict(changed).peak, words) for words, changed in _knobs(recipe))
+    less = [f"{words} ({peak / GIB:.1f} GiB)" for peak, words in peaks if peak < 0.9 * now]
+    remedy = f"set {', or '.join(less)}" if less else "lower media.max_pixels, or take a larger device"
+    return f"by the plan a step needs {now / GIB:.1f} GiB: {remedy}"
+
+
+def _knobs(recipe: SFTRecipe) -> Iterator[tuple[str, SFTRecipe]]:
+    """What is not turned yet, one knob at a time."""
+    batch, processes = recipe.batch, (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
+    if recipe.train.recompute is not True:
+        yield "train.recompute: true", _with(recipe, "train", recompute=True)
+    micro = batch.micro or (1 if batch.size is None else -(-batch.size // processes))
+    if micro > 1:
+        yield f"batch.micro: {micro // 2}", _with(recipe, "batch", micro=micro // 2)
+    if batch.tokens is not None:
+        half = batch.max_length // 2
+        yield f"batch.max_length: {half}", _with(recipe, "batch", max_length=half)
+    if not recipe.speed.offload:
+        yield "speed.offload: true", _with(recipe, "speed", offload=True)
+    if recipe.optim.name == "adamw":
+        yield "optim.name: adamw_8bit", _with(recipe, "optim", name="adamw_8bit")
+    if recipe.model.quantization is None and recipe.tune.get("llm", Group()).mode != "full":
+        yield "model.quantization: nf4", _with(recipe, "model", quantization=Quantization(kind="nf4"))
+    if processes > 1 and recipe.parallel.strategy in {"auto", "ddp", "zero1", "zero2"}:
+        yield "parallel.strategy: fsdp2", _with(recipe, "parallel", strategy="fsdp2")
+    if processes == 1:
+        sharded = _with(recipe, "parallel", strategy="fsdp2", nproc=4)
+        yield "parallel: {strategy: fsdp2, nproc: 4}", sharded
+
+
+def _with(recipe: SFTRecipe, block: str, **values: Any) -> SFTRecipe:
+    return recipe.model_copy(update={block: getattr(recipe, block).model_copy(update=values)})

@@ -1,0 +1,30 @@
+"""When memory does not suffice: the knobs that are not turned yet, by the plan's own figures."""
+
+import re
+
+from qvl_core.recipe.load import load
+from qvl_sft.memory import GIB, advice
+from qvl_sft.plan import predict
+from qvl_sft.recipe import RECIPE, SFTRecipe
+
+
+def recipe(*changes: str) -> SFTRecipe:
+    return load(RECIPE, "lora_2b", list(changes), package="qvl_sft")
+
+
+def test_the_most_effective_knob_first_with_its_memory() -> None:
+    given = recipe("train.recompute=false", "batch.micro=2", "batch.tokens=32768")
+    said = advice(given)
+    assert said.startswith(f"by the plan a step needs {predict(given).peak / GIB:.1f} GiB: set train.recompute: true (")
+    figures = [float(figure) for figure in re.findall(r"([0-9.]+) GiB\)", said)]
+    assert figures == sorted(figures)
+    turned = predict(recipe("train.recompute=true", "batch.micro=2", "batch.tokens=32768"))
+    assert f"train.recompute: true ({turned.peak / GIB:.1f} GiB)" in said
+    assert "batch.micro: 1 (" in said
+
+
+def test_a_knob_that_is_turned_is_not_named() -> None:
+    said = advice(recipe("train.recompute=true", "batch.micro=1"))
+    assert "train.recompute" not in said
+    assert "batch.micro" not in said
+    assert "batch.max_length: 4096 (" in said or "set model.quantization" in said
