@@ -145,6 +145,9 @@ def test_the_folder_is_complete(folders: dict[str, Path]) -> None:
             together = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
             alone = json.loads((folder / file).read_text(encoding="utf-8"))
             assert alone == together[f"{kind}_processor"]
+        text = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]
+        assert text["rope_scaling"] | {"rope_theta": text["rope_theta"]} == text["rope_parameters"]
+        assert text["tie_word_embeddings"] is True
     images = json.loads((folders["hf"] / "preprocessor_config.json").read_text(encoding="utf-8"))
     assert images["size"]["longest_edge"] == 16 * 32 * 32
 
@@ -308,7 +311,7 @@ def test_a_full_disk(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qvl_sft.export._write_processor", full)
+    monkeypatch.setattr("qvl_sft.export._add_old_names", full)
     done = qvl_sft("export", str(run), "--out", str(tmp_path / "out"))
     assert (done.code, "the disk is full" in done.err) == (1, True)
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ An adapter is folded into its full-precision base; `merge` is the same. The fold
 (with its picture budget), the base's sampling defaults, and a model card.
 """
 
+import json
 import shutil
 from contextlib import suppress
 from importlib.util import find_spec
@@ -16,9 +17,10 @@ from typing import Any, Literal, get_args
 
 from qvl_core.errors import BadInput
 from qvl_core.files import new_folder, write_atomic
-from qvl_core.qwen3vl.adapter import RECORD_FILE, merge_adapter
+from qvl_core.qwen3vl.adapter import RECORD_FILE, merge_adapter, record
 from qvl_core.qwen3vl.foreign import CONFIG_FILE, TOWER_FILE, WEIGHTS_FILE
 from qvl_core.qwen3vl.load import load_model, open_config, open_processor, quiet, stored_precision
+from qvl_core.qwen3vl.quantize import Quantized
 from qvl_core.recipe.blocks import Model
 from qvl_core.training.engine import DTYPES
 from qvl_sft import serving
@@ -79,7 +81,9 @@ def export(
                     shutil.copyfile(folder / name, aside / name)
         else:
             processor = _write_model(aside, block, folder if adapter else None, dtype, quantize)
-        _write_processor(processor, aside, stock)
+        processor.save_pretrained(aside)
+        if stock:
+            _add_old_names(processor, aside)
         write_atomic(aside / "README.md", card(out.name, folder, block, adapter=keep_adapter, stock=stock))
         if to != "hf":
             served = block.name if keep_adapter else None
@@ -118,6 +122,10 @@ def _write_model(aside: Path, block: Model, adapter: Path | None, dtype: str | N
     model, processor = load_model(block, precision=stored if dtype == stored else "fp32", device="cpu")
     if adapter:
         merge_adapter(model, adapter)
+        if (held := record(adapter).get("quantized")) is not None:
+            print(
+                f"note: it was trained on {Quantized(**held)}; merged into the full ones, it has to be measured anew."
+            )
         if any(name.endswith("merger") for name in adapter_config(adapter).get("modules_to_save") or ()):
             mark_merger_trained(model)
         processor = own_processor(adapter) or processor
@@ -151,12 +159,18 @@ def _write_nf4(whole: Path, out: Path, dtype: str) -> None:
     model.save_pretrained(out)
 
 
-def _write_processor(processor: Any, folder: Path, stock: bool) -> None:
-    """Tokenizer, chat template and settings of pictures and videos, also under the names of transformers 4."""
-    processor.save_pretrained(folder)
-    if stock:
-        processor.image_processor.save_pretrained(folder)  # preprocessor_config.json
-        processor.video_processor.save_pretrained(folder)  # video_preprocessor_config.json
+def _add_old_names(processor: Any, folder: Path) -> None:
+    """What transformers 4, and whatever else was written for it, looks for under other names."""
+    processor.image_processor.save_pretrained(folder)  # preprocessor_config.json
+    processor.video_processor.save_pretrained(folder)  # video_preprocessor_config.json
+    file = folder / "config.json"
+    if file.is_file():  # an adapter has none
+        config = json.loads(file.read_text(encoding="utf-8"))
+        text = config["text_config"]
+        rotary = dict(text["rope_parameters"])
+        text["rope_theta"], text["rope_scaling"] = rotary.pop("rope_theta"), rotary
+        text["tie_word_embeddings"] = config["tie_word_embeddings"]
+        write_atomic(file, json.dumps(config, indent=2) + "\n")
 
 
 def _said(to: str, out: Path, quantize: str | None, keep_adapter: bool) -> str:
