@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from toy import SIZE, ToyBatches, network, toy_parts, toy_recipe
 
 from qvl_core.training.engine import Engine
@@ -27,9 +28,9 @@ def no_sync() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def engine(precision: str, clip: float | None) -> Engine:
-    recipe = toy_recipe(train={"steps": 8, "seed": 3, "precision": precision, "clip": clip})
-    return Engine(toy_parts(network()), recipe, World(0, 1, torch.device("cuda", 0), "single"))
+def engine(precision: str, clip: float | None, model: nn.Module | None = None, **optim: Any) -> Engine:
+    recipe = toy_recipe(train={"steps": 8, "seed": 3, "precision": precision, "clip": clip}, optim=optim)
+    return Engine(toy_parts(model or network()), recipe, World(0, 1, torch.device("cuda", 0), "single"))
 
 
 def share(step: int, **batches: Any) -> list[Any]:
@@ -55,6 +56,19 @@ def test_no_step_waits(precision: str, clip: float | None) -> None:
     assert applied[1] == 0
     if precision != "fp16":  # its scale may still be too high
         assert applied == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("optim", [{"name": "adamw_8bit"}, {"ema": 0.999}])
+def test_nor_does_what_is_kept_beside_the_weights(optim: dict[str, Any]) -> None:
+    if "name" in optim:
+        pytest.importorskip("bitsandbytes")
+    wide = nn.Sequential(nn.Linear(4, 2048), nn.Dropout(0.1), nn.Tanh(), nn.Linear(2048, 1))  # its averages are packed
+    made = engine("bf16", 1.0, wide, **optim)
+    made.step(0, share(0), COUNT)
+    batches = [share(step, nan_steps=(2,)) for step in range(1, 4)]
+    with no_sync():
+        found = [made.step(step, batch, COUNT) for step, batch in enumerate(batches, start=1)]
+    assert torch.stack([figures.values for figures in found])[:, 1].tolist() == [1, 0, 1]
 
 
 def test_state_put_back_waits_for_nothing_either() -> None:

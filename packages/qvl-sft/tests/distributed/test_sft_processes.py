@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,15 @@ def figures(run: Path) -> list[list[float]]:
     return [[record[name] for name in names if name in record] for record in wanted]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+ZERO = [pytest.mark.slow, pytest.mark.deepspeed, pytest.mark.skipif(not find_spec("deepspeed"), reason="no deepspeed")]
+STRATEGIES = [
+    "ddp",
+    pytest.param("fsdp2", marks=pytest.mark.slow),
+    *(pytest.param(f"zero{stage}", marks=ZERO) for stage in (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_are_one(strategy: str, place: Path) -> None:
     assert train(place, strategy, "--nproc", "2", f"parallel.strategy={strategy}") == 0
     run, one = place / strategy, place / "one"

@@ -21,7 +21,7 @@ class Average:
         self.decay = decay
         self.parameters = parameters
         self.updates = torch.zeros((), device=device)
-        self._parts = {name: local(parameter.detach()).clone() for name, parameter in parameters.items()}
+        self._parts = {name: local(parameter).detach().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
     def update(self, applied: Tensor) -> None:
@@ -30,7 +30,7 @@ class Average:
         self.updates += applied
         share = torch.where(applied, 1 - decay, 0.0)
         for name, parameter in self.parameters.items():
-            self._parts[name].lerp_(local(parameter.detach()), share)
+            self._parts[name].lerp_(local(parameter).detach(), share)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The average by name, gathered and on the CPU; drawn in the same order on every process."""

@@ -20,8 +20,9 @@ from qvl_core.training.optim import Optimizer
 from qvl_core.training.parts import Loss, Micro, ParameterGroup, Parts
 from qvl_core.training.schedule import lr_factor
 from qvl_core.training.seeds import reseed
-from qvl_core.training.sharding import like, whole
+from qvl_core.training.sharding import full_shape, like, local, whole
 from qvl_core.training.world import World
+from qvl_core.training.zero import Zero
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,10 +66,11 @@ class Engine:
             for parameter in group.parameters.values():
                 parameter.data = parameter.data.float()  # small updates vanish in 16 bits
         self._root = Root(parts.model)
-        self._forward = self._wrap(self._root)
+        self._zero = Zero(self._root, parts.groups, recipe, world) if world.strategy.startswith("zero") else None
+        self._forward = self._zero.forward if self._zero else self._wrap(self._root)
         self._sharded = [module for module in self._root.modules() if isinstance(module, FSDPModule)]
         self.groups = self._wrapped_groups()
-        self.optimizer = Optimizer(self.groups, recipe)
+        self.optimizer = self._zero or Optimizer(self.groups, recipe)
         own = {name: p for group in self.groups for name, p in group.parameters.items()}
         self.average = Average(own, recipe.optim.ema, world.device) if recipe.optim.ema else None
         self.scale = torch.tensor(65536.0 if self.precision == "fp16" else 1.0, device=world.device)
@@ -82,11 +84,14 @@ class Engine:
         for index, micro in enumerate(share):
             assert micro.batch is not None
             reseed(self.recipe.train.seed, "step", step, micro.slot)
-            with self._synchronise(last=index == len(share) - 1):
+            last = index == len(share) - 1
+            with self._synchronise(last):
                 loss: Loss = self._forward(self._loss, micro.batch.to(device, non_blocking=True))
-                # DDP and FSDP average over processes; the loss is a mean over the global count.
+                # DDP, FSDP and ZeRO average over processes; the loss is a mean over the global count.
                 total = loss.total * (self.scale * self.world.size / count)
-                if total.requires_grad:  # text alone reaches nothing that is trained where only a merger is
+                if self._zero:
+                    self._zero.backward(total, last)
+                elif total.requires_grad:  # text alone reaches nothing that is trained where only a merger is
                     total.backward()
             sums = sums + torch.stack([loss.total, *loss.parts.values()]).detach().float()  # (1 + parts,)
         sums = self.world.reduce(sums)
@@ -109,7 +114,8 @@ class Engine:
         for module in self._sharded:
             module.set_reshard_after_forward(False, recurse=False)
         try:
-            with torch.no_grad(), self.average.in_place() if self.average else nullcontext():
+            averaged = self.average.in_place() if self.average else nullcontext()
+            with torch.no_grad(), averaged, self._zero.whole() if self._zero else nullcontext():
                 return self._root(whole)
         finally:
             for module in self._sharded:
@@ -149,11 +155,12 @@ class Engine:
             raise QVLError(f"the checkpoint's trained weights are others than the recipe's: {', '.join(odd[:3])}.")
         with torch.no_grad():
             for name, parameter in own.items():
-                if weights[name].shape != parameter.shape:
-                    raise QVLError(
-                        f"{name} is {tuple(weights[name].shape)} in the checkpoint, {tuple(parameter.shape)} here."
-                    )
-                parameter.copy_(like(weights[name], parameter))
+                given, own_shape = weights[name], full_shape(parameter)
+                if given.shape != own_shape:
+                    raise QVLError(f"{name} is {tuple(given.shape)} in the checkpoint, {tuple(own_shape)} here.")
+                local(parameter).copy_(local(like(given, parameter)))
+        if self._zero:
+            self._zero.weights_changed()
 
     def state(self) -> dict[str, float]:
         state = {"scale": self.scale.item(), "finite_steps": self.finite_steps.item()}
@@ -168,9 +175,7 @@ class Engine:
     def _update(self, step: int, loss: Tensor) -> Tensor:
         """Apply the gradients if they and the loss are finite. Gives the first three figures."""
         rate = lr_factor(self.recipe.schedule, step, self.parts.steps)
-        norm = (self.optimizer.gradient_norm() / self.scale).to(self.world.device)
-        finite = torch.isfinite(norm) & torch.isfinite(loss)
-        self.optimizer.update(rate, norm, self.recipe.train.clip, self.scale, finite)
+        norm, finite = self.optimizer.update(rate, self.recipe.train.clip, self.scale, loss)
         if self.average:
             self.average.update(finite)
         poisoned = ~finite & (~torch.isfinite(loss) | (self.scale <= 1))

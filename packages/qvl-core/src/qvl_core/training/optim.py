@@ -5,7 +5,7 @@ The fused kernel divides each gradient by `grad_scale` and leaves weights, avera
 device. Without it (`speed.fused_optimizer: false`) gradients are divided by hand, and the host decides.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,19 +36,15 @@ class Optimizer:
             given, betas=recipe.optim.betas, eps=recipe.optim.eps, fused=self._fused
         )
 
-    def gradient_norm(self) -> Tensor:
-        """Norm of all gradients, over all processes too. A scalar on the device."""
-        self._fill_gradients()
-        gradients = [p.grad for group in self.groups for p in group.parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def update(self, rate: float, norm: Tensor, clip: float | None, scale: Tensor, finite: Tensor) -> None:
-        """Apply the gradients, unless `finite` is false, and drop them.
+    def update(self, rate: float, clip: float | None, scale: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the gradients, which are `scale` times too large, if they and the loss are finite; and drop them.
 
         rate   factor of each group's peak learning rate
-        norm   of the gradients without `scale`, by which they are too large
+
+        Gives the true norm of the gradients and whether they were applied, on the device.
         """
+        norm = self._gradient_norm() / scale
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
         for group, own in zip(self.groups, self._torch.param_groups, strict=True):
             own["lr"] = group.lr * rate
         factor = torch.ones_like(norm) if clip is None else torch.clamp(norm / clip, min=1.0)
@@ -63,6 +59,7 @@ class Optimizer:
                 gradient.div_(divisor)
             self._torch.step()
         self._torch.zero_grad(set_to_none=True)
+        return norm, finite
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """AdamW's state as `<parameter>/<key>`, gathered and on the CPU; drawn in the same order on every process."""
@@ -77,19 +74,9 @@ class Optimizer:
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
         """Put AdamW's state back. A parameter that had no gradient yet has none; a half one is an error."""
-        given: dict[str, dict[str, Tensor]] = {}
-        for path, tensor in saved.items():
-            name, _, key = path.rpartition("/")
-            given.setdefault(name, {})[key] = tensor
-        for name, parameter in self._parameters():
-            if state := given.pop(name, None):
-                if not state.keys() >= set(STATE):
-                    raise QVLError(f"the checkpoint holds only {sorted(state)} of the optimizer's state of {name}.")
-                self._torch.state[parameter] = self._own(state, parameter)
-        if given:
-            raise QVLError(
-                f"the checkpoint holds optimizer state of unknown parameters: {', '.join(sorted(given)[:3])}."
-            )
+        own = dict(self._parameters())
+        for name, state in by_parameter(saved, own).items():
+            self._torch.state[own[name]] = self._own(state, own[name])
 
     def _own(self, saved: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
         if self._packed:
@@ -103,6 +90,14 @@ class Optimizer:
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for group in self.groups for name, p in group.parameters.items())
 
+    def _gradient_norm(self) -> Tensor:
+        """Norm of all gradients, over all processes too. A scalar on the device."""
+        self._fill_gradients()
+        gradients = [p.grad for group in self.groups for p in group.parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm.to(gradients[0].device)
+
     def _fill_gradients(self) -> None:
         """Give trained weights that a step did not use (no picture in it) a gradient of zero, which decays like any
         other.
@@ -113,3 +108,17 @@ class Optimizer:
         for _, parameter in self._parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+
+
+def by_parameter(saved: Mapping[str, Tensor], known: Collection[str]) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's state of each parameter. Raises QVLError for a half one, and for one of another parameter."""
+    given: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in saved.items():
+        name, _, key = path.rpartition("/")
+        given.setdefault(name, {})[key] = tensor
+    if unknown := sorted(given.keys() - set(known)):
+        raise QVLError(f"the checkpoint holds optimizer state of unknown parameters: {', '.join(unknown[:3])}.")
+    for name, state in given.items():
+        if not state.keys() >= set(STATE):
+            raise QVLError(f"the checkpoint holds only {sorted(state)} of the optimizer's state of {name}.")
+    return given

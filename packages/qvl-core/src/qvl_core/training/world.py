@@ -29,7 +29,7 @@ class World:
     rank: int
     size: int
     device: torch.device
-    strategy: str  # single, ddp or fsdp2
+    strategy: str  # single, ddp, fsdp2, zero1, zero2 or zero3
     mesh: DeviceMesh | None = None  # over all processes, for fsdp2
 
     def sum(self, values: Sequence[int]) -> list[int]:
