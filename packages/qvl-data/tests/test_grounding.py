@@ -285,6 +285,16 @@ def test_an_unknown_layout_is_a_fault_of_the_sample(processor):
     assert (caught.value.reason, caught.value.sample_id) == ("regions", "g")
 
 
+def test_a_place_outside_the_picture_is_not_learned(processor):
+    sample = grounded(box(8, 8, 16, 16), box(90, 10, 120, 40), size=(80, 60))
+    said = r"regions\[1\]: box \[90, 10, 120, 40\] lies outside its picture of 80 x 60 pixels; is it in another space"
+    for ask in (encode, length):
+        with pytest.raises(BadSample, match=said) as caught:
+            ask(sample, processor)
+        assert (caught.value.reason, caught.value.sample_id) == ("region_outside", "g")
+    encode(grounded(box(8, 8, 16, 16), box(90, 10, 120, 40), size=(80, 60), shown=[0]), processor)
+
+
 @pytest.mark.parametrize("template", [None, "fenced", "plain"])
 def test_grounding_answers_are_learned_token_for_token(template, processor):
     sample = grounded(box(16, 12, 64, 48, label="a cat"), point(32, 24, "nose"), size=(80, 60), template=template)

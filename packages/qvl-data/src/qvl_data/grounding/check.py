@@ -2,8 +2,8 @@
 
 from ..errors import BadSample
 from ..sample import Region, Sample
-from .shapes import area, clip
-from .text import SPACES, Size, coord_space, parse, states_coordinates
+from .shapes import area
+from .text import SPACES, Size, coord_space, named, outside, parse, states_coordinates
 
 
 def check(sample: Sample, size: Size | None = None) -> list[BadSample]:
@@ -30,22 +30,14 @@ def check(sample: Sample, size: Size | None = None) -> list[BadSample]:
 
 
 def _problem(region: Region, number: int, width: int, height: int) -> BadSample | None:
-    what = f"regions[{number}]: {region.kind} {_short(region)}"
+    what = named(region, number)
     if region.kind == "polygon" and not area(region) > 0:
         return BadSample("region_empty", f"{what} has no area; remove it")
-    if clip(region, width, height) is None:
-        problem = (
-            f"{what} lies outside its picture of {width} x {height} pixels; is it in another space, or not upright?"
-        )
-        return BadSample("region_outside", problem)
+    if (problem := outside(region, number, width, height)) is not None:
+        return problem
     if any(not 0 <= value <= side for xs, side in ((region.xy[::2], width), (region.xy[1::2], height)) for value in xs):
         return BadSample("region_beyond", f"{what} reaches beyond its picture of {width} x {height} pixels; clip it")
     return None
-
-
-def _short(region: Region) -> str:
-    numbers = ", ".join(f"{value:g}" for value in region.xy[:4])
-    return f"[{numbers}{', ...' if len(region.xy) > 4 else ''}]"
 
 
 def _stated(sample: Sample, size: Size) -> list[BadSample]:

@@ -18,6 +18,7 @@ from qvl_core.errors import BadInput
 
 from ..errors import BadSample, placed
 from ..sample import Part, Region, Sample
+from .shapes import clip
 
 Size = Callable[[int], tuple[int, int]]
 """Media index -> width, height of the picture as it is shown."""
@@ -126,7 +127,8 @@ def as_text(sample: Sample, space: Space | str = "qwen3vl", size: Size | None = 
 
     size  of each picture as the model is shown it; default: as the sample's opener gives it (augmented)
 
-    Regions that are all written out leave the sample; where some are named nowhere, all stay. Raises BadSample.
+    Regions that are all written out leave the sample; where some are named nowhere, all stay. Raises BadSample, also
+    for a region that is written out and lies outside its picture.
     """
     shown = {index for message in sample.messages for part in message.parts for index in part.regions or ()}
     if not any(part.type == "regions" for message in sample.messages for part in message.parts):
@@ -141,6 +143,9 @@ def as_text(sample: Sample, space: Space | str = "qwen3vl", size: Size | None = 
         if part.regions is None:
             return part
         regions = [sample.regions[index] for index in part.regions]
+        for index, region in zip(part.regions, regions, strict=True):
+            if (problem := outside(region, index, *size(region.media))) is not None:
+                raise problem
         return Part(type="text", text=render(regions, size, space, part.template))
 
     with placed(sample):
@@ -152,6 +157,20 @@ def as_text(sample: Sample, space: Space | str = "qwen3vl", size: Size | None = 
     if len(shown) == len(sample.regions):
         changes["regions"] = ()
     return sample.model_copy(update=changes)
+
+
+def named(region: Region, number: int) -> str:
+    """What to call a sample's region in a message."""
+    numbers = ", ".join(f"{value:g}" for value in region.xy[:4])
+    return f"regions[{number}]: {region.kind} [{numbers}{', ...' if len(region.xy) > 4 else ''}]"
+
+
+def outside(region: Region, number: int, width: int, height: int) -> BadSample | None:
+    """What is wrong with a region of which nothing lies in its picture: clamped, it would be a place in it."""
+    if clip(region, width, height) is not None:
+        return None
+    problem = f"lies outside its picture of {width} x {height} pixels; is it in another space, or not upright?"
+    return BadSample("region_outside", f"{named(region, number)} {problem}")
 
 
 def coord_space(sample: Sample) -> str | None:

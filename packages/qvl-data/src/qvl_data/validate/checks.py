@@ -85,7 +85,8 @@ class Checks:
 
 def _is_uncounted(error: BadSample) -> bool:
     """Whether `chat.length` would tell this again."""
-    return error.reason.startswith(("media_", "image_", "video_")) and severity(error.reason) == "error"
+    media = error.reason.startswith(("media_", "image_", "video_")) and severity(error.reason) == "error"
+    return media or error.reason == "region_outside"
 
 
 def _turns(sample: Sample) -> Iterator[BadSample]:
