@@ -64,13 +64,13 @@ def encode(
         pictures = Pictures(sample, processor, images)
         sample = as_text(sample, space_of(processor), pictures.size)
         messages = sample.messages
-        weights = _weights(messages, train_on)
+        weights = answer_weights(messages, train_on)
         layout = _lay_out(sample, messages, weights, processor, pictures)
         if not any(weights):
             raise BadSample("nothing_to_learn", f"sample {sample.id}: {_NOTHING[train_on == 'none']}")
         while max_length is not None and len(layout.ids) > max_length:
             shorter = _without_oldest(messages) if too_long == "cut" else None
-            weights = _weights(shorter or (), train_on)
+            weights = answer_weights(shorter or (), train_on)
             if shorter is None or not any(weights):
                 problem = f"sample {sample.id}: {len(layout.ids)} tokens is over the limit of {max_length}; {_SHORTEN}"
                 raise TooLong("too_long", problem)
@@ -106,8 +106,25 @@ def sizes(sample: Sample, processor: Any, train_on: TrainOn = "all") -> tuple[in
     with placed(sample):
         shown = Shown(sample, processor)
         sample = as_text(sample, space_of(processor), shown.size)
-        layout = _lay_out(sample, sample.messages, _weights(sample.messages, train_on), processor, shown)
+        layout = _lay_out(sample, sample.messages, answer_weights(sample.messages, train_on), processor, shown)
         return len(layout.ids), sum(kind != 0 for kind in layout.types)
+
+
+def answer_weights(messages: Sequence[Message], train_on: TrainOn) -> list[float]:
+    """Weight of each message in the loss; 0 for those that are not learned from."""
+    if train_on not in get_args(TrainOn):
+        raise BadInput(f"train_on {train_on!r}: must be one of {', '.join(get_args(TrainOn))}.")
+    learned = [message.marked if train_on == "none" else message.trained for message in messages]
+    if train_on == "last" and any(learned):
+        last = max(index for index, learn in enumerate(learned) if learn)
+        learned = [index == last for index in range(len(learned))]
+    for message, learn in zip(messages, learned, strict=True):
+        if learn and any(part.media is not None for part in message.parts):
+            raise BadSample(
+                "media_in_answer", "an answer holds a picture, which Qwen3-VL cannot write; set its `train` to false"
+            )
+    pairs = zip(messages, learned, strict=True)
+    return [float(learn) * (1.0 if message.weight is None else message.weight) for message, learn in pairs]
 
 
 @dataclass(frozen=True)
@@ -240,23 +257,6 @@ def _check_agree(types: NDArray[np.int64], kind: int, grid: NDArray[np.int64] | 
 
 def _arrays(pixels: Any, grid: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return np.asarray(pixels, np.float32), np.asarray(grid, np.int64)
-
-
-def _weights(messages: Sequence[Message], train_on: TrainOn) -> list[float]:
-    """Weight of each message in the loss; 0 for those that are not learned from."""
-    if train_on not in get_args(TrainOn):
-        raise BadInput(f"train_on {train_on!r}: must be one of {', '.join(get_args(TrainOn))}.")
-    learned = [message.marked if train_on == "none" else message.trained for message in messages]
-    if train_on == "last" and any(learned):
-        last = max(index for index, learn in enumerate(learned) if learn)
-        learned = [index == last for index in range(len(learned))]
-    for message, learn in zip(messages, learned, strict=True):
-        if learn and any(part.media is not None for part in message.parts):
-            raise BadSample(
-                "media_in_answer", "an answer holds a picture, which Qwen3-VL cannot write; set its `train` to false"
-            )
-    pairs = zip(messages, learned, strict=True)
-    return [float(learn) * (1.0 if message.weight is None else message.weight) for message, learn in pairs]
 
 
 def _without_oldest(messages: Sequence[Message]) -> tuple[Message, ...] | None:

@@ -21,17 +21,21 @@ from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.qwen3vl.presets import meta_model
 from qvl_core.qwen3vl.transcript import read
 from qvl_core.training.samples import Bad, LeftOut
+from qvl_data.chat import answer_weights
+from qvl_data.errors import BadSample
 from qvl_data.order import order
-from qvl_data.sources import Mixture, shared
+from qvl_data.sources import Item, Mixture, shared
 from qvl_data.stream import ChatSamples
+from qvl_data.template import Template
 from qvl_sft.batch import chat_batches, chat_samples
 from qvl_sft.build import open_lists, resolve_steps
 from qvl_sft.inspect import recipe_processor
 from qvl_sft.inspect_page import picture_sizes
-from qvl_sft.known_good import warnings
+from qvl_sft.known_good import Content, about_data, warnings
 from qvl_sft.panels import panels
 from qvl_sft.plan import model_config
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
+from qvl_sft.samples import check_lists
 from qvl_vision.config import has_new_merger
 
 ENCODED = 2000  # samples of a list that are encoded in full, pictures and all: a fixed random choice of a longer list
@@ -46,6 +50,7 @@ class ListFacts:
     lengths: list[int] = field(default_factory=list)
     labels: int = 0
     bad: list[Bad] = field(default_factory=list)
+    met: Content = field(default_factory=Content)
 
 
 def check(recipe: SFTRecipe, out: Path | None = None) -> None:
@@ -55,6 +60,8 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     """
     console = Console(record=True)
     lists = open_lists(recipe)
+    measured = {name: mixture for name, mixture in lists.items() if name != "train"}
+    check_lists(measured, recipe.evaluate.metrics, recipe.evaluate.group_by)
     config, processor = model_config(recipe.model), recipe_processor(recipe)
     facts = {name: _read(mixture, processor, recipe) for name, mixture in lists.items()}
     console.print(_data_table(facts))
@@ -77,7 +84,8 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     new = recipe.model.vision is None and has_new_merger(config)
     if new and recipe.model.init_from is None:
         check_mergers_learn(recipe, config)
-    for sentence in (*warnings(recipe, table.parameters, new), *_leaks(lists)):
+    doubts = about_data(recipe, facts["train"].met, Template.of(processor).thinks)
+    for sentence in (*warnings(recipe, table.parameters, new), *doubts, *_leaks(lists)):
         console.print(f"note: {sentence}", style="yellow", markup=False)
     if out is not None:
         _write_bad(facts, out)
@@ -97,13 +105,31 @@ def _read(mixture: Mixture, processor: Any, recipe: SFTRecipe) -> ListFacts:
     samples = chat_samples(recipe, mixture, processor)
     facts = ListFacts(len(mixture))
     for item in chosen:
+        _meet(mixture, item, recipe, facts.met)
         try:
             encoded = samples.encode_item(item)
             facts.lengths.append(len(encoded))
             facts.labels += encoded.count
         except LeftOut as error:
             facts.bad.append(error.bad)
+            facts.met.unmarked += error.bad.reason == "nothing_to_learn"
     return facts
+
+
+def _meet(mixture: Mixture, item: Item, recipe: SFTRecipe, met: Content) -> None:
+    """Count what a sample's messages hold."""
+    try:
+        messages = mixture.outline(item).messages
+        weights = answer_weights(messages, recipe.data.train_on)
+    except BadSample:
+        return  # its encoding tells
+    reasons = ["</think>" in message.text and message.role == "assistant" for message in messages]
+    asked = max((place for place, message in enumerate(messages) if message.role == "user"), default=0)
+    earlier = zip(reasons[:asked], weights[:asked], strict=True)
+    met.samples += 1
+    met.reasoned += any(reasons)
+    met.lost += any(reason and weight > 0 for reason, weight in earlier)
+    met.videos += any(part.type == "video" for message in messages for part in message.parts)
 
 
 def _data_table(facts: dict[str, ListFacts]) -> Table:
