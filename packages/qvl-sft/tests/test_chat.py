@@ -163,6 +163,8 @@ def test_thinking_is_dimmed_and_kept(
     chat.save(tmp_path / "said.jsonl")
     (saved,) = Dataset(tmp_path / "said.jsonl")
     assert saved.messages[-1].text == "<think>\nTwo and two.\n</think>\n\nFour."
+    chat.ask("Sure?")
+    assert len(chat.messages) == 4
 
 
 def test_a_saved_conversation_is_training_data(

@@ -161,12 +161,13 @@ def _converse(chat: Chat, ask: Callable[..., str], waiting: list[Media]) -> None
         command, _, rest = line.partition(" ")
         try:
             if command in ("/image", "/video"):
-                waiting.append(media_file(Path(rest.strip()), "image" if command == "/image" else "video"))
+                file = Path(rest.strip()).expanduser()
+                waiting.append(media_file(file, "image" if command == "/image" else "video"))
                 print(f"({len(waiting)} for the next question)")
             elif command == "/system":
                 chat.system = rest.strip() or None
             elif command == "/save":
-                chat.save(Path(rest.strip()))
+                chat.save(Path(rest.strip()).expanduser())
                 print(f"({rest.strip()}: written)")
             elif command == "/reset":
                 chat.reset()
