@@ -1,7 +1,6 @@
 """DeepSpeed's ZeRO on gloo: the same run as one process, whose checkpoints it reads and writes."""
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import replace
@@ -122,10 +121,11 @@ def engine(**blocks: Any) -> Engine:
     return Engine(toy_parts(network()), recipe, World(0, 1, torch.device("cpu"), "zero2"))
 
 
-def test_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="zero2 shares the averages of fused AdamW alone"):
         engine(optim={"name": "adamw_8bit"})
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(BadInput, match=r"zero2 needs deepspeed; pip install 'qvl-core\[zero\]'"):
         engine()
-    assert "RANK" not in os.environ
+    with pytest.raises(BadInput, match="zero3 shares a run among processes and there is one"):
+        toy_run(tmp_path, recipe=toy_recipe(parallel={"strategy": "zero3"}))

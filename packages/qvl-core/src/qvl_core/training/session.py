@@ -112,9 +112,9 @@ class Session:
             try:
                 figures = self.engine.step(step, micros, count)
             except torch.OutOfMemoryError as error:
+                advice = (self.parts.advice or less_memory)()
                 raise QVLError(
-                    f"step {step + 1}: the device's memory is full; {(self.parts.advice or less_memory)()}, and run the "
-                    "same command again."
+                    f"step {step + 1}: the device's memory is full; {advice}, and run the same command again."
                 ) from error
             self._pending.append(_Done(step + 1, count, self._tokens, samples, figures))
         self.progress.step = step + 1

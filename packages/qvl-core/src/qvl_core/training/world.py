@@ -91,6 +91,8 @@ def processes(parallel: Parallel) -> Iterator[World]:
     strategy = ("ddp" if size > 1 else "single") if parallel.strategy == "auto" else parallel.strategy
     if strategy == "single" and size > 1:
         raise BadInput(f"parallel.strategy is single but {size} processes were started; use ddp or fsdp2.")
+    if strategy.startswith("zero") and size == 1:
+        raise BadInput(f"parallel.strategy: {strategy} shares a run among processes and there is one; use single.")
     device = _device(local)
     if strategy == "single":
         yield World(rank, size, device, strategy)
