@@ -42,7 +42,7 @@ def train(recipe, out, fresh, resume, allow_change):
     return {"loss": 1.0}
 """,
     "check.py": "def check(recipe, out):\n    return f'checked {recipe.model.name}, rendered to {out}'\n",
-    "plan.py": "def plan(recipe):\n    return f'{recipe.model.name} fits'\n",
+    "plan.py": "def plan(recipe, gpu):\n    return f'{recipe.model.name} fits' + (f' on {gpu}' if gpu else '')\n",
     "demo.py": "def demo(out, seed):\n    return f'demo {out.as_posix()} {seed}'\n",
     "tiny.py": "def tiny(folder, seed):\n    return f'tiny {folder.as_posix()} {seed}'\n",
     "report.py": "def report(run):\n    return f'{run.name}/report.html'\n",

@@ -15,7 +15,7 @@ def recipe(*changes: str) -> SFTRecipe:
 def test_the_most_effective_knob_first_with_its_memory() -> None:
     given = recipe("train.recompute=false", "batch.micro=2", "batch.tokens=32768")
     said = advice(given)
-    assert said.startswith(f"by the plan a step needs {predict(given).peak / GIB:.1f} GiB: set train.recompute: true (")
+    assert said.startswith(f"by the plan a step needs {predict(given).peak / GIB:.1f} GiB: set speed.offload: true (")
     figures = [float(figure) for figure in re.findall(r"([0-9.]+) GiB\)", said)]
     assert figures == sorted(figures)
     turned = predict(recipe("train.recompute=true", "batch.micro=2", "batch.tokens=32768"))

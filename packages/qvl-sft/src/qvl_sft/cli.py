@@ -229,9 +229,8 @@ def inspect(
 ) -> None:
     """Show samples as the model reads them: what is learned, what is cut, how many tokens of which kind."""
     from qvl_core.recipe.load import name
-    from qvl_sft.inspect import inspect as run
 
-    run(app.load(recipe, overrides), name(recipe), list_name, samples, sample, out)
+    app.room("inspect").inspect(app.load(recipe, overrides), name(recipe), list_name, samples, sample, out)
 
 
 main = app.main

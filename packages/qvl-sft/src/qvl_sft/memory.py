@@ -16,7 +16,16 @@ def advice(recipe: SFTRecipe) -> str:
     peaks = sorted((predict(changed).peak, words) for words, changed in _knobs(recipe))
     less = [f"{words} ({peak / GIB:.1f} GiB)" for peak, words in peaks if peak < 0.9 * now]
     remedy = f"set {', or '.join(less)}" if less else "lower media.max_pixels, or take a larger device"
-    return f"by the plan a step needs {now / GIB:.1f} GiB: {remedy}"
+    return f"by the plan a step needs {now / GIB:.1f} GiB: {remedy}{_more_devices(recipe, now)}"
+
+
+def _more_devices(recipe: SFTRecipe, now: int) -> str:
+    """What four devices would need, if there is one now."""
+    if (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1) > 1:
+        return ""
+    each = predict(_with(recipe, "parallel", strategy="fsdp2", nproc=4)).peak
+    words = f", or parallel: {{strategy: fsdp2, nproc: 4}} for {each / GIB:.1f} GiB on each of four"
+    return words if each < 0.9 * now else ""
 
 
 def _knobs(recipe: SFTRecipe) -> Iterator[tuple[str, SFTRecipe]]:
@@ -38,9 +47,6 @@ def _knobs(recipe: SFTRecipe) -> Iterator[tuple[str, SFTRecipe]]:
         yield "model.quantization: nf4", _with(recipe, "model", quantization=Quantization(kind="nf4"))
     if processes > 1 and recipe.parallel.strategy in {"auto", "ddp", "zero1", "zero2"}:
         yield "parallel.strategy: fsdp2", _with(recipe, "parallel", strategy="fsdp2")
-    if processes == 1:
-        sharded = _with(recipe, "parallel", strategy="fsdp2", nproc=4)
-        yield "parallel: {strategy: fsdp2, nproc: 4}", sharded
 
 
 def _with(recipe: SFTRecipe, block: str, **values: Any) -> SFTRecipe:

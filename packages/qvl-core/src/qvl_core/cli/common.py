@@ -70,9 +70,16 @@ def check(app: App) -> None:
 
 def plan(app: App) -> None:
     @app.command()
-    def plan(recipe: Source, overrides: Overrides = None) -> None:
+    def plan(
+        recipe: Source,
+        overrides: Overrides = None,
+        gpu: Annotated[
+            str | None,
+            Option(help="Does it fit on this card, and how fast: 3090, 4090, l40s, a100, h100, h200 ..."),
+        ] = None,
+    ) -> None:
         """Predict memory and time, without the model and a GPU."""
-        _show(app.room("plan").plan(app.load(recipe, overrides)))
+        _show(app.room("plan").plan(app.load(recipe, overrides), gpu))
 
 
 def demo(app: App) -> None:

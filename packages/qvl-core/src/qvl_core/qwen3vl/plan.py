@@ -37,14 +37,13 @@ FRAGMENTATION = 0.04  # of the peak: blocks that the allocator holds unused
 HEAD_CHUNK = 8 * 2**25  # the chunk of logits, its softmax and its gradient (head.CHUNK in bf16 and fp32)
 
 Strategy = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
-_STATES = ("optimizer states", "averaged weights")
 _SHARDED: Mapping[str, tuple[str, ...]] = {  # rows of which each device holds its part
     "single": (),
     "ddp": (),
-    "zero1": _STATES,
-    "zero2": (*_STATES, "gradients"),
-    "zero3": (*_STATES, "gradients", "frozen weights", "trained weights (fp32)"),
-    "fsdp2": (*_STATES, "gradients", "frozen weights", "trained weights (fp32)"),
+    "zero1": ("optimizer states",),
+    "zero2": ("optimizer states", "gradients"),
+    "zero3": ("optimizer states", "averaged weights", "gradients", "frozen weights", "trained weights (fp32)"),
+    "fsdp2": ("optimizer states", "averaged weights", "gradients", "frozen weights", "trained weights (fp32)"),
 }
 
 
@@ -95,6 +94,20 @@ class MemoryPlan:
             f"expected {self.expected_seconds[0]:.2f} to {self.expected_seconds[1]:.2f} s "
             f"({slow:,.0f} to {fast:,.0f} tokens/s)."
         )
+        if self.host:
+            table.caption += f" The host holds {self.host / GIB:.1f} GiB of activations in pinned memory."
+        return table
+
+    def groups_table(self) -> "Table":
+        from rich.table import Table
+
+        table = Table(show_footer=True)
+        table.add_column("group", "all")
+        table.add_column("mode")
+        table.add_column("parameters", f"{self.parameters:,}", justify="right")
+        table.add_column("trained", f"{self.trainable:,}", justify="right")
+        for group, (mode, parameters, trained) in self.groups.items():
+            table.add_row(group, mode, f"{parameters:,}", f"{trained:,}" if trained else "")
         return table
 
 
