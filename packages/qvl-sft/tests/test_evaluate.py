@@ -8,20 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import files, qvl_sft
 from scripted import KINDS, LONG, answering, cut, moved, refused, result
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe.load import load
+from qvl_core.run import RunFolder
+from qvl_core.training.world import World
 from qvl_data.convert import write_samples
 from qvl_data.dataset import Dataset
 from qvl_data.example import samples
+from qvl_data.sources import Mixture, read_sources
+from qvl_sft.batch import collation
+from qvl_sft.evaluate import Evaluation
 from qvl_sft.evaluated import table
 from qvl_sft.figures import Estimate, figures_of, scored, worst
 from qvl_sft.metrics import METRICS, tallies
 from qvl_sft.prediction import Prediction, read_predictions
 from qvl_sft.recipe import RECIPE
 from qvl_sft.samples import fields_of, references_of
+from qvl_sft.trained import load_trained
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +130,37 @@ def test_thinking_is_kept_and_not_judged(untrained: Path, data: Path, tmp_path: 
     assert "Is it a 3?" in (tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8")
 
 
+def test_what_two_processes_answer_is_put_together_as_one_answers(untrained: Path, sets: Path, tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    class Half(World):
+        """One of two processes; the one that is asked second hears what the first one said."""
+
+        def gather(self, value: Any) -> list[Any]:
+            heard.insert(0, value)
+            return heard
+
+    model, processor = load_trained(str(untrained))
+    lists = {"validation": Mixture(read_sources(f"{sets / 'captions.jsonl'}"), "validation")}
+    metrics = ("bleu", "rougeL", "cider")
+    measure = Evaluation(lists, processor, collation(processor), metrics, group_by="kind").measure
+    cpu = model.device
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with answering(cut), torch.no_grad():
+        one = measure(model, World(0, 1, cpu, "single"), True, RunFolder(tmp_path / "one"), 9)
+        measure(model, Half(1, 2, cpu, "ddp"), True, RunFolder(tmp_path / "two"), 9)
+        two = measure(model, Half(0, 2, cpu, "ddp"), True, RunFolder(tmp_path / "two"), 9)
+    assert two == pytest.approx(one, rel=1e-5)
+    assert set(one) == {
+        f"validation_{name}{group}" for name in (*metrics, "loss") for group in ("", *map("/{}".format, KINDS))
+    }
+    said = [
+        [(p.id, p.answer, p.scores, p.picture) for p in read_predictions(tmp_path / name)] for name in ("one", "two")
+    ]
+    assert said[0] == said[1]
+
+
 def test_the_worst_come_first_and_ties_by_loss() -> None:
     said = [
         Prediction("test", str(i), "?", "a", "a" if i % 2 else "b", bool(i % 2), loss=i, labels=1) for i in range(9)
@@ -217,6 +255,7 @@ def recipe_of(data: Path, *changes: str) -> list[str]:
 def test_a_figure_that_cannot_be(changes: list[str], words: list[str], data: Path, tmp_path: Path) -> None:
     refused(qvl_sft(*recipe_of(data, *changes), "--out", str(tmp_path / "run")), *words)
     assert "checkpoints" not in " ".join(files(tmp_path))
+    refused(qvl_sft("check", *recipe_of(data, *changes)[1:]), *words)
 
 
 def test_a_metric_without_references(untrained: Path, tmp_path: Path) -> None:

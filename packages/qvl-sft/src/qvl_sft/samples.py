@@ -85,7 +85,10 @@ def offered_by(text: str) -> set[str]:
 
 
 def keep_picture(mixture: Mixture, item: Item, folder: Path, name: str) -> str | None:
-    """Save the first picture of a sample, or a frame of its video, for the report; None if it has neither."""
+    """Save the first picture of a sample, or a frame of its video, for the report; None if it has neither.
+
+    name  of the list
+    """
     sample = mixture.sample(item)
     media = next((media for media in sample.media), None)
     if media is None:
