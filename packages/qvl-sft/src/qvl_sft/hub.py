@@ -11,7 +11,7 @@ def check_push(name: str) -> None:
     """Raise BadInput, before any work is done, for what is no name of a repository, or if nobody is logged in."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)
