@@ -1,5 +1,8 @@
 import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,3 +112,44 @@ def test_lengths_are_read_once(tmp_path, processor):
     assert {samples.mixture.locate(0, position).index: samples.length(position) for position in range(4, 8)} == lengths
     with pytest.raises(BadInput, match="was changed while it was in use"):
         samples.encode(0)
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from peak import peak
+from qvl_core.qwen3vl.tiny import tiny_processor
+from qvl_core.recipe.blocks import Batch, Source
+from qvl_core.training.batches import SampleBatches
+from qvl_data.sources import Mixture
+from qvl_data.stream import ChatSamples, witness
+
+def batches(file):
+    processor = tiny_processor()
+    samples = ChatSamples(Mixture([Source(source=file)]), processor, seed=0, max_length=128)
+    batch = Batch(tokens=1024, max_length=128)
+    return SampleBatches(samples, batch, 0, collate=list, witness=witness(processor))
+
+small, large = (batches(f"{sys.argv[1]}/{name}.parquet") for name in ("small", "large"))
+for step in range(2):
+    small.build(small.plan(step, 0, 1))
+before = peak()
+for step in range(20):
+    assert not any(micro.bad for micro in large.build(large.plan(step, 0, 1)))
+print(len(large.samples), peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_reads_a_large_file_bit_by_bit(tmp_path):
+    """Planning and encoding steps take a part of a file of pictures: one larger than the memory can be trained on."""
+    chats = [build(("user", picture(256, 256, seed), "?"), ("assistant", "x"), id=str(seed)) for seed in range(10)]
+    write_samples(chats, tmp_path / "small.parquet")
+    many = (one.model_copy(update={"id": f"{one.id}-{copy}"}) for copy in range(100) for one in chats)
+    write_samples(many, tmp_path / "large.parquet")
+    assert (tmp_path / "large.parquet").stat().st_size > 180 << 20
+    command = [sys.executable, "-c", CHILD, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
+    count, grown = map(int, done.stdout.split())
+    assert count == 1000
+    assert grown < 64 << 20

@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 
     lengths: tuple[tuple[int, ...], ...]
     full: int
-    count: int
+    total: int
 
 
 def page(
@@ -166,7 +166,7 @@ def _packing(recipe: SFTRecipe, rows: Rows) -> Stacks | Text:
         bars.append((f"row {number}", segments, what))
     whole = sum(map(sum, rows.lengths)) / (rows.full * len(rows.lengths))
     how = "packed end to end, each attending only to itself" if recipe.batch.packing else "padded to the longest"
-    shown = f"{len(rows.lengths)} of the {rows.count} rows" if len(rows.lengths) < rows.count else "The rows"
+    shown = f"{len(rows.lengths)} of the {rows.total} rows" if len(rows.lengths) < rows.total else "The rows"
     planned = " A sample that will be cut is planned as a full row." if recipe.batch.too_long == "cut" else ""
     note = f"{shown} of the first step, {how}: {whole:.1%} full.{planned}"
     return Stacks("", bars, total=rows.full, note=note)
