@@ -28,3 +28,10 @@ def test_a_knob_that_is_turned_is_not_named() -> None:
     assert "train.recompute" not in said
     assert "batch.micro" not in said
     assert "batch.max_length: 4096 (" in said or "set model.quantization" in said
+
+
+def test_what_excludes_one_another_is_not_named() -> None:
+    shared = advice(recipe("parallel={strategy: zero3, nproc: 2}"))
+    assert "quantization" not in shared
+    assert "adamw_8bit" not in shared
+    assert "fsdp2" not in advice(recipe("model.quantization=nf4"))

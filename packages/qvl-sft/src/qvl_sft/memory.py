@@ -20,8 +20,8 @@ def advice(recipe: SFTRecipe) -> str:
 
 
 def _more_devices(recipe: SFTRecipe, now: int) -> str:
-    """What four devices would need, if there is one now."""
-    if (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1) > 1:
+    """What four devices would need, if there is one now and the weights can be shared."""
+    if recipe.model.quantization is not None or (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1) > 1:
         return ""
     each = predict(_with(recipe, "parallel", strategy="fsdp2", nproc=4)).peak
     words = f", or parallel: {{strategy: fsdp2, nproc: 4}} for {each / GIB:.1f} GiB on each of four"
@@ -31,6 +31,7 @@ def _more_devices(recipe: SFTRecipe, now: int) -> str:
 def _knobs(recipe: SFTRecipe) -> Iterator[tuple[str, SFTRecipe]]:
     """What is not turned yet, one knob at a time."""
     batch, processes = recipe.batch, (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
+    strategy, whole = recipe.parallel.strategy, recipe.model.quantization is None
     if recipe.train.recompute is not True:
         yield "train.recompute: true", _with(recipe, "train", recompute=True)
     micro = batch.micro or (1 if batch.size is None else -(-batch.size // processes))
@@ -41,11 +42,11 @@ def _knobs(recipe: SFTRecipe) -> Iterator[tuple[str, SFTRecipe]]:
         yield f"batch.max_length: {half}", _with(recipe, "batch", max_length=half)
     if not recipe.speed.offload:
         yield "speed.offload: true", _with(recipe, "speed", offload=True)
-    if recipe.optim.name == "adamw":
+    if recipe.optim.name == "adamw" and not strategy.startswith("zero"):
         yield "optim.name: adamw_8bit", _with(recipe, "optim", name="adamw_8bit")
-    if recipe.model.quantization is None and recipe.tune.get("llm", Group()).mode != "full":
+    if whole and strategy not in {"fsdp2", "zero3"} and recipe.tune.get("llm", Group()).mode != "full":
         yield "model.quantization: nf4", _with(recipe, "model", quantization=Quantization(kind="nf4"))
-    if processes > 1 and recipe.parallel.strategy in {"auto", "ddp", "zero1", "zero2"}:
+    if whole and processes > 1 and strategy in {"auto", "ddp", "zero1", "zero2"}:
         yield "parallel.strategy: fsdp2", _with(recipe, "parallel", strategy="fsdp2")
 
 

@@ -7,6 +7,7 @@ and step counts alone where `found_inf` is 1; the old codes are then kept on the
 (bitsandbytes' own optimizer runs on no CPU and counts steps on the host; torchao's compiles every shape.)
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import ceil
@@ -34,7 +35,7 @@ class AdamW8bit(torch.optim.Optimizer):
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
 
-    def __init__(self, groups: list[dict[str, Any]], fused: bool, **options: Any) -> None:
+    def __init__(self, groups: list[dict[str, Any]], fused: bool | None, **options: Any) -> None:
         library()
         super().__init__(groups, {"fused": fused} | options)
 
@@ -171,6 +172,7 @@ def unpacked(codes: Tensor, scale: Tensor, key: str) -> Tensor:
 
 def library() -> Any:
     """bitsandbytes' functions. Raises BadInput where it is not installed."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it misses kernels that are optional
     try:
         from bitsandbytes import functional
     except ImportError:

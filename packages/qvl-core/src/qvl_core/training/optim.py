@@ -32,9 +32,8 @@ class Optimizer:
             for group in groups
         ]
         make = adamw_8bit.AdamW8bit if self._packed else torch.optim.AdamW
-        self._torch: torch.optim.Optimizer = make(
-            given, betas=recipe.optim.betas, eps=recipe.optim.eps, fused=self._fused
-        )
+        kernel = True if self._fused else None  # None: torch's choice for the device, foreach or a plain loop
+        self._torch: torch.optim.Optimizer = make(given, betas=recipe.optim.betas, eps=recipe.optim.eps, fused=kernel)
 
     def update(self, rate: float, clip: float | None, scale: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the gradients, which are `scale` times too large, if they and the loss are finite; and drop them.
