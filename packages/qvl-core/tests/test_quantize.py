@@ -58,7 +58,10 @@ def test_what_is_lost_is_measured(quantization: Quantization, least: float, most
     lost = (dequantized(model.get_submodule(name).weight) - weight).norm() / weight.norm()
     assert least < lost <= found.largest_error * 1.0001
     assert 0 < (logits(model) - logits(base())).norm() / logits(base()).norm() < 3 * most
-    assert f"21 layers in {quantization.kind}, whose weights differ" in summary(model)
+    whole = base()
+    inside = sum(whole.get_submodule(name).weight.numel() for name in linear_targets(whole, "llm"))
+    assert found.share == pytest.approx(inside / sum(p.numel() for p in whole.parameters()))
+    assert f"21 layers (31% of the weights) in {quantization.kind}, which differ" in summary(model)
 
 
 def test_double_quantisation_holds_the_scales_in_8_bits():

@@ -31,20 +31,23 @@ LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao"}
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was done to a model: `error` is the norm of the weights' change over their own, of all layers together."""
+    """What was done to a model."""
 
     kind: str
     double: bool
     groups: tuple[str, ...]
     layers: int
+    share: float
+    """Part of all weights that these layers hold."""
     error: float
+    """The norm of the weights' change over their own, of all layers together."""
     largest_error: float
     """That of the layer that changed most."""
 
     def __str__(self) -> str:
         return (
-            f"{self.layers} layers in {self.kind}, whose weights differ from those they stand for by {self.error:.1%} "
-            f"(at most {self.largest_error:.1%} in one layer)"
+            f"{self.layers} layers ({self.share:.0%} of the weights) in {self.kind}, which differ from the full ones "
+            f"by {self.error:.1%} (at most {self.largest_error:.1%} in one layer)"
         )
 
 
@@ -80,6 +83,7 @@ def quantize(
         quantization.double,
         tuple(quantization.groups),
         len(targets),
+        sum(size(model.get_parameter(f"{name}.weight")) for name in targets) / sum(map(size, model.parameters())),
         (change_.norm() / norm_.norm()).item(),
         (change_ / norm_).max().item(),
     )

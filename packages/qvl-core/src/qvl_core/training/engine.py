@@ -64,7 +64,8 @@ class Engine:
         parts.model.to(world.device)
         for group in parts.groups:
             for parameter in group.parameters.values():
-                parameter.data = parameter.data.float()  # small updates vanish in 16 bits
+                # Small updates vanish in 16 bits; a fused update walks through weight and averages in one order.
+                parameter.data = parameter.data.float().contiguous()
         self._root = Root(parts.model)
         self._zero = Zero(self._root, parts.groups, recipe, world) if world.strategy.startswith("zero") else None
         self._forward = self._zero.forward if self._zero else self._wrap(self._root)
