@@ -24,4 +24,4 @@ def compile_layers(model: Any) -> None:
 
 
 def _compile(part: nn.Module) -> None:
-    part.forward = torch.compile(part.forward, dynamic=True)  # type: ignore[method-assign]
+    part.forward = torch.compile(part.forward, dynamic=True)

@@ -25,4 +25,4 @@ def without_gradients(model: Any) -> None:
 
 
 def _freeze(module: nn.Module) -> None:
-    module.forward = torch.no_grad()(module.forward)  # type: ignore[method-assign]
+    module.forward = torch.no_grad()(module.forward)
