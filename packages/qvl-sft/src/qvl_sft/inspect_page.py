@@ -76,8 +76,9 @@ def _transcript(reading: Reading, processor: Any) -> Transcript:
         gone = counted(piece for place in reading.cut for piece in reading.turns[place].pieces)
         tags.append(f"{sum(gone.values()):,} cut")
     shots = _Shots(reading.whole, processor)
+    lost = range(len(reading.turns)) if reading.problem else reading.cut
     turns = [
-        Said(turn.role, list(_parts(turn, shots)), note(turn), turn.weight, cut=place in reading.cut)
+        Said(turn.role, list(_parts(turn, shots)), note(turn, place in lost), turn.weight, cut=place in reading.cut)
         for place, turn in enumerate(reading.turns)
     ]
     about = " · ".join(() if reading.problem else (reading.place, *reading.changes))

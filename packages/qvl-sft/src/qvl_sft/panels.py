@@ -23,10 +23,10 @@ def panels(title: str, turns: Sequence[Turn], sizes: "Sizes", cut: range = range
 Sizes = Sequence[tuple[int, int]]  # width and height of each picture in pixels
 
 
-def note(turn: Turn) -> str:
-    """How many tokens a turn has, and what of them is learned: `12 tokens, 5 learned × 0.5`."""
+def note(turn: Turn, cut: bool = False) -> str:
+    """How many tokens a turn has, and, unless it is cut, what of them is learned: `12 tokens, 5 learned × 0.5`."""
     total, learned = sum(turn.counts.values()), turn.counts["learned"]
-    if not learned:
+    if cut or not learned:
         return f"{total:,} tokens"
     return f"{total:,} tokens, {learned:,} learned" + (f" × {turn.weight:g}" if turn.weight != 1 else "")
 
@@ -40,7 +40,7 @@ def _boxes(turns: Sequence[Turn], sizes: Sizes, cut: range) -> Iterator[Panel]:
         yield Panel(
             text,
             title=Text(turn.role + (" (cut)" if place in cut else "")),
-            subtitle=Text(note(turn), style="dim"),
+            subtitle=Text(note(turn, place in cut), style="dim"),
             title_align="left",
             subtitle_align="right",
             border_style="red" if place in cut else BORDERS.get(turn.role, "cyan"),
