@@ -68,7 +68,7 @@ def read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
                 raise BadInput(f"{file}: cannot be read ({error}); copy it again.") from error
             for key, value in found.items():
                 values[today(key)] = value
-                renamed |= _module(key) != _module(today(key))
+                renamed |= ".lora_" in key and _module(key) != _module(today(key))
     if renamed:  # its patterns are of the older layout as well
         _target_by_name(config, values)
     return config, values
