@@ -9,6 +9,7 @@ import torch
 from adapted import base, inputs, logits, move, tuned
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
@@ -141,7 +142,7 @@ def test_dora_magnitudes_are_trained_in_fp32_and_do_not_decay():
 # LoRA+
 
 
-def test_b_learns_faster():
+def test_b_learns_faster(capsys: pytest.CaptureFixture[str]):
     model = base()
     tune = {"llm": lora(lr=1e-4, plus=16, weight_decay=0.1), "vision": lora(lr=1e-5)}
     table = apply_tune(model, tune, seed=0)
@@ -154,6 +155,8 @@ def test_b_learns_faster():
     assert {name.split(".")[-3] for name in groups[0].parameters} == {"lora_A"}
     assert {name.split(".")[-3] for name in groups[1].parameters} == {"lora_B"}
     assert table.rows[0].notes == "B x 16"
+    Console(width=80).print(table.rich())
+    assert "llm: B x 16" in capsys.readouterr().out
 
 
 # Layers

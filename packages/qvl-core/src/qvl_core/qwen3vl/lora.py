@@ -73,16 +73,16 @@ class TuneTable:
         from rich.table import Table
 
         totals = {"parameters": f"{self.parameters:,}", "trainable": f"{self.trainable:,}"}
-        table = Table(show_footer=True)
+        notes = "\n".join(f"{row.group}: {row.notes}" for row in self.rows if row.notes)
+        table = Table(show_footer=True, caption=notes or None, caption_justify="left")
         table.add_column("group", "all", no_wrap=True)
         table.add_column("mode")
         for title in ("parameters", "trainable", "rank", "lr", "decay"):
             table.add_column(title, totals.get(title, ""), justify="right")
         for row in self.rows:
             settings = (f"{value:g}" if value is not None else "" for value in (row.rank, row.lr, row.weight_decay))
-            mode = f"{row.mode} ({row.notes})" if row.notes else row.mode
             table.add_row(
-                row.group, mode, f"{row.parameters:,}", f"{row.trainable:,}" if row.trainable else "", *settings
+                row.group, row.mode, f"{row.parameters:,}", f"{row.trainable:,}" if row.trainable else "", *settings
             )
         return table
 
