@@ -1,4 +1,4 @@
-"""Real (not padding) tokens per second of full fine-tuning, QVL against the trainers people use, on one CPU thread.
+"""Real (not padding) tokens per second of training, QVL against the trainers people use, on one CPU thread.
 
     python benchmarks/throughput.py [--quick]
 
@@ -9,18 +9,21 @@ tuned    the same with samples grouped by length, as the library groups a set of
 grouped  the same as it groups a set of thousands: sorted within 50 batches, which here is all of them
 trl      TRL's SFTTrainer in an environment of its own, which uv makes; left out, with the reason, where it cannot
 
-and, to know each gain alone, QVL with one thing taken away: padded (rows instead of packing), full_logits (head on
-every row), dense_mask (the library's block-diagonal mask), two_gradients (one matrix for the head and another for the
-embedding), unfused (AdamW one tensor at a time).
+Cases: all weights trained, LoRA, QLoRA (nf4); one picture in each sample, three, or a clip; a small body, a tiny one.
 
-Every arm starts from the same weights and makes the same steps of 8 samples, each with a picture of 64 x 64 pixels, of
+And, to know each gain alone, QVL with one thing taken away: padded (rows instead of packing), full_logits (head on
+every row), dense_mask (the library's block-diagonal mask), two_gradients (one matrix for the head and another for the
+embedding), unfused (AdamW one tensor at a time), conv_patches (Conv3d), with_gradients (the frozen tower is recorded);
+and with one thing added, cached (the frozen tower's features from disk, as in all epochs but the first).
+
+Every arm starts from the same weights and makes the same steps of 8 samples, each with media of 64 x 64 pixels, of
 log-normal length up to 300 tokens, the last fifth of which are labels. Arms are processes that take turns, one step
 each, so that a busy machine is unfair to none. The clock is CPU time from the end of one optimizer step to the end of
 the next, starting from encoded samples in memory: collation, forward, backward, clipping, update, logging.
 Tokens per second are those of all timed steps together (the samples are the same, in whatever order).
 
 The first step's mean loss must be equal in all arms to 1e-4. Writes benchmarks/results/throughput.json.
-Must hold: small body qvl >= 3.5 x trainer, 3 x tuned, 4 x trl; tiny body qvl >= 1.3 x trl.
+Must hold: small body, all cases: qvl >= 3.5 x trainer, 3 x tuned, 4 x trl; tiny body qvl >= 1.3 x trl.
 """
 
 import argparse
@@ -36,6 +39,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +54,17 @@ TOLERANCE = 1e-4  # of the mean loss over labels
 TRL = "trl==1.16.0"
 OPPONENTS = ("qvl", "trainer", "tuned", "grouped", "trl")
 MEGABATCHES = {"tuned": None, "grouped": 50}  # batches that are sorted together; None: the library's choice
-ABLATIONS = ("qvl", "padded", "full_logits", "dense_mask", "two_gradients", "unfused")
+ABLATIONS = ("qvl", "padded", "full_logits", "dense_mask", "two_gradients", "unfused", "conv_patches")
+WITH_ADAPTERS = ("qvl", "padded", "full_logits", "unfused", "conv_patches", "with_gradients", "cached")
 
 
 @dataclass(frozen=True)
 class Body:
-    """Shape of a model, and how many times faster than each opponent QVL must be on it."""
+    """Shape of a model."""
 
     layers: int
     width: int
     vocabulary: int
-    bars: dict[str, float]
 
     def config(self, tokens: dict[str, int]) -> Any:
         from transformers import Qwen3VLConfig
@@ -98,10 +102,36 @@ class Body:
         )
 
 
-BODIES = {
-    "small": Body(8, 512, 151_936, {"trainer": 3.5, "tuned": 3.0, "trl": 4.0}),
-    "tiny": Body(3, 128, 400, {"trl": 1.3}),
-}
+BODIES = {"small": Body(8, 512, 151_936), "tiny": Body(3, 128, 400)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained on what, and how many times faster than each opponent QVL must be."""
+
+    body: str
+    method: str = "full"
+    media: str = "picture"
+    opponents: tuple[str, ...] = ("qvl", "trainer", "tuned", "trl")
+    ablations: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.body}, {self.method}, {self.media}"
+
+    @property
+    def bars(self) -> dict[str, float]:
+        return {"trl": 1.3} if self.body == "tiny" else {"trainer": 3.5, "tuned": 3.0, "trl": 4.0}
+
+
+CASES = (
+    Case("small", opponents=OPPONENTS, ablations=ABLATIONS),
+    Case("small", "lora", ablations=WITH_ADAPTERS),
+    Case("small", "qlora"),
+    Case("small", media="pictures"),
+    Case("small", media="video"),
+    Case("tiny", opponents=OPPONENTS, ablations=ABLATIONS),
+)
 
 
 def write_model(folder: Path, body: Body) -> int:
@@ -126,16 +156,18 @@ def write_model(folder: Path, body: Body) -> int:
     return model.num_parameters()
 
 
-def samples(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Encoded samples of random tokens: start, picture, text, and an answer of LABELLED of the length."""
+def samples(folder: Path, count: int, media: str = "picture", seed: int = 0) -> list[dict[str, Any]]:
+    """Encoded samples of random tokens: start, `media`, text, and an answer of LABELLED of the length."""
     import torch
     from transformers import Qwen3VLConfig
 
     config = Qwen3VLConfig.from_pretrained(folder)
     vision, rng = config.vision_config, np.random.default_rng(seed)
     side = PIXELS // vision.patch_size
-    media = (side // vision.spatial_merge_size) ** 2
-    head = [config.vision_start_token_id, *[config.image_token_id] * media, config.vision_end_token_id]
+    clip, number = media == "video", 1 if media == "picture" else 3  # pictures, or frame pairs of the clip
+    pad = config.video_token_id if clip else config.image_token_id
+    one = [config.vision_start_token_id, *[pad] * (side // vision.spatial_merge_size) ** 2, config.vision_end_token_id]
+    head = one * number
     made = []
     for length in np.clip(rng.lognormal(math.log(48), 0.8, count).astype(int), len(head) + 10, LONGEST):
         ids = rng.integers(300, config.text_config.vocab_size, length)  # beyond the bytes and the special tokens
@@ -145,9 +177,13 @@ def samples(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
         arrays = {
             "input_ids": ids,
             "labels": labels,
-            "mm_token_type_ids": (ids == config.image_token_id).astype(np.int64),
-            "pixel_values": rng.standard_normal((side**2, channels), dtype=np.float32),
-            "image_grid_thw": np.array([[1, side, side]]),
+            "mm_token_type_ids": (ids == pad) * (2 if clip else 1),
+            "pixel_values_videos" if clip else "pixel_values": rng.standard_normal(
+                (number * side**2, channels), dtype=np.float32
+            ),
+            "video_grid_thw" if clip else "image_grid_thw": np.array(
+                [[number, side, side]] if clip else [[1, side, side]] * number
+            ),
         }
         made.append({name: torch.from_numpy(array) for name, array in arrays.items()})
     return made
@@ -193,9 +229,12 @@ class Arm:
 
 
 def trl_python() -> list[str]:
-    """Python with TRL beside the torch and transformers of this environment, made (and cached) by uv."""
-    same = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers", "accelerate")]
-    packages = [word for package in (TRL, *same, "torchvision") for word in ("--with", package)]
+    """Python with TRL: this one, or one that uv makes and caches, with the same torch and transformers."""
+    if find_spec("trl") and f"trl=={version('trl')}" == TRL:
+        return [sys.executable]
+    same = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+    pins = [f"{name}=={version(name).split('+')[0]}" for name in same]
+    packages = [word for package in (TRL, *pins, "torchvision") for word in ("--with", package)]
     uv = os.environ.get("UV", "uv")
     return [uv, "run", "--isolated", "--no-project", "--python", sys.executable, *packages, "python"]
 
@@ -261,23 +300,27 @@ def equal_losses(arms: Sequence[Arm]) -> float:
 
 
 def measure(
-    name: str, groups: Sequence[Sequence[str]], warmup: int, timed: int
+    case: Case, groups: Sequence[Sequence[str]], warmup: int, timed: int
 ) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """All arms on one body, one group of arms after the other, each group with a QVL to compare with."""
+    """All arms of one case, one group of arms after the other, each group with a QVL to compare with."""
     import torch
 
-    body = BODIES[name]
+    body = BODIES[case.body]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         parameters = write_model(folder, body)
-        made = samples(folder, (warmup + timed) * SIZE)
+        made = samples(folder, (warmup + timed) * SIZE, case.media)
+        (folder / "method").write_text(case.method, encoding="utf-8")
         torch.save(made, folder / "samples.pt")
         lengths = [len(sample["input_ids"]) for sample in made]
         orders = {arm: by_length(lengths, warmup, megabatch) for arm, megabatch in MEGABATCHES.items()}
         torch.save(orders, folder / "orders.pt")
         lengths_of = {arm: [lengths[i] for i in order] for arm, order in orders.items()}
         record: dict[str, Any] = {
-            "body": name,
+            "case": case.name,
+            "body": case.body,
+            "method": case.method,
+            "media": case.media,
             "layers": body.layers,
             "width": body.width,
             "vocabulary": body.vocabulary,
@@ -297,28 +340,29 @@ def measure(
             ratios = {arm: round(ours / result["tokens_per_second"], 3) for arm, result in results.items()}
             record["groups"].append({"loss_difference": difference, "ratios": ratios, "arms": results})
             versions |= {arm.name: arm.versions for arm in arms}
-            show(name, record["groups"][-1], body.bars)
+            show(case.name, record["groups"][-1], case.bars)
     return record, versions
 
 
-def show(body: str, group: dict[str, Any], bars: dict[str, float]) -> None:
-    print(f"{body:>6} {'arm':>12} {'tokens/s':>9} {'p10':>8} {'median':>8} {'p90':>8} {'qvl is':>8}   bar")
+def show(case: str, group: dict[str, Any], bars: dict[str, float]) -> None:
+    print(case)
+    print(f"{'':>6} {'arm':>14} {'tokens/s':>9} {'p10':>8} {'median':>8} {'p90':>8} {'qvl is':>8}   bar")
     for arm, result in group["arms"].items():
         steps, bar = result["of_steps"], f">= {bars[arm]}" if arm in bars else ""
         print(
-            f"{'':>6} {arm:>12} {result['tokens_per_second']:>9.1f} {steps['p10']:>8.1f} {steps['median']:>8.1f} "
+            f"{'':>6} {arm:>14} {result['tokens_per_second']:>9.1f} {steps['p10']:>8.1f} {steps['median']:>8.1f} "
             f"{steps['p90']:>8.1f} {group['ratios'][arm]:>7.2f}x   {bar}"
         )
     print(f"{'':>6} first losses differ by at most {group['loss_difference']:.1e}", flush=True)
 
 
-def missed(records: Sequence[dict[str, Any]]) -> list[str]:
+def missed(cases: Sequence[Case], records: Sequence[dict[str, Any]]) -> list[str]:
     """The bars that do not hold, in words."""
     return [
-        f"{record['body']}: {group['ratios'][arm]} x {arm}, must be {bar}"
-        for record in records
+        f"{case.name}: {group['ratios'][arm]} x {arm}, must be {bar}"
+        for case, record in zip(cases, records, strict=True)
         for group in record["groups"]
-        for arm, bar in BODIES[record["body"]].bars.items()
+        for arm, bar in case.bars.items()
         if group["ratios"].get(arm, bar) < bar
     ]
 
@@ -330,17 +374,17 @@ def main() -> None:
     why_not = trl_failure()
     if why_not:
         print(f"trl is left out: {why_not}")
-    opponents = [name for name in OPPONENTS if not (name == "trl" and why_not)]
-    groups = [opponents] if quick else [opponents, ABLATIONS]
-    plan = {"small": (1, 2), "tiny": (2, 10)} if quick else {"small": (2, 12), "tiny": (5, 45)}
+    steps = {"small": (1, 2), "tiny": (2, 10)} if quick else {"small": (2, 12), "tiny": (5, 45)}
 
     records: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
-    for body, (warmup, timed) in plan.items():
-        measured, found = measure(body, groups, warmup, timed)
+    for case in CASES:
+        opponents = [name for name in case.opponents if not (name == "trl" and why_not)]
+        groups = [opponents] if quick or not case.ablations else [opponents, case.ablations]
+        measured, found = measure(case, groups, *steps[case.body])
         records.append(measured)
         versions |= found
-    misses = missed(records)
+    misses = missed(CASES, records)
     print(*misses, sep="\n")
     if quick:
         return

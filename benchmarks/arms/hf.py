@@ -2,10 +2,11 @@
 
     python hf.py FOLDER {trainer,tuned,grouped,trl}
 
-FOLDER holds the model, `samples.pt`, and their orders by length, `orders.pt`. All arms pad on the right, train every
-weight in fp32 with the trainer's own loss, clip at 1, and keep the learning rate constant. The library's default
-optimizer is the fused AdamW by now, so tuning leaves length grouping. Gradient checkpointing is off everywhere: TRL's
-default would cost it a second forward for memory that is not short here.
+FOLDER holds the model, `samples.pt`, their orders by length, `orders.pt`, and `method`: full, lora or qlora (peft of
+rank 16 on the language model's linear layers; nf4 by bitsandbytes, which leaves tower and head as they are). All arms
+pad on the right, train in fp32 with the trainer's own loss, clip at 1, and keep the learning rate constant. The
+library's default optimizer is the fused AdamW by now, so tuning leaves length grouping. Gradient checkpointing is off
+everywhere: TRL's default would cost it a second forward for memory that is not short here.
 """
 
 import sys
@@ -16,9 +17,17 @@ import torch
 from gate import Gate, Stop
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    Qwen3VLForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 Sample = dict[str, Tensor]
+MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 OPTIONS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "learning_rate": 1e-4,
@@ -42,14 +51,34 @@ def collate(samples: list[Sample]) -> dict[str, Tensor]:
     def padded(name: str, fill: int) -> Tensor:
         return pad_sequence([sample[name] for sample in samples], batch_first=True, padding_value=fill)
 
+    media = [name for name in MEDIA if name in samples[0]]
     return {
+        **{name: torch.cat([sample[name] for sample in samples]) for name in media},
         "input_ids": padded("input_ids", 0),
         "attention_mask": pad_sequence([torch.ones_like(sample["input_ids"]) for sample in samples], batch_first=True),
         "labels": padded("labels", -100),
         "mm_token_type_ids": padded("mm_token_type_ids", 0),
-        "pixel_values": torch.cat([sample["pixel_values"] for sample in samples]),
-        "image_grid_thw": torch.cat([sample["image_grid_thw"] for sample in samples]),
     }
+
+
+def load(folder: Path) -> Any:
+    """The model, as the documents prepare it for the method."""
+    method = (folder / "method").read_text(encoding="utf-8")
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if method == "qlora":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+            llm_int8_skip_modules=["model.visual", "lm_head"],
+        )
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, **options)
+    if method == "full":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=r".*language_model.*_proj"))
 
 
 def build(arm: str, folder: Path, samples: list[Sample], gate: Gate) -> Trainer:
@@ -77,7 +106,7 @@ def build(arm: str, folder: Path, samples: list[Sample], gate: Gate) -> Trainer:
             gate.step_ended(trainer.step_loss.item())
 
     trainer = Paced(
-        model=Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
+        model=load(folder),
         args=config(output_dir=str(folder / arm), **options),
         train_dataset=data,
         data_collator=collator,

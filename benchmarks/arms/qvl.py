@@ -1,8 +1,9 @@
 """The arms of QVL: its loop as every package runs it, and the same with one thing taken away.
 
-    python qvl.py FOLDER {qvl,padded,full_logits,dense_mask,two_gradients,unfused}
+    python qvl.py FOLDER {qvl,padded,full_logits,dense_mask,two_gradients,unfused,conv_patches,with_gradients,cached}
 
-FOLDER holds the model and `samples.pt`. Every weight is trained in fp32, clipped at 1, at a constant learning rate.
+FOLDER holds the model, `samples.pt`, and `method`: full, lora or qlora. Trained weights are in fp32, clipped at 1, at a
+constant learning rate.
 """
 
 import sys
@@ -15,20 +16,28 @@ from typing import Any
 import torch
 from gate import Gate, Stop
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from qvl_core.qwen3vl import lora, tied
-from qvl_core.qwen3vl.batch import Batch, collate
+from qvl_core.qwen3vl.batch import collate
 from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.qwen3vl.features import CachedCollate, FeatureCache, open_cache
 from qvl_core.qwen3vl.load import load_model
 from qvl_core.qwen3vl.loss import next_token_loss
+from qvl_core.qwen3vl.quantize import quantize
+from qvl_core.qwen3vl.speed import speed_up
 from qvl_core.recipe import blocks
 from qvl_core.run import RunFolder
-from qvl_core.training import optim
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.loop import fit
-from qvl_core.training.parts import Callbacks, Loss, ParameterGroup, Parts
+from qvl_core.training.parts import Callbacks, Loss, Parts
 from qvl_core.training.world import World
+
+SWITCHED = {  # arms that are a switch of the recipe
+    "full_logits": {"label_rows": False},
+    "unfused": {"fused_optimizer": False},
+    "conv_patches": {"linear_patches": False},
+    "with_gradients": {"frozen_features": False},
+}
 
 
 @dataclass
@@ -54,50 +63,53 @@ def encoded(index: int, sample: dict[str, Tensor]) -> Encoded:
         arrays["input_ids"],
         arrays["labels"],
         arrays["mm_token_type_ids"],
-        arrays["pixel_values"],
-        arrays["image_grid_thw"],
+        arrays.get("pixel_values"),
+        arrays.get("image_grid_thw"),
+        arrays.get("pixel_values_videos"),
+        arrays.get("video_grid_thw"),
     )
 
 
 def recipe(folder: Path, steps: int, arm: str) -> blocks.Recipe:
-    full = {"mode": "full"}
+    method = (folder / "method").read_text(encoding="utf-8")
+    model = {"name": str(folder), "attention": "sdpa" if arm == "dense_mask" else "packed"}
+    if method == "qlora":
+        model["quantization"] = "nf4"
+    groups = ("llm", "merger", "deepstack_mergers", "vision", "embed", "lm_head")
+    adapted = {"llm": blocks.Group(mode="lora", rank=16)}
+    tune = dict.fromkeys(groups, blocks.Group(mode="full")) if method == "full" else adapted
     return blocks.Recipe.model_validate(
         {
             "version": 1,
-            "model": {"name": str(folder), "attention": "sdpa" if arm == "dense_mask" else "packed"},
-            "tune": dict.fromkeys(("llm", "merger", "deepstack_mergers", "vision", "embed", "lm_head"), full),
+            "model": model,
+            "tune": tune,
             "data": {"train": "samples.pt"},
             "batch": {"size": 8},
             "optim": {"lr": 1e-4},
             "schedule": {"name": "constant"},
             "train": {"steps": steps, "precision": "fp32"},
+            "speed": SWITCHED.get(arm, {}),
         }
     )
 
 
-def full_logits_loss(model: Any, batch: Batch) -> Tensor:
-    """Logits of every row, as the library's forward makes them."""
-    hidden = model.model(**batch.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)  # (B * T, D)
-    labels = batch.targets.new_full((len(hidden),), -100).index_copy(0, batch.label_rows, batch.targets)
-    return cross_entropy(model.lm_head(hidden), labels, reduction="sum")
+def prepared(settings: blocks.Recipe) -> tuple[Any, Any]:
+    """The model, set up as the recipe says, and its processor."""
+    plain = settings.model.model_copy(update={"quantization": None})  # adapters are put on the weights in full
+    model, processor = load_model(plain, precision="fp32", device="cpu")
+    lora.apply_tune(model, settings.tune, seed=0, quantization=settings.model.quantization)
+    if settings.model.quantization:
+        quantize(model, settings.model.quantization)
+    speed_up(model, settings.speed)
+    return model, processor
 
 
-def unfused(groups: list[ParameterGroup], options: blocks.Optim, fused: Any = optim.adamw) -> torch.optim.AdamW:
-    """torch's own choice on a CPU, which is a loop over the tensors."""
-    optimizer: torch.optim.AdamW = fused(groups, options)
-    for group in optimizer.param_groups:
-        group["fused"] = False
-    optimizer.defaults["fused"] = False
-    return optimizer
-
-
-def clip_then_update(
-    optimizer: torch.optim.AdamW, norm: Tensor, clip: float | None, scale: Tensor, finite: Tensor
-) -> None:
-    """What the fused update does in one pass."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    torch._foreach_div_(gradients, torch.clamp(norm / (clip or torch.inf), min=1.0))
-    optimizer.step()
+def filled_cache(model: Any, folder: Path, collate: Any, samples: list[Encoded]) -> FeatureCache:
+    """A cache as it is after the first epoch."""
+    cache = open_cache(model, folder / "features", gib=1, precision="fp32")
+    for sample in samples:
+        cache.encode(model, CachedCollate(collate, cache)([sample]))
+    return cache
 
 
 def main() -> None:
@@ -106,17 +118,19 @@ def main() -> None:
     torch.set_num_threads(1)
     samples = [encoded(index, sample) for index, sample in enumerate(torch.load(folder / "samples.pt"))]
     settings = recipe(folder, len(samples) // 8, arm)
-    model, processor = load_model(settings.model, precision="fp32", device="cpu")
-    lora.apply_tune(model, settings.tune, seed=0)
-    if arm == "unfused":
-        optim.adamw, optim.update = unfused, clip_then_update
+    model, processor = prepared(settings)
     if arm == "two_gradients":
         tied.lookup = lambda core: nullcontext()
-    of_tokens = full_logits_loss if arm == "full_logits" else next_token_loss
+    merge, pad_id = model.config.vision_config.spatial_merge_size, processor.tokenizer.pad_token_id
+    together: Any = partial(collate, packing=arm != "padded", merge=merge, pad_id=pad_id)
+    cache = filled_cache(model, folder, together, samples) if arm == "cached" else None
     last: dict[str, float] = {}
 
-    def loss(model: nn.Module, batch: Batch) -> Loss:
-        total = of_tokens(model, batch)
+    def loss(model: nn.Module, batch: Any) -> Loss:
+        encoded = None
+        if cache is not None:
+            encoded, batch = cache.encode(model, batch), batch.batch
+        total = next_token_loss(model, batch, label_rows=settings.speed.label_rows, encoded=encoded)
         last["loss"] = total.item() / batch.count
         return Loss(total, {})
 
@@ -127,12 +141,7 @@ def main() -> None:
             InMemory(samples),
             settings.batch,
             seed=0,
-            collate=partial(
-                collate,
-                packing=arm != "padded",
-                merge=model.config.vision_config.spatial_merge_size,
-                pad_id=processor.tokenizer.pad_token_id,
-            ),
+            collate=together if cache is None else CachedCollate(together, cache),
             witness=samples[0],
         ),
         loss=loss,
