@@ -73,7 +73,7 @@ def grid(tied: bool) -> list[dict[str, str]]:
 
 
 GRID = [(tied, modes) for tied in (True, False) for modes in grid(tied)]
-SAMPLE = GRID[:: len(GRID) // 20]
+SAMPLE = GRID[:: len(GRID) // 12]
 
 
 def lora(**settings: Any) -> Group:

@@ -47,7 +47,14 @@ def logits(model: Any, processor: Any) -> Tensor:
         return model(**batch.inputs()).logits
 
 
-@pytest.mark.parametrize("method", [NF4, ["model.quantization=int8"], LOFTQ], ids=["nf4", "int8", "loftq"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(NF4, id="nf4"),
+        pytest.param(["model.quantization=int8"], id="int8", marks=pytest.mark.slow),
+        pytest.param(LOFTQ, id="loftq", marks=pytest.mark.slow),
+    ],
+)
 def test_trained_in_fewer_bits_and_merged_into_the_full_base(
     method: list[str], base: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -71,7 +78,15 @@ def test_trained_in_fewer_bits_and_merged_into_the_full_base(
     assert (logits(merged, processor) - unmerged).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("method", [NF4, PISSA, [*PISSA, *NF4], LOFTQ], ids=["nf4", "pissa", "nf4 pissa", "loftq"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(NF4, id="nf4", marks=pytest.mark.slow),
+        pytest.param(PISSA, id="pissa", marks=pytest.mark.slow),
+        pytest.param([*PISSA, *NF4], id="nf4 pissa"),
+        pytest.param(LOFTQ, id="loftq", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_was_cut_short_ends_with_the_same_bits(
     method: list[str], base: Path, data: Path, tmp_path: Path
 ) -> None:
