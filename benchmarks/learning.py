@@ -38,7 +38,7 @@ from qvl_sft.evaluate import evaluate
 from qvl_sft.recipe import RECIPE
 
 RESULT = Path(__file__).parent / "results" / "learning.json"
-GROUPS = {"llm": 4e-3, "merger": 4e-3, "vision": 2e-3}  # learning rate of LoRA on each
+GROUPS = {"llm": 4e-3, "merger": 4e-3, "vision": 3e-3}  # learning rate of LoRA on each
 LORA = {"mode": "lora", "rank": 32, "alpha": 64}
 
 
