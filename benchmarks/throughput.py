@@ -1,6 +1,6 @@
 """Real (not padding) tokens per second of training, QVL against the trainers people use, on one CPU thread.
 
-    python benchmarks/throughput.py [--quick]
+    python benchmarks/throughput.py [--quick] [--steps 12]
 
 qvl      qvl_core.training.loop.fit: packed rows, per-document attention, head on label rows in chunks, fused AdamW
 trainer  transformers.Trainer with a padding collator and the model's own loss, as the documents write it; its default
@@ -370,11 +370,17 @@ def missed(cases: Sequence[Case], records: Sequence[dict[str, Any]]) -> list[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few steps, without the ablations; writes nothing")
-    quick = parser.parse_args().quick
+    parser.add_argument(
+        "--steps", type=int, default=12, help="timed steps of a small body; a tiny one makes four times as many"
+    )
+    options = parser.parse_args()
+    quick = options.quick
     why_not = trl_failure()
     if why_not:
         print(f"trl is left out: {why_not}")
-    steps = {"small": (1, 2), "tiny": (2, 10)} if quick else {"small": (2, 12), "tiny": (5, 45)}
+    steps = (
+        {"small": (1, 2), "tiny": (2, 10)} if quick else {"small": (2, options.steps), "tiny": (5, 4 * options.steps)}
+    )
 
     records: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
