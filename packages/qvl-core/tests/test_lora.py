@@ -9,6 +9,7 @@ import pytest
 import torch
 from adapted import base, logits, tuned
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from qvl_core.errors import BadInput, QVLError
@@ -37,6 +38,8 @@ TUNES = {
     "untied embedding": ({"llm": LORA, "embed": FULL}, False),
     "untied head": ({"llm": LORA, "lm_head": FULL}, False),
     "adapted head": ({"llm": LORA, "lm_head": LORA}, False),
+    "adapted head of its own rank": ({"llm": LORA, "lm_head": Group(mode="lora", rank=2, alpha=3)}, False),
+    "adapted head, full embedding": ({"llm": LORA, "lm_head": LORA, "embed": FULL}, False),
 }
 
 
@@ -51,6 +54,25 @@ def test_adapter_folder_means_the_same_everywhere(tune: dict[str, Group], tied: 
     merged = merge_adapter(base(tied), tmp_path)
     assert (logits(merged) - expected).abs().max() < 5e-6
     assert [name for name, _ in merged.named_modules()] == [name for name, _ in base(tied).named_modules()]
+
+
+@pytest.mark.parametrize("order", [list(GROUPS), list(reversed(GROUPS))], ids=["first the llm", "first the head"])
+def test_each_group_has_its_own_rank_and_scale(order: list[str]):
+    blocks = {group: Group(mode="lora", rank=2 + i, alpha=5 - i) for i, group in enumerate(GROUPS) if group != "embed"}
+    model = base(tied=False)
+    apply_tune(model, {group: blocks[group] for group in order if group in blocks}, seed=0)
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            block = blocks[group_of(f"{name}.weight")]
+            assert (layer.r["default"], layer.scaling["default"]) == (block.rank, block.alpha / block.rank), name
+
+
+def test_an_adapted_head_is_continued(tmp_path: Path):
+    tune = {"llm": LORA, "lm_head": LORA}
+    model, again = tuned(tune, tied=False), base(tied=False)
+    save_adapter(model, tmp_path, "tiny")
+    apply_tune(again, tune, seed=1)
+    assert torch.equal(logits(load_adapter(again, tmp_path)), logits(model))
 
 
 def test_the_base_and_its_revision_are_recorded(tmp_path: Path):

@@ -72,8 +72,8 @@ def is_adapter(name: str) -> bool:
 
 def is_tied(model: "nn.Module") -> bool:
     """Whether embedding and lm_head are one matrix."""
-    names = [name for name, _ in model.named_parameters()]
-    return "lm_head.weight" not in names and hasattr(model, "lm_head")
+    names = {name for name, _ in model.named_parameters()}
+    return hasattr(model, "lm_head") and names.isdisjoint({"lm_head.weight", "lm_head.base_layer.weight"})
 
 
 def decays(name: str, parameter: "Tensor") -> bool:

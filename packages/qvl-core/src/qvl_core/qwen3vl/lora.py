@@ -9,6 +9,7 @@ trained in full beside LoRA are trained in place too (no second copy in memory).
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -261,13 +262,15 @@ def _lora_config(
     from peft import LoraConfig
 
     first, *others = targets
+    # A group's pattern is of parameters, peft's of modules: lm_head is one, without anything behind its name.
+    patterns = {group: re.sub(r"\\\.\.\*$", r"(\\..*)?", groups[group]) for group in others}
     return LoraConfig(
         target_modules=_shortest_suffixes(model, [name for names in targets.values() for name in names]),
         r=tune[first].rank,
         lora_alpha=tune[first].alpha,
         lora_dropout=tune[first].dropout,
-        rank_pattern={groups[group]: tune[group].rank for group in others if tune[group].rank != tune[first].rank},
-        alpha_pattern={groups[group]: tune[group].alpha for group in others if tune[group].alpha != tune[first].alpha},
+        rank_pattern={patterns[group]: tune[group].rank for group in others if tune[group].rank != tune[first].rank},
+        alpha_pattern={patterns[group]: tune[group].alpha for group in others if tune[group].alpha != tune[first].alpha},
         use_rslora=tune[first].rslora,
         use_dora=tune[first].dora,
     )
