@@ -261,18 +261,18 @@ def _lora_config(
     """peft's configuration: the first LoRA group's rank and alpha are the default, the others have patterns."""
     from peft import LoraConfig
 
-    first, *others = targets
+    first = tune[next(iter(targets))]
     # A group's pattern is of parameters, peft's of modules: lm_head is one, without anything behind its name.
-    patterns = {group: re.sub(r"\\\.\.\*$", r"(\\..*)?", groups[group]) for group in others}
+    rest = {re.sub(r"\\\.\.\*$", r"(\\..*)?", groups[group]): tune[group] for group in list(targets)[1:]}
     return LoraConfig(
         target_modules=_shortest_suffixes(model, [name for names in targets.values() for name in names]),
-        r=tune[first].rank,
-        lora_alpha=tune[first].alpha,
-        lora_dropout=tune[first].dropout,
-        rank_pattern={patterns[group]: tune[group].rank for group in others if tune[group].rank != tune[first].rank},
-        alpha_pattern={patterns[group]: tune[group].alpha for group in others if tune[group].alpha != tune[first].alpha},
-        use_rslora=tune[first].rslora,
-        use_dora=tune[first].dora,
+        r=first.rank,
+        lora_alpha=first.alpha,
+        lora_dropout=first.dropout,
+        rank_pattern={pattern: block.rank for pattern, block in rest.items() if block.rank != first.rank},
+        alpha_pattern={pattern: block.alpha for pattern, block in rest.items() if block.alpha != first.alpha},
+        use_rslora=first.rslora,
+        use_dora=first.dora,
     )
 
 

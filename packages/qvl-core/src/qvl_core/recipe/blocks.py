@@ -423,7 +423,7 @@ class Recipe(Block):
     def _fewer_bits_stay_whole(self) -> "Recipe":
         if self.model.quantization is not None and self.parallel.strategy in ("fsdp2", "zero3"):
             raise ValueError(
-                f"`model.quantization` and `parallel.strategy: {self.parallel.strategy}` exclude each other: weights in "
-                "fewer bits are not sharded; use ddp or zero2"
+                f"`model.quantization` and `parallel.strategy: {self.parallel.strategy}` exclude each other: weights "
+                "in fewer bits are not sharded; use ddp or zero2"
             )
         return self
