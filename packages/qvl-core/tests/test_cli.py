@@ -404,3 +404,16 @@ def test_under_another_launcher_no_further_process_is_started(site):
 def test_a_narrow_code_page_is_no_error(site):
     done = outside(site, "plan", "small", "model.name=训练", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout) == (0, "?? fits\n")
+
+
+@pytest.mark.slow
+def test_libraries_that_are_installed_but_not_used_say_nothing():
+    for name in ("torchao", "deepspeed", "bitsandbytes"):
+        pytest.importorskip(name)
+    lines = (
+        "import qvl_core, transformers.quantizers.auto, bitsandbytes",
+        "from deepspeed.accelerator import get_accelerator",
+        "get_accelerator()",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -7,7 +7,6 @@ no more than one layer is held twice. nf4 is computed by bitsandbytes, on CPU an
 Products are computed in the type that the weights had. LoRA may be injected before or after.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,9 +21,6 @@ from qvl_core.recipe.blocks import Quantization
 
 if TYPE_CHECKING:
     from qvl_core.qwen3vl.initial import Start
-
-# On import it looks online for a kernel that is not needed, and complains where it cannot.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao"}
 

@@ -7,7 +7,6 @@ and step counts alone where `found_inf` is 1; the old codes are then kept on the
 (bitsandbytes' own optimizer runs on no CPU and counts steps on the host; torchao's compiles every shape.)
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import ceil
@@ -172,7 +171,6 @@ def unpacked(codes: Tensor, scale: Tensor, key: str) -> Tensor:
 
 def library() -> Any:
     """bitsandbytes' functions. Raises BadInput where it is not installed."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it misses kernels that are optional
     try:
         from bitsandbytes import functional
     except ImportError:
