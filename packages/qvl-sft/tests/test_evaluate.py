@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,21 @@ def test_a_plugin_brings_a_metric(captioned: Path, tmp_path: Path) -> None:
     assert result(tmp_path / "out")["test_brief"] == sum(len(p.answer) < 10 for p in photos) / len(photos)
 
 
+@pytest.mark.parametrize("name", ["anls", "loss"])
+def test_a_plugin_cannot_take_the_name_of_a_figure(captioned: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from qvl_sft.metrics import register_metric\n\n"
+        f'@register_metric("{name}")\n'
+        "def mine(predictions):\n"
+        "    return [1.0 for p in predictions]\n",
+        encoding="utf-8",
+    )
+    before = dict(METRICS)
+    done = qvl_sft("evaluate", str(captioned), "--plugin", str(tmp_path / "mine.py"), "--out", str(tmp_path / "out"))
+    refused(done, "mine.py:3", f'the metric "{name}" is there already', "choose another name")
+    assert before == METRICS
+
+
 def test_thinking_is_kept_and_not_judged(untrained: Path, data: Path, tmp_path: Path) -> None:
     with answering(lambda reference, _: f"<think>\nIs it a 3?\n</think>\n\n{reference}"):
         done = qvl_sft(
@@ -168,6 +184,24 @@ def test_the_worst_come_first_and_ties_by_loss() -> None:
     said = scored(said, tallies(said, ["exact_match"]))
     assert worst(said, "exact_match", 3) == [8, 6, 4]
     assert worst([said[1]], "exact_match", 3) == []
+
+
+def test_how_far_it_has_come_is_shown(
+    untrained: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qvl_sft.evaluate.HELD", 16)
+    seen: list[tuple[str, int | None, int]] = []
+
+    def watched(things: Iterable[int], what: str, total: int | None = None) -> Iterator[int]:
+        listed = list(things)
+        seen.append((what, total, len(listed)))
+        yield from listed
+
+    monkeypatch.setattr("qvl_sft.evaluate.track", watched)
+    with answering(cut):
+        done = qvl_sft("evaluate", str(untrained), str(sets / "captions.jsonl"), "--out", str(tmp_path / "out"))
+    assert done.code == 0, done.err
+    assert seen == [("test, 16 samples at a time", 3, 3)]
 
 
 def test_the_terminal_shows_groups() -> None:

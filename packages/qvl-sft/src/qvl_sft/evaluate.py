@@ -22,6 +22,7 @@ from qvl_core.training.world import World
 from qvl_data.chat import TrainOn, encode, prompt
 from qvl_data.errors import BadSample, placed
 from qvl_data.order import order
+from qvl_data.progress import track
 from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture, read_sources
 from qvl_sft.batch import Collate, collation
@@ -44,6 +45,7 @@ class Evaluation:
     group_by  key of the samples' meta or other fields; figures are then also given for each of its values
     samples   of each list, before the final evaluation
     train_on  answers whose loss is measured, each label counting once; a sample without any is left out
+    live      show on the terminal how far it has come; a run has a live line of its own
     """
 
     lists: Mapping[str, Mixture]
@@ -54,6 +56,7 @@ class Evaluation:
     samples: int | None = None
     group_by: str | None = None
     train_on: TrainOn = "all"
+    live: bool = False
 
     def __post_init__(self) -> None:
         check_lists(self.lists, self.metrics, self.group_by)
@@ -102,7 +105,8 @@ class Evaluation:
         """Loss and greedy answers of this process's items, HELD at a time."""
         measured = _Measured()
         device = next(model.parameters()).device
-        for start in range(0, len(places), HELD):
+        starts = range(0, len(places), HELD)
+        for start in track(starts, f"{name}, {HELD} samples at a time", len(starts)) if self.live else starts:
             opened: list[_Opened] = []
             for place in places[start : start + HELD]:
                 try:
@@ -222,7 +226,9 @@ def answer(
 
     check_lists(lists, metrics, group_by)  # before the model is loaded
     loaded, processor = load_trained(model, base, quantization=quantization)
-    evaluation = Evaluation(lists, processor, collation(processor), metrics, max_new_tokens, group_by=group_by)
+    evaluation = Evaluation(
+        lists, processor, collation(processor), metrics, max_new_tokens, group_by=group_by, live=True
+    )
     with torch.no_grad():
         evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, samples)
     if not read_predictions(run.path):

@@ -85,7 +85,7 @@ LOSS = "loss"  # stands beside the metrics in every table
 def register_metric(
     name: str, needs: Needs = "answer", right: float | None = None
 ) -> Callable[[Callable[[Sequence[Prediction]], Tally | Sequence[float]]], Metric]:
-    """Make a function a metric that recipes can name; also for --plugin files.
+    """Make a function a metric that recipes can name; also for --plugin files. Raises BadInput for a taken name.
 
     @register_metric("polite")
     def polite(predictions):
@@ -93,10 +93,18 @@ def register_metric(
     """
 
     def register(measure: Callable[[Sequence[Prediction]], Tally | Sequence[float]]) -> Metric:
+        taken = name == LOSS or (name in METRICS and not _same(METRICS[name].measure, measure))
+        if taken:
+            raise BadInput(f'the metric "{name}" is there already; choose another name.')
         METRICS[name] = Metric(name, measure, needs, right)
         return METRICS[name]
 
     return register
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two functions are one, defined twice (a notebook's cell that is run again)."""
+    return all(getattr(one, key) == getattr(other, key) for key in ("__module__", "__qualname__"))
 
 
 def check_names(names: Iterable[str]) -> None:
