@@ -18,7 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qvl_core.qwen3vl.tiny import tiny
+from qvl_core.recipe.blocks import Model
 from qvl_sft import load_trained
+from qvl_sft.card import card
 from qvl_sft.export import export
 from qvl_vision.tiny import tiny as tiny_swapped
 
@@ -176,6 +178,12 @@ def test_the_card(folders: dict[str, Path], run: Path) -> None:
     assert str(run.parent) not in text  # no path of this machine
     assert "base_model" not in head  # a local folder's name is no hub id
     compile(body.split("```python\n")[1].split("```")[0], "card", "exec")
+
+
+def test_the_card_names_a_run_and_not_its_final(tmp_path: Path) -> None:
+    text = card("mine", tmp_path, Model(name=str(tmp_path / "runs/digits/final")), adapter=True, stock=True)
+    assert "The licence of `digits` holds" in text
+    assert "final" not in text
 
 
 def test_merge_and_export_are_one(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -77,9 +77,12 @@ def _run_of(source: Path) -> RunFolder | None:
 
 
 def _origin(source: Path, base: Model, run: RunFolder | None) -> str:
-    """The base as others know it: a hub id, or the name of its folder (paths of one machine mean nothing elsewhere)."""
+    """The base as others know it: a hub id, or what its folder or run is called (a path means nothing elsewhere)."""
     name = base.name if run is None or Path(base.name) != source else str(run.read_environment().get("base", base.name))
-    return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
+    folder = Path(name)
+    if not folder.is_absolute() and not folder.is_dir():
+        return name
+    return folder.parent.name if folder.name == "final" else folder.name
 
 
 def _training(run: RunFolder | None) -> list[str]:
