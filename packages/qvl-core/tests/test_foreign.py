@@ -1,6 +1,7 @@
 """Adapter folders of plain peft, Unsloth, ms-swift and LLaMA-Factory mean here what they mean there."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,22 @@ def test_values_of_16_bits(tmp_path: Path):
 
 
 # What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost"),
+    [
+        ({"modules_to_save": ["merger"]}, "model.visual.merger.linear_fc1.bias"),
+        ({"bias": "all"}, "model.visual.blocks.0.attn.proj.bias"),
+    ],
+)
+def test_what_a_continued_run_would_lose(settings: dict[str, Any], lost: str, tmp_path: Path):
+    """An adapter's export holds what is trained; what was trained in full before and is frozen now would be missing."""
+    made(tmp_path, target_modules=LLM, **settings)
+    model = base()
+    apply_tune(model, {"llm": Group(mode="lora", rank=4, alpha=6)}, seed=0)
+    with pytest.raises(BadInput, match=f"{re.escape(lost)} was trained in full, and is frozen here; train it as well"):
+        load_adapter(model, tmp_path)
 
 
 def test_an_unknown_key_is_an_error_that_names_it(tmp_path: Path):

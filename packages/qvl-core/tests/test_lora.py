@@ -58,7 +58,7 @@ def test_adapter_folder_means_the_same_everywhere(tune: dict[str, Group], tied: 
 
 @pytest.mark.parametrize("order", [list(GROUPS), list(reversed(GROUPS))], ids=["first the llm", "first the head"])
 def test_each_group_has_its_own_rank_and_scale(order: list[str]):
-    blocks = {group: Group(mode="lora", rank=2 + i, alpha=5 - i) for i, group in enumerate(GROUPS) if group != "embed"}
+    blocks = {group: Group(mode="lora", rank=2 + i, alpha=9 - i) for i, group in enumerate(GROUPS) if group != "embed"}
     model = base(tied=False)
     apply_tune(model, {group: blocks[group] for group in order if group in blocks}, seed=0)
     for name, layer in model.named_modules():

@@ -36,7 +36,7 @@ from qvl_sft.known_good import idle_devices
 from qvl_sft.memory import advice
 from qvl_sft.plan import flops_per_token
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
-from qvl_sft.trained import adapter_config, is_adapter
+from qvl_sft.trained import is_adapter
 from qvl_vision.checkpoint import mark_merger_trained
 from qvl_vision.config import QVLVisionConfig, has_new_merger
 from qvl_vision.freezing import freeze_unused
@@ -158,13 +158,11 @@ def _without_unused(model: Any, table: TuneTable) -> TuneTable:
 
 def _continue_adapter(model: Any, folder: Path) -> None:
     """Take an adapter's values. What it has beyond what `tune` trains would be lost in the export: refused."""
-    fix = f"train it as well, or make it part of the base: qvl-sft merge {folder} --out FOLDER, model.name=FOLDER."
     if not hasattr(model, "peft_config"):
-        raise BadInput(f"model.init_from: {folder} is a LoRA adapter and `tune` has no LoRA to continue it; {fix}")
-    for module in adapter_config(folder).get("modules_to_save") or ():
-        own = [p for name, p in model.named_parameters() if f".{module}." in f".{name}"]
-        if not all(parameter.requires_grad for parameter in own):
-            raise BadInput(f"model.init_from: {folder} has trained {module}, which `tune` leaves frozen; {fix}")
+        raise BadInput(
+            f"model.init_from: {folder} is a LoRA adapter and `tune` has no LoRA to continue it; train it as well, or "
+            f"make it part of the base: qvl-sft merge {folder} --out FOLDER, model.name=FOLDER."
+        )
     load_adapter(model, folder)
 
 

@@ -40,6 +40,7 @@ RECORD_FILE = "qvl.json"
 SCHEMA = "qvl.adapter/1"
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+PREFIX = "base_model.model."
 
 
 def save_adapter(
@@ -87,11 +88,12 @@ def save_adapter(
 def load_adapter(model: M, folder: Path) -> M:
     """Put an adapter folder's values into the model, in place: LoRA (injected if need be) and fully trained modules.
 
+    Under the LoRA of `apply_tune` an adapter is continued: all of it has to be trained on, or its export would lack it.
     Raises BadInput if the folder is no LoRA adapter or belongs to another base: no key is ever left over or left out.
     """
     config, values = foreign.read(folder)
     _check_base(model, folder)
-    if hasattr(model, "peft_config"):
+    if continued := hasattr(model, "peft_config"):
         _check_continued(model, folder, config, values)
     else:
         _prepare(model, folder, config, values)
@@ -100,6 +102,12 @@ def load_adapter(model: M, folder: Path) -> M:
     own = {_key(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     if unknown := sorted(values.keys() - own.keys()):
         raise BadInput(f"{file}: {unknown[0]} is not in this model; use the base that it was trained on.")
+    frozen = sorted(key for key in values if not (is_adapter(key) or own[key].requires_grad))
+    if continued and frozen:
+        raise BadInput(
+            f"{file}: {frozen[0].removeprefix(PREFIX)} was trained in full, and is frozen here; train it as well, or "
+            "make the adapter part of the base by merging it."
+        )
     if missing := sorted(key for key in own.keys() - values.keys() if is_adapter(key)):
         raise BadInput(f"{file}: {missing[0]} is missing; it is not the file that belongs to its {CONFIG_FILE}.")
     with torch.no_grad():
@@ -257,4 +265,4 @@ def _whole_modules(module: nn.Module, trained: set[str], prefix: str = "") -> It
 def _key(name: str) -> str:
     """A parameter's name in adapter_model.safetensors: peft's prefix, no adapter name, no wrapper."""
     name = re.sub(r"(\.lora_\w+)\.default", r"\1", name).replace(".base_layer.", ".")
-    return "base_model.model." + name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+    return PREFIX + name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
