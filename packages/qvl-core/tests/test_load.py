@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -165,6 +166,19 @@ def test_a_hub_name_without_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         find_folder("Qwen/Nothing", "v1")
     assert commit_of("Qwen/Nothing") is None
     assert commit_of("tiny") is None
+
+
+def test_a_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch):
+    """The hub's library passes on errors of the one that talks to the hub (httpx, httpx2), which are no OSError."""
+
+    class ReadTimeout(Exception): ...
+
+    def fetch(*_: object, **__: object) -> str:
+        raise ReadTimeout("The read operation timed out")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(BadInput, match=r"Qwen/Nothing cannot be fetched \(The read operation timed out\); try again"):
+        find_folder("Qwen/Nothing")
 
 
 def test_a_hub_name_in_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -89,7 +89,6 @@ def find_folder(name: str, revision: str | None = None, key: str = "model.name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -110,7 +109,7 @@ def find_folder(name: str, revision: str | None = None, key: str = "model.name")
             f"{place} is not in the local cache and the hub cannot be reached; connect once, or run "
             f"`hf download {name} --local-dir FOLDER` elsewhere and give the folder as {key}."
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the disk, the hub, or the library that talks to it, whose errors are its own
         raise BadInput(f"{place} cannot be fetched ({_first_line(error)}); try again, or give a folder.") from None
 
 
