@@ -311,7 +311,7 @@ def test_too_long(processor):
     np.testing.assert_array_equal(cut.ids, expected.ids)
     np.testing.assert_array_equal(cut.labels, expected.labels)
     assert cut.images is None
-    with pytest.raises(TooLong):
+    with pytest.raises(TooLong, match=r"and no more can be cut; .* or set batch\.too_long to drop\.$"):
         encode(sample, processor, max_length=len(expected) - 1, too_long="cut")
 
 

@@ -218,11 +218,13 @@ def typing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., str]:
 def test_the_terminal(typing: Callable[..., str], picture: Path, video: Path, tmp_path: Path) -> None:
     out = typing(
         f"/image {picture}", f"/video {video}", "What?", "/system Be brief.", "And?",
-        f"/save {tmp_path / 'said.jsonl'}", "/nothing", "/reset", "Hello", "/quit", "never read",
+        f"/save {tmp_path / 'said.jsonl'}", "/nothing", "/save", "/image", "/reset", "Hello", "/quit", "never read",
         options=("--image", str(picture), "--image-tokens", "4", "--temperature", "1", "--min-p", "0.1"),
     )  # fmt: skip
     assert "(2 for the next question)" in out
     assert "(3 for the next question)" in out
+    assert "/save: name a file." in out
+    assert "/image: name a file." in out
     assert "There is no /nothing; there are /image FILE, /video FILE" in out
     said = json.loads((tmp_path / "said.jsonl").read_text(encoding="utf-8"))
     assert [message["role"] for message in said["messages"]] == ["system", *("user", "assistant") * 2]

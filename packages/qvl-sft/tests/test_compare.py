@@ -11,7 +11,7 @@ from scripted import answering, cut, moved, refused, result
 
 from qvl_core.errors import BadInput
 from qvl_sft.compare import Pairs, better, contest, paired
-from qvl_sft.compared import heading, verdict
+from qvl_sft.compare_report import heading, verdict
 from qvl_sft.figures import scored
 from qvl_sft.metrics import tallies
 from qvl_sft.prediction import Prediction, read_predictions
@@ -41,7 +41,7 @@ def test_a_contest_counts_the_samples_on_which_they_differ() -> None:
 def test_a_large_difference_is_more_than_chance_and_none_is_none() -> None:
     pairs = paired(answers("b" * 20), answers("a" * 20))["test"]
     said = verdict("exact_match", contest(pairs, ["exact_match"])["exact_match"], pairs)
-    assert said.startswith("B is ahead by exact_match, 0.000 against 1.000 on 20 samples: more than chance explains.")
+    assert said.startswith("B is ahead by exact_match, 1.000 against 0.000 on 20 samples: more than chance explains.")
     same = paired(answers("ab"), answers("ab"))["test"]
     found = contest(same, ["exact_match"])["exact_match"]
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)

@@ -23,12 +23,12 @@ from qvl_data.example import samples
 from qvl_data.sources import Mixture, read_sources
 from qvl_sft.batch import collation
 from qvl_sft.evaluate import Evaluation
-from qvl_sft.evaluated import table
 from qvl_sft.figures import Estimate, figures_of, scored, worst
+from qvl_sft.judge import table
 from qvl_sft.metrics import METRICS, tallies
 from qvl_sft.prediction import Prediction, read_predictions
 from qvl_sft.recipe import RECIPE
-from qvl_sft.samples import fields_of, references_of
+from qvl_sft.references import fields_of, references_of
 from qvl_sft.trained import load_trained
 
 

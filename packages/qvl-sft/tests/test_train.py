@@ -95,7 +95,7 @@ def test_the_run_folder_is_complete(trained: Path) -> None:
         "predictions.jsonl",
         "recipe.yaml",
     }
-    assert held == expected | {"report.html", "result.json", "samples"}  # and no leftovers
+    assert held == expected | {"report.html", "result.json", "answers"}  # and no leftovers
     assert [path.name for path in sorted((trained / "checkpoints").iterdir())] == ["step-000040", "step-000080"]
     environment = RunFolder(trained).read_environment()
     assert {row["group"]: row["mode"] for row in environment["tune"]} == dict.fromkeys(
@@ -234,7 +234,7 @@ def test_chat_and_evaluate_take_a_run_an_adapter_and_a_model(
         assert result is not None
         figures.append((result["test_exact_match"], round(result["test_loss"], 4)))
         assert len((out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 24
-        assert {"report.html", "result.json", "predictions.jsonl", "samples"} == {path.name for path in out.iterdir()}
+        assert {"report.html", "result.json", "predictions.jsonl", "answers"} == {path.name for path in out.iterdir()}
     assert answers[0] in ("odd", "even")
     assert len(set(answers)) == 1
     assert len(set(figures)) == 1

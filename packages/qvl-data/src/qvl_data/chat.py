@@ -33,7 +33,7 @@ from .tokens import check_frames, check_ratio
 
 TrainOn = Literal["all", "last", "none"]
 
-_SHORTEN = "raise batch.max_length, make its pictures smaller (media.max_pixels), or set batch.too_long to drop or cut"
+_SHORTEN = "raise batch.max_length, make its pictures smaller (media.max_pixels), or set batch.too_long to drop"
 _NOTHING = (
     "no assistant turn to learn from; add an answer or remove the sample",
     "no answer is marked to be learned, and train_on is none; give one `train: true`, or set data.train_on to all",
@@ -72,8 +72,9 @@ def encode(
             shorter = _without_oldest(messages) if too_long == "cut" else None
             weights = answer_weights(shorter or (), train_on)
             if shorter is None or not any(weights):
-                problem = f"sample {sample.id}: {len(layout.ids)} tokens is over the limit of {max_length}; {_SHORTEN}"
-                raise TooLong("too_long", problem)
+                problem = f"sample {sample.id}: {len(layout.ids)} tokens is over the limit of {max_length}"
+                mend = f", and no more can be cut; {_SHORTEN}" if too_long == "cut" else f"; {_SHORTEN} or cut"
+                raise TooLong("too_long", problem + mend)
             messages = shorter
             layout = _lay_out(sample, messages, weights, processor, pictures)
         return _encoded(sample, layout, processor, pictures)

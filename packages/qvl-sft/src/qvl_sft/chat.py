@@ -160,7 +160,9 @@ def _converse(chat: Chat, ask: Callable[..., str], waiting: list[Media]) -> None
     while (line := _typed()) not in (None, "/quit"):
         command, _, rest = line.partition(" ")
         try:
-            if command in ("/image", "/video"):
+            if command in ("/image", "/video", "/save") and not rest.strip():
+                print(f"{command}: name a file.")
+            elif command in ("/image", "/video"):
                 file = Path(rest.strip()).expanduser()
                 waiting.append(media_file(file, "image" if command == "/image" else "video"))
                 print(f"({len(waiting)} for the next question)")

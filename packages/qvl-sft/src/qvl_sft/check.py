@@ -35,7 +35,7 @@ from qvl_sft.known_good import Content, about_data, warnings
 from qvl_sft.panels import panels
 from qvl_sft.plan import model_config
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
-from qvl_sft.samples import check_lists
+from qvl_sft.references import check_lists
 from qvl_vision.config import has_new_merger
 
 ENCODED = 2000  # samples of a list that are encoded in full, pictures and all: a fixed random choice of a longer list

@@ -46,9 +46,7 @@ def chat(
         float | None, Option(min=0.01, help="Above 1, words that were said before become less likely.")
     ] = None,
     seed: Annotated[int, Option(help="Decides what is drawn when temperature is above 0.")] = 0,
-    quant: Annotated[
-        Literal["nf4", "int8"] | None, Option(help="Hold the language model in 4 or 8 bits: less memory.")
-    ] = None,
+    quant: Quant = None,
     device_map: Annotated[
         Literal["auto"] | None, Option(help="Spread the model over all GPUs and, where they are full, host memory.")
     ] = None,

@@ -29,7 +29,7 @@ from qvl_sft.batch import Collate, collation
 from qvl_sft.figures import figures_of, scored, worst
 from qvl_sft.metrics import METRICS, boxes, tallies
 from qvl_sft.prediction import LEFT_OUT, Prediction, read_predictions, write_lines, write_predictions
-from qvl_sft.samples import check_lists, fields_of, keep_picture, references_of
+from qvl_sft.references import check_lists, fields_of, keep_picture, references_of
 
 PICTURES = 24  # first samples of a list whose pictures are kept for the report
 WORST = 24  # samples with the lowest scores whose pictures are kept too
@@ -67,7 +67,7 @@ class Evaluation:
         """Figures such as validation_loss and test_exact_match, the same on every process.
 
         Before the end only the validation list is looked at. At the end the run folder gets predictions.jsonl, and in
-        samples/ the pictures of the first and of the worst answers; it looks at all samples, or at `limit` of them.
+        answers/ the pictures of the first and of the worst answers; it looks at all samples, or at `limit` of them.
         Samples that cannot be used are left out, counted (validation_left_out) and, at the end, listed in
         left_out.jsonl.
         """
@@ -196,7 +196,7 @@ def evaluate(
     Without data, the answers that an evaluation left in the folder `model` are judged again, by other metrics or
     groups, and no model is loaded.
     """
-    from qvl_sft.evaluated import judge_again, publish
+    from qvl_sft.judge import judge_again, publish
 
     with new_folder(out) as aside:
         run = RunFolder(aside)

@@ -174,11 +174,11 @@ def _add_old_names(processor: Any, folder: Path) -> None:
 
 
 def _said(to: str, out: Path, quantize: str | None, keep_adapter: bool) -> str:
-    what = "adapter, processor and model card" if keep_adapter else "model, processor and model card"
-    if quantize:
-        what = f"{what}, for transformers with bitsandbytes (here, --quant nf4 holds any model so)"
+    what = "adapter" if keep_adapter else "model in 4 bits (bitsandbytes)" if quantize else "model"
+    what = f"{what}, processor and model card"
     if to == "hf":
-        return f"{what}." if quantize else f"{what}; talk to it with `qvl-sft chat {out}`."
+        talk = f"talk to it with `qvl-sft chat {out}`"
+        return f"{what}; {'qvl-sft itself takes the full model, with --quant nf4' if quantize else talk}."
     with suppress(OSError):
         print(serving.only_commands((out / "commands.sh").read_text(encoding="utf-8")))
     return f"{what}; commands.sh holds the commands above."

@@ -9,8 +9,8 @@ import yaml
 from qvl_core.report import Block, Figure, Figures, Matrix, Section, Table, run_sections, write
 from qvl_core.report import report as core_report
 from qvl_core.run import RunFolder
-from qvl_sft.answers import box_note, gallery
 from qvl_sft.figures import Found, estimates, estimates_by_group, is_right, worst
+from qvl_sft.gallery import box_note, gallery
 from qvl_sft.metrics import METRICS, tallies
 from qvl_sft.prediction import Prediction, by_list, read_predictions
 
@@ -27,8 +27,10 @@ def report(path: Path) -> Path:
         Section(f"Answers on {name}", [*_estimates(run, of_list), *answer_blocks(run.path, of_list)], box_note(of_list))
         for name, of_list in predictions.items()
     ]
-    more = [*_first_stage(run), *answers]
-    return write(run, [*run_sections(run), *more]) if more else core_report(run.path)
+    if not (more := [*_first_stage(run), *answers]):
+        return core_report(run.path)
+    sections = run_sections(run)
+    return write(run, [*(s for s in sections if not s.folded), *more, *(s for s in sections if s.folded)])
 
 
 def evaluation_report(run: RunFolder, model: str, metrics: Sequence[str], group_by: str | None) -> Path:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from qvl_core.report import Block, Card, Cards, Code, Picture, Pictures, Section, Table, Text, Turn, write
 from qvl_core.run import RunFolder
-from qvl_sft.answers import box_note, drawn, has_picture, is_short, tags
 from qvl_sft.compare import Contest, Pairs, better
 from qvl_sft.figures import is_right
+from qvl_sft.gallery import box_note, drawn, has_picture, is_short, tags
 
 SURE = 0.05
 COLOURS = "Boxes of the reference are green; those of A are dashed in orange, those of B in violet."
@@ -45,6 +45,7 @@ def heading(who: str, pairs: Pairs, places: Sequence[int], metric: str) -> str:
 def verdict(metric: str, contest: Contest, pairs: Pairs) -> str:
     """What the first figure says."""
     leader = "A and B are equal" if contest.difference == 0 else f"{'B' if contest.difference > 0 else 'A'} is ahead"
+    less, more = sorted((contest.a, contest.b))
     sure = contest.p < SURE and not contest.low <= 0 <= contest.high
     left_out = " ".join(
         f" {count:,} samples that only {who} answered are left out."
@@ -52,7 +53,7 @@ def verdict(metric: str, contest: Contest, pairs: Pairs) -> str:
         if count
     )
     return (
-        f"{leader} by {metric}, {contest.a:.3f} against {contest.b:.3f} on {len(pairs.a):,} samples: "
+        f"{leader} by {metric}, {more:.3f} against {less:.3f} on {len(pairs.a):,} samples: "
         f"{'more' if sure else 'no more'} than chance explains. A is better on {contest.a_better:,} of them, "
         f"B on {contest.b_better:,}.{left_out}"
     )

@@ -15,6 +15,7 @@ from qvl_data.sources import Item, Mixture
 from qvl_sft.metrics import METRICS, check_names
 
 REFERENCES, GROUP = "references", "group"
+PICTURES = "answers"  # folder of the pictures that answers are shown with; samples/ holds a run's previews
 SIDE = 448  # pixels of a kept picture, at most
 _LONGEST = 100  # letters of a field's value
 _UNIQUE = {"locator", "url"}  # fields of meta that tell samples apart, not groups
@@ -95,10 +96,10 @@ def keep_picture(mixture: Mixture, item: Item, folder: Path, name: str) -> str |
         return None
     data = _small(sample, media)
     kind = "png" if data.startswith(b"\x89PNG") else "jpg"
-    path = folder / "samples" / f"{name}-{item.source}-{item.index}.{kind}"
+    path = folder / PICTURES / f"{name}-{item.source}-{item.index}.{kind}"
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, data)
-    return f"samples/{path.name}"
+    return f"{PICTURES}/{path.name}"
 
 
 def _small(sample: Sample, media: Media) -> bytes:

@@ -14,7 +14,7 @@ from qvl_core.run import RunFolder, read_records, result
 from qvl_sft.figures import Estimate, estimates, estimates_by_group, figures_of, scored
 from qvl_sft.metrics import tallies
 from qvl_sft.prediction import FILE, LEFT_OUT, Prediction, by_list, read_predictions, write_predictions
-from qvl_sft.samples import check_offers, offered_by
+from qvl_sft.references import check_offers, offered_by
 
 
 def publish(
