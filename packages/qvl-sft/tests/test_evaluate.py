@@ -284,6 +284,10 @@ def recipe_of(data: Path, *changes: str) -> list[str]:
         (["evaluate.group_by=colour"], ["group_by colour: no sample of validation has this field", "dataset, license"]),
         (["evaluate={every: 1, early_stop: {metric: validation_bleu}}"], ["'validation_bleu' is no figure", "loss"]),
         (["evaluate={every: 1, early_stop: {metric: validation_loss/a}}"], ["is of a group; set `evaluate.group_by`"]),
+        (
+            ["evaluate={every: 1, group_by: split, early_stop: {metric: validation_loss/odd}}"],
+            ["no sample of validation that is measured has split odd; choose from validation."],
+        ),
     ],
 )
 def test_a_figure_that_cannot_be(changes: list[str], words: list[str], data: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from qvl_sft.known_good import idle_devices
 from qvl_sft.memory import advice
 from qvl_sft.plan import flops_per_token
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
+from qvl_sft.references import check_stop
 from qvl_sft.trained import is_adapter
 from qvl_vision.checkpoint import mark_merger_trained
 from qvl_vision.config import QVLVisionConfig, has_new_merger
@@ -69,6 +70,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         samples=recipe.evaluate.samples,
         group_by=recipe.evaluate.group_by,
     )
+    check_stop(recipe.evaluate, evaluation.lists)
     if world.rank == 0:
         notes = (f"note: {sentence}" for sentence in idle_devices(recipe, world.size))
         Console().print(summary(model), table.rich(), _pace(recipe, steps, batches), *notes, sep="\n")

@@ -35,7 +35,7 @@ from qvl_sft.known_good import Content, about_data, warnings
 from qvl_sft.panels import panels
 from qvl_sft.plan import model_config
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
-from qvl_sft.references import check_lists
+from qvl_sft.references import check_lists, check_stop
 from qvl_vision.config import has_new_merger
 
 ENCODED = 2000  # samples of a list that are encoded in full, pictures and all: a fixed random choice of a longer list
@@ -62,6 +62,7 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     lists = open_lists(recipe)
     measured = {name: mixture for name, mixture in lists.items() if name != "train"}
     check_lists(measured, recipe.evaluate.metrics, recipe.evaluate.group_by)
+    check_stop(recipe.evaluate, measured)
     config, processor = model_config(recipe.model), recipe_processor(recipe)
     facts = {name: _read(mixture, processor, recipe) for name, mixture in lists.items()}
     console.print(_data_table(facts))

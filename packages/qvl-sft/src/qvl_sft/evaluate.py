@@ -21,7 +21,6 @@ from qvl_core.run import RunFolder, read_records
 from qvl_core.training.world import World
 from qvl_data.chat import TrainOn, encode, prompt
 from qvl_data.errors import BadSample, placed
-from qvl_data.order import order
 from qvl_data.progress import track
 from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture, read_sources
@@ -29,7 +28,7 @@ from qvl_sft.batch import Collate, collation
 from qvl_sft.figures import figures_of, scored, worst
 from qvl_sft.metrics import METRICS, boxes, tallies
 from qvl_sft.prediction import LEFT_OUT, Prediction, read_predictions, write_lines, write_predictions
-from qvl_sft.references import check_lists, fields_of, keep_picture, references_of
+from qvl_sft.references import check_lists, chosen, fields_of, keep_picture, references_of
 
 PICTURES = 24  # first samples of a list whose pictures are kept for the report
 WORST = 24  # samples with the lowest scores whose pictures are kept too
@@ -77,7 +76,7 @@ class Evaluation:
         for name, mixture in self.lists.items():
             if not final and name != "validation":
                 continue
-            items = _choose(list(mixture.items()), limit if final else self.samples)
+            items = chosen(list(mixture.items()), limit if final else self.samples)
             parts = world.gather(self._measure(model, name, mixture, items, range(world.rank, len(items), world.size)))
             answered = {place: prediction for part in parts for place, prediction in part.answered}
             places = sorted(answered)  # the order of the items, whoever answered them
@@ -234,13 +233,6 @@ def answer(
     if not read_predictions(run.path):
         example = read_records(run.path / LEFT_OUT)[0]["message"]
         raise BadInput(f"no sample can be used, such as: {example}")
-
-
-def _choose(items: list[Item], samples: int | None) -> list[Item]:
-    """A fixed random choice, the same in every run and on every process."""
-    if samples is None or samples >= len(items):
-        return items
-    return [items[order(0, place, len(items))] for place in range(samples)]
 
 
 def _by_tokens(samples: Iterable[Encoded]) -> Iterator[list[Encoded]]:

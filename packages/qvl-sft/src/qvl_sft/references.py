@@ -7,16 +7,20 @@ from typing import Any
 
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
+from qvl_core.recipe.blocks import Evaluate
 from qvl_data.errors import BadSample
 from qvl_data.grounding import entries
+from qvl_data.order import order
 from qvl_data.sample import Media, Sample
 from qvl_data.shown import frames, small
 from qvl_data.sources import Item, Mixture
+from qvl_sft.figures import group_of
 from qvl_sft.metrics import METRICS, check_names
 
 REFERENCES, GROUP = "references", "group"
 PICTURES = "answers"  # folder of the pictures that answers are shown with; samples/ holds a run's previews
 SIDE = 448  # pixels of a kept picture, at most
+SHOWN = 20  # groups that a sentence names
 _LONGEST = 100  # letters of a field's value
 _UNIQUE = {"locator", "url"}  # fields of meta that tell samples apart, not groups
 
@@ -42,8 +46,30 @@ def fields_of(sample: Sample) -> dict[str, Any]:
 def check_lists(lists: Mapping[str, Mixture], metrics: Sequence[str], group_by: str | None) -> None:
     """`check_offers` of every list; no picture is opened. Raises BadInput."""
     for name, mixture in lists.items():
-        offers = ((_offered(sample), fields_of(sample).keys()) for sample in _outlines(mixture))
+        offers = ((_offered(sample), fields_of(sample).keys()) for sample in _outlines(mixture, mixture.items()))
         check_offers(name, offers, metrics, group_by)
+
+
+def chosen(items: list[Item], samples: int | None) -> list[Item]:
+    """A fixed random choice, the same in every run and on every process."""
+    if samples is None or samples >= len(items):
+        return items
+    return [items[order(0, place, len(items))] for place in range(samples)]
+
+
+def check_stop(settings: Evaluate, lists: Mapping[str, Mixture]) -> None:
+    """Raise BadInput if early stopping watches a group that no sample measured during training belongs to."""
+    stop, key = settings.early_stop, settings.group_by
+    if stop is None or key is None or "/" not in stop.metric:
+        return
+    mixture, group = lists["validation"], stop.metric.partition("/")[2]
+    items = chosen(list(mixture.items()), settings.samples)
+    known = {group_of(fields_of(sample), key) for sample in _outlines(mixture, items)}
+    if group not in known:
+        raise BadInput(
+            f"evaluate.early_stop.metric {stop.metric}: no sample of validation that is measured has {key} {group}; "
+            f"choose from {', '.join(sorted(known)[:SHOWN])}."
+        )
 
 
 def check_offers(
@@ -110,8 +136,8 @@ def _small(sample: Sample, media: Media) -> bytes:
     return small(shown[len(shown) // 2][1], SIDE)
 
 
-def _outlines(mixture: Mixture) -> Iterator[Sample]:
-    for item in mixture.items():
+def _outlines(mixture: Mixture, items: Iterable[Item]) -> Iterator[Sample]:
+    for item in items:
         try:
             yield mixture.outline(item)
         except BadSample:
