@@ -59,7 +59,9 @@ def test_its_header_has_command_cost_and_expectation(name: str) -> None:
     words = shlex.split(command)
     of(words[1], *(word for word in words[2:] if "=" in word))  # what the header says to type is a valid recipe
     assert re.search(r"(One CPU core, .*|on (one|eight) \d+ GB cards?)", text), "cost"
-    assert re.search(r"(Expect test_(exact_match of at least|loss of at most) \d\.\d+|[Nn]ot yet run at this size)", text), "expectation"
+    assert re.search(
+        r"(Expect test_(exact_match of at least|loss of at most) \d\.\d+|[Nn]ot yet run at this size)", text
+    ), "expectation"
 
 
 def _command_line(name: str) -> str:
