@@ -159,3 +159,5 @@ def test_what_does_not_fit_is_one_sentence(
     refused(changed(folder, tmp_path / "no", base_model_name_or_path=None), "names no base model; give it with --base")
     gone = changed(folder, tmp_path / "gone", base_model_name_or_path="/gone/base")
     refused(gone, "its base /gone/base is not there; give it with --base.")
+    (gone / "adapter_config.json").write_text('{"r": ', encoding="utf-8")
+    refused(gone, "adapter_config.json: is not readable as JSON; copy it again.")

@@ -75,8 +75,11 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """What an adapter folder says of itself."""
-    return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    """What an adapter folder says of itself. Raises BadInput."""
+    try:
+        return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise BadInput(f"{folder / CONFIG_FILE}: is not readable as JSON; copy it again.") from None
 
 
 def own_processor(folder: Path) -> Any:
