@@ -1,6 +1,7 @@
 """Every switch of `speed` and `train.recompute` changes how a step computes, and nothing that it gives."""
 
 import copy
+import math
 import shutil
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from chats import MERGE, chat
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from qvl_core.qwen3vl import attention, offload
 from qvl_core.qwen3vl.batch import Batch, collate
@@ -156,6 +158,20 @@ def test_a_frozen_tower_is_not_recomputed(base: nn.Module) -> None:
     model = tuned(base, TUNES["lora"], PLAIN, True)
     assert model.model.language_model.layers[0].gradient_checkpointing
     assert not model.model.visual.blocks[0].gradient_checkpointing
+
+
+def test_offload_leaves_nothing_on_the_device_between_forward_and_backward(monkeypatch: Any) -> None:
+    monkeypatch.setattr(offload, "MINIMUM", 0)
+    weight = nn.Parameter(torch.ones(3))
+    with Offload():
+        middle = weight.exp()
+        total = middle.exp().sum()
+    kept = StorageWeakRef(middle.untyped_storage())
+    del middle
+    assert kept.expired()
+    total.backward()
+    assert weight.grad is not None
+    assert torch.allclose(weight.grad, torch.exp(torch.tensor(1 + math.e)))
 
 
 def test_offload_takes_everything_but_weights_and_each_tensor_once(

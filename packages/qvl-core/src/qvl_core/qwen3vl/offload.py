@@ -35,6 +35,10 @@ class Offload(saved_tensors_hooks):
         self._recent: deque[tuple[Tensor, _OnHost]] = deque(maxlen=RECENT)
         super().__init__(self._keep, _give_back)
 
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._recent.clear()  # autograd keeps the hooks until the backward is done
+
     def _keep(self, tensor: Tensor) -> "Tensor | _OnHost":
         if tensor.nbytes < MINIMUM or _is_weight(tensor):
             return tensor
