@@ -1,5 +1,6 @@
 """Packed = unpacked = padded, in logits and in gradients, on every attention path; and no mask is ever built."""
 
+import importlib
 import inspect
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qvl_core.errors import BadInput
 from qvl_core.qwen3vl import attention
 from qvl_core.qwen3vl.batch import collate
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
@@ -229,3 +231,22 @@ def test_saved_configuration_does_not_name_the_implementation(tmp_path):
     assert attention.NAME not in (tmp_path / "config.json").read_text(encoding="utf-8")
     model.set_attn_implementation("sdpa")
     assert model.model.language_model.config._attn_implementation == "sdpa"
+
+
+def test_an_installed_flash_attention_takes_the_place_of_torchs_own(monkeypatch, tmp_path):
+    with pytest.raises(BadInput, match=r"flash needs FlashAttention 4 or 3.*pip install flash-attn-4"):
+        attention.use_flash()
+
+    taken = []
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", taken.append)
+    (tmp_path / "flash_attn_interface.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert attention.use_flash() == "FA3"
+    (tmp_path / "flash_attn/cute").mkdir(parents=True)
+    for name in ("flash_attn", "flash_attn/cute"):
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "flash_attn/cute/interface.py").touch()
+    importlib.invalidate_caches()
+    assert attention.use_flash() == "FA4"
+    assert taken == ["FA3", "FA4"]
+    assert set(taken) <= set(torch.nn.attention.list_flash_attention_impls())

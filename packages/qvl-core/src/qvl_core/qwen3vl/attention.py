@@ -6,7 +6,8 @@ Where the documents end is told by the library's own arguments (`cu_seq_lens_q` 
 tower, where every frame is a document); `Batch.inputs()` carries them. Without them a packed row is recognised by its
 text positions, which start again at 0. Three ways, same result:
 
-- CUDA, bf16 or fp16: `torch.nn.attention.varlen.varlen_attn`, one kernel for all documents.
+- CUDA, bf16 or fp16: `torch.nn.attention.varlen.varlen_attn`, one kernel for all documents: that of torch,
+  or after `use_flash()` an installed FlashAttention's.
 - elsewhere: documents of equal length go through one SDPA call, batched; 8 documents in 2048 tokens cost 35 ms where a
   block-diagonal mask costs 231 ms.
 - anything else (padded batches with a mask, steps from a key-value cache): the library's SDPA, unchanged.
@@ -23,6 +24,7 @@ Shapes: T tokens, H query heads, K key-value heads (K divides H), D head width, 
 
 import inspect
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -33,7 +35,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from qvl_core.errors import BadInput
+
 NAME = "qvl_packed_flash"
+FLASH = {"FA4": "flash_attn.cute.interface", "FA3": "flash_attn_interface"}  # torch's names, and what must be installed
 
 
 def register() -> str:
@@ -51,6 +56,25 @@ def use(model: nn.Module) -> None:
         inner: Any = getattr(module, "config", None)
         if getattr(inner, "model_type", None) in ("qwen3_vl_vision", "qwen3_vl_moe_vision"):
             inner._attn_implementation = NAME
+
+
+def use_flash() -> str:
+    """From now on varlen kernels are those of FlashAttention 4 or 3; gives which. Raises BadInput without either."""
+    for name, module in FLASH.items():
+        if _installed(module):
+            torch.nn.attention.activate_flash_attention_impl(name)
+            return name
+    raise BadInput(
+        "model.attention: flash needs FlashAttention 4 or 3, and neither is installed; pip install flash-attn-4, or "
+        "leave attention at auto, whose kernels come with torch."
+    )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False
 
 
 def packed_mask(

@@ -322,9 +322,11 @@ def _read_processor(folder: Path) -> Any:
 
 def _attend(model: Any, choice: str) -> None:
     """Set the attention implementation; the choice never reaches a saved config."""
-    if choice in ("auto", "packed"):
+    if choice in ("auto", "packed", "flash"):
         from qvl_core.qwen3vl import attention
 
+        if choice == "flash":
+            attention.use_flash()
         attention.use(model)
     else:
         model.set_attn_implementation(choice)

@@ -35,8 +35,8 @@ class Model(Block):
     """Hub id, local folder, or `tiny` (a small random Qwen3-VL built on the spot)."""
     revision: str | None = None
     """Hub revision (branch, tag or commit); the commit that was loaded is recorded in environment.json."""
-    attention: Literal["auto", "packed", "sdpa", "eager"] = "auto"
-    """Attention implementation; auto takes `packed`: varlen kernels on a GPU, SDPA by document length elsewhere."""
+    attention: Literal["auto", "packed", "flash", "sdpa", "eager"] = "auto"
+    """auto takes packed: torch's varlen kernels on a GPU, SDPA by document elsewhere. flash: FlashAttention 4 or 3."""
     quantization: Annotated[
         Quantization | None, BeforeValidator(_as_quantization, json_schema_input_type=Quantization | str | None)
     ] = None
