@@ -337,6 +337,11 @@ def test_nothing_to_judge(untrained: Path, tmp_path: Path) -> None:
     assert files(tmp_path) == ["empty.jsonl"]
 
 
+def test_options_that_would_do_nothing(captioned: Path, tmp_path: Path) -> None:
+    done = qvl_sft("evaluate", str(captioned), "--samples", "3", "--quant", "nf4", "--out", str(tmp_path / "out"))
+    refused(done, "--samples, --quant: the answers in", "are judged as they are; name DATA")
+
+
 def test_too_many_groups() -> None:
     said = [Prediction("test", str(i), "?", "a", "a", True, fields={"n": i}) for i in range(200)]
     with pytest.raises(BadInput, match="group_by n: has 200 values, over 100"):

@@ -197,6 +197,11 @@ def evaluate(
     """
     from qvl_sft.judge import judge_again, publish
 
+    answering = {"--samples": samples, "--quant": quantization, "--base": base}
+    if not data and (idle := [option for option, value in answering.items() if value is not None]):
+        raise BadInput(
+            f"{', '.join(idle)}: the answers in {model} are judged as they are; name DATA to answer, or leave it out."
+        )
     with new_folder(out) as aside:
         run = RunFolder(aside)
         if data:
