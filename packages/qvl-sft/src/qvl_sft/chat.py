@@ -32,6 +32,7 @@ from qvl_core.recipe import blocks
 from qvl_core.training.seeds import reseed
 from qvl_data.chat import prompt as encode_prompt
 from qvl_data.sample import Media, Message, Part, Sample
+from qvl_data.template import Template
 from qvl_data.writers import write as write_samples
 from qvl_sft.trained import load_trained
 
@@ -58,9 +59,7 @@ class Chat:
 
     def __init__(self, model: Any, processor: Any, system: str | None = None) -> None:
         self.model, self.processor, self.system = model, processor, system
-        question = [{"role": "user", "content": "?"}]
-        opened = str(processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
-        self.thinks = opened.rstrip().endswith(THINK)
+        self.thinks = Template.of(processor).thinks
         self._saved: set[Path] = set()
         self.reset()
 

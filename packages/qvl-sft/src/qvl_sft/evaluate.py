@@ -24,6 +24,7 @@ from qvl_data.errors import BadSample, placed
 from qvl_data.progress import track
 from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture, read_sources
+from qvl_data.template import Template
 from qvl_sft.batch import Collate, collation
 from qvl_sft.figures import figures_of, scored, worst
 from qvl_sft.metrics import METRICS, boxes, tallies
@@ -133,9 +134,8 @@ class Evaluation:
             references = references_of(sample)
             if any(METRICS[name].needs == "boxes" for name in self.metrics):
                 boxes.reference_boxes(reference)
-        begun = self.processor.tokenizer.decode(question.ids[-8:]).rpartition("<think>")
-        thinks = bool(begun[1]) and "</think>" not in begun[2]  # the template has opened the thinking already
-        return _Opened(place, sample, whole, question, reference, references, "<think>\n" if thinks else "")
+        begun = "<think>\n" if Template.of(self.processor).thinks else ""
+        return _Opened(place, sample, whole, question, reference, references, begun)
 
 
 @dataclass
