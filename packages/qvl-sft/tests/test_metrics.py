@@ -3,12 +3,13 @@
 import itertools
 import math
 import random
+import time
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.rouge_scorer import RougeScorer, _lcs_table
 
 import qvl_sft.metrics.cider
 from qvl_sft.metrics import METRICS, Tally, anls, boxes, register_metric, rouge, tallies
@@ -161,6 +162,17 @@ def test_rouge_is_that_of_rouge_score_and_sees_every_script(kind: str) -> None:
     assert score(kind, answered("红色的猫", "红色的猫")) == score(kind, answered("Это кошка", "это кошка.")) == 1.0
     assert own.score("红色的猫", "红色的猫")[kind].fmeasure == 0.0  # why it needs another tokenizer
     assert 0 < score(kind, answered("赤い猫が座る", "黒い猫が座る")) < 1
+
+
+def test_the_longest_common_subsequence_is_the_librarys_and_quick() -> None:
+    drawn = np.random.default_rng(0)
+    for _ in range(50):
+        one, other = (drawn.choice(list("abcd"), size=drawn.integers(0, 90)).tolist() for _ in range(2))
+        assert rouge.subsequence(one, other) == _lcs_table(one, other)[len(one)][len(other)]
+    long, longer = (drawn.choice(list("abcdefgh"), size=size).tolist() for size in (20_000, 30_000))
+    began = time.process_time()
+    assert rouge.subsequence(long, longer) > 10_000
+    assert time.process_time() - began < 5  # a table would take two minutes
 
 
 def test_rouge_by_hand() -> None:
