@@ -42,7 +42,7 @@ def test_exactly_the_named_layers_are_held_in_fewer_bits(quantization: Quantizat
 
 def test_other_groups_where_they_are_asked_for():
     model = base(tied=False)
-    quantize(model, Quantization(kind="nf4", groups=["vision", "lm_head"]))
+    quantize(model, Quantization(kind="nf4", groups=["vision", "lm_head", "vision"]))
     low = {group_of(name) for name, parameter in model.named_parameters() if is_low_bit(parameter)}
     assert low == {"vision", "lm_head"}
     assert logits(model).isfinite().all()
@@ -194,6 +194,11 @@ def test_loftq_restores_a_part_of_what_nf4_loses(tmp_path: Path):
             r"tune\.vision\.init: loftq .* set `model\.quantization: nf4` with vision",
         ),
         ({"llm": lora()}, Quantization(kind="nf4", groups=["lllm"]), r"model\.quantization: there is no group lllm"),
+        (
+            {"llm": lora()},
+            Quantization(kind="nf4", groups=[]),
+            r"model\.quantization\.groups: names no group; name llm",
+        ),
         ({"llm": lora()}, Quantization(kind="nf4", groups=["embed"]), r"embed has no linear layers to hold in fewer"),
         ({"llm": lora()}, Quantization(kind="nf4", groups=["lm_head"]), r"lm_head shares the embedding's matrix"),
     ],

@@ -241,13 +241,28 @@ def test_a_frozen_tower_records_nothing(base: nn.Module, batches: dict[str, Batc
         assert states == [name == "tower"] * 2  # pictures, clips
 
 
+def test_only_training_runs_what_is_compiled(base: nn.Module, batches: dict[str, Batch], monkeypatch: Any) -> None:
+    runs: list[str] = []
+
+    def compiled(forward: Any, dynamic: bool) -> Any:
+        return lambda *inputs, **options: (runs.append(""), forward(*inputs, **options))[1]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    model = tuned(base, TUNES["lora"], switch(compile=True))
+    step(model.eval(), batches["packed"])
+    assert not runs
+    step(model.train(), batches["packed"])
+    assert len(runs) == 3 * 4 + 3 * 4 * 2  # the parts of three layers, and of three blocks for pictures and for clips
+    attention.register()  # the other tests' attention
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_give_the_same_gradients(
     base: nn.Module, batches: dict[str, Batch], plain: dict[str, Any]
 ) -> None:
     for recompute in (False, True):
-        model = tuned(base, TUNES["tower"], switch(compile=True), recompute)
+        model = tuned(base, TUNES["tower"], switch(compile=True), recompute).train()
         compare(step(model, batches["packed"]), plain["tower packed"], 1e-4)
         assert model.state_dict().keys() == tuned(base, TUNES["tower"]).state_dict().keys()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

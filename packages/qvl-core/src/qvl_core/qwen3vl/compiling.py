@@ -15,7 +15,10 @@ from qvl_core.qwen3vl.attention import NAME, packed_attention
 
 
 def compile_layers(model: Any) -> None:
-    """Compile the decoder layers and the tower's blocks at their first forward, for any number of tokens."""
+    """Compile the decoder layers and the tower's blocks at their first forward in training, for any number of tokens.
+
+    Evaluation runs as it is: generation calls layers in so many ways that torch would compile for each and give up.
+    """
     AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))
     blocks = getattr(model.model.visual, "blocks", ())
     for layer in (*model.model.language_model.layers, *blocks):
@@ -24,4 +27,5 @@ def compile_layers(model: Any) -> None:
 
 
 def _compile(part: nn.Module) -> None:
-    part.forward = torch.compile(part.forward, dynamic=True)
+    plain, compiled = part.forward, torch.compile(part.forward, dynamic=True)
+    part.forward = lambda *inputs, **options: (compiled if part.training else plain)(*inputs, **options)

@@ -96,8 +96,10 @@ def quantized_layers(model: nn.Module, quantization: Quantization, groups: Mappi
         )
     if is_quantized(model):
         raise BadInput(f"{key}: the model is quantised already; load it in full.")
+    if not quantization.groups:
+        raise BadInput(f"{key}.groups: names no group; name llm, or leave {key} away.")
     targets = []
-    for group in quantization.groups:
+    for group in dict.fromkeys(quantization.groups):
         if group not in groups:
             raise BadInput(f"{key}: there is no group {group}; there are {', '.join(groups)}.")
         if group == "lm_head" and is_tied(model):
