@@ -123,9 +123,7 @@ def _write_model(aside: Path, block: Model, adapter: Path | None, dtype: str | N
     if adapter:
         merge_adapter(model, adapter)
         if (held := record(adapter).get("quantized")) is not None:
-            print(
-                f"note: it was trained on {Quantized(**held)}; merged into the full ones, it has to be measured anew."
-            )
+            print(f"note: the adapter was trained on {Quantized(**held)}; merged, it has to be measured anew.")
         if any(name.endswith("merger") for name in adapter_config(adapter).get("modules_to_save") or ()):
             mark_merger_trained(model)
         processor = own_processor(adapter) or processor
