@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from qvl_data.sources import Mixture, read_sources
 from qvl_sft.batch import collation
 from qvl_sft.evaluate import Evaluation
 from qvl_sft.figures import Estimate, figures_of, scored, worst
+from qvl_sft.gallery import caption
 from qvl_sft.judge import table
 from qvl_sft.metrics import METRICS, tallies
 from qvl_sft.prediction import Prediction, read_predictions
 from qvl_sft.recipe import RECIPE
 from qvl_sft.references import fields_of, references_of
+from qvl_sft.report import confusion
 from qvl_sft.trained import load_trained
 
 
@@ -184,6 +187,16 @@ def test_the_worst_come_first_and_ties_by_loss() -> None:
     said = scored(said, tallies(said, ["exact_match"]))
     assert worst(said, "exact_match", 3) == [8, 6, 4]
     assert worst([said[1]], "exact_match", 3) == []
+
+
+def test_what_stands_below_a_picture() -> None:
+    thought = Prediction("test", "1", "Odd?", "<think>\n3\n</think>\n\nodd", "even", False)
+    assert caption(thought, False) == "Odd?\neven (not odd)"  # the reasoning of the reference is not judged
+    assert caption(thought, None) == "Odd?\neven\nreference: odd"  # by a metric that calls nothing right or wrong
+    assert caption(replace(thought, answer="odd"), True) == "Odd?\nodd"
+    found = confusion([thought, replace(thought, answer="even", reference="even")])
+    assert found is not None
+    assert (found.labels, found.counts) == (["even", "odd"], [[1, 0], [1, 0]])
 
 
 def test_how_far_it_has_come_is_shown(

@@ -85,7 +85,7 @@ def _shown(run: RunFolder, pairs: Pairs, places: Sequence[int]) -> list[Block]:
         pictures = [
             Picture(
                 (folder / str(a.picture)).read_bytes(),
-                f"{a.question.strip()}\nA: {a.said or '–'}\nB: {b.said or '–'}\nreference: {a.reference}",
+                f"{a.question.strip()}\nA: {a.said or '–'}\nB: {b.said or '–'}\nreference: {a.accepted[0]}",
             )
             for a, b in chosen
         ]

@@ -53,8 +53,9 @@ def drawn(folder: Path, prediction: Prediction, answers: Mapping[str, str]) -> l
 
 
 def caption(prediction: Prediction, right: bool | None) -> str:
-    answer = prediction.said or "(no answer)"
-    return f"{prediction.question.strip()}\n{answer}" + (f" (not {prediction.reference})" if right is False else "")
+    """Question and answer, with the reference unless the answer is right; None: no line is drawn."""
+    reference = {True: "", False: f" (not {prediction.accepted[0]})", None: f"\nreference: {prediction.accepted[0]}"}
+    return f"{prediction.question.strip()}\n{prediction.said or '(no answer)'}{reference[right]}"
 
 
 def _picture(folder: Path, prediction: Prediction, metrics: Sequence[str]) -> Picture:
@@ -81,7 +82,7 @@ def _texts(predictions: Sequence[Prediction], metrics: Sequence[str], title: str
     rows = []
     for p in predictions:
         right = is_right(p, metrics[0]) if metrics else p.correct
-        rows.append({"question": p.question, "answer": p.said, "reference": p.reference, "right": right})
+        rows.append({"question": p.question, "answer": p.said, "reference": p.accepted[0], "right": right})
     return Table(rows, title, note="Questions without a picture.")
 
 

@@ -99,10 +99,10 @@ def answer_blocks(folder: Path, predictions: list[Prediction]) -> list[Block]:
 
 def confusion(predictions: list[Prediction], title: str = "Confusion matrix") -> Matrix | None:
     """Answers against references, if the references are few short labels."""
-    labels = sorted({p.reference for p in predictions})
+    labels = sorted({p.accepted[0] for p in predictions})
     if not 2 <= len(labels) <= LABELS or max(map(len, labels)) > LABELS:
         return None
-    counts = Counter((p.reference, p.said if p.said in labels else "other") for p in predictions)
+    counts = Counter((p.accepted[0], p.said if p.said in labels else "other") for p in predictions)
     columns = [*labels, "other"] if any(answer == "other" for _, answer in counts) else labels
     rows = [[counts[reference, answer] for answer in columns] for reference in labels]
     return Matrix(labels, rows, title, columns=columns)
