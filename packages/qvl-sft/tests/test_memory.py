@@ -2,8 +2,11 @@
 
 import re
 
+import pytest
+
+from qvl_core.qwen3vl import quantize
 from qvl_core.recipe.load import load
-from qvl_sft.memory import GIB, advice
+from qvl_sft.memory import GIB, _peak, advice
 from qvl_sft.plan import predict
 from qvl_sft.recipe import RECIPE, SFTRecipe
 
@@ -35,3 +38,11 @@ def test_what_excludes_one_another_is_not_named() -> None:
     assert "quantization" not in shared
     assert "adamw_8bit" not in shared
     assert "fsdp2" not in advice(recipe("model.quantization=nf4"))
+
+
+def test_a_knob_that_cannot_be_turned_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DoRA needs weights in full, and not every machine has the library for fewer bits."""
+    assert _peak(recipe("model.quantization=nf4"))
+    assert _peak(recipe("model.quantization=nf4", "tune.llm.dora=true")) is None
+    monkeypatch.setitem(quantize.LIBRARIES, "nf4", "no_such_library")
+    assert _peak(recipe("model.quantization=nf4")) is None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Group, Quantization
 from qvl_sft.plan import predict
 from qvl_sft.recipe import SFTRecipe
@@ -13,10 +14,18 @@ GIB = 2**30
 def advice(recipe: SFTRecipe) -> str:
     """The knobs that save a tenth or more, the most effective first, with the memory that a device then needs."""
     now = predict(recipe).peak
-    peaks = sorted((predict(changed).peak, words) for words, changed in _knobs(recipe))
+    peaks = sorted((peak, words) for words, changed in _knobs(recipe) if (peak := _peak(changed)) is not None)
     less = [f"{words} ({peak / GIB:.1f} GiB)" for peak, words in peaks if peak < 0.9 * now]
     remedy = f"set {', or '.join(less)}" if less else "lower media.max_pixels, or take a larger device"
     return f"by the plan a step needs {now / GIB:.1f} GiB: {remedy}{_more_devices(recipe, now)}"
+
+
+def _peak(recipe: SFTRecipe) -> int | None:
+    """None for what does not go together (DoRA and fewer bits), or not here (a library is missing)."""
+    try:
+        return predict(recipe).peak
+    except BadInput:
+        return None
 
 
 def _more_devices(recipe: SFTRecipe, now: int) -> str:
