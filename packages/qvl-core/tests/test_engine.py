@@ -198,7 +198,7 @@ def test_state_of_another_model_is_refused() -> None:
     weights, state = (dict(entries) for entries in made.tensors().values())
     with pytest.raises(QVLError, match=r"others than the recipe's: 0\.bias"):
         engine().load({name: t for name, t in weights.items() if name != "0.bias"}, dict(state))
-    with pytest.raises(QVLError, match=r"0\.weight is \(16, 4\) in the checkpoint, \(3, 4\) here"):
+    with pytest.raises(QVLError, match=r"0\.weight is \(16, 4\) in the checkpoint, \(3, 4\) here; undo this change"):
         engine(nn.Sequential(nn.Linear(4, 3), nn.Identity(), nn.Tanh(), nn.Linear(3, 1))).load(weights, dict(state))
     with pytest.raises(QVLError, match=r"only \['exp_avg', 'step'\] of the optimizer's state of 0\.weight"):
         engine().load(weights, {name: t for name, t in state.items() if name != "0.weight/exp_avg_sq"})

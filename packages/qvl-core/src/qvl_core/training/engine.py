@@ -150,15 +150,16 @@ class Engine:
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Put back trained weights. Raises QVLError if names or shapes differ."""
+        fix = "undo this change of the recipe, start over with --fresh, or choose another --out."
         own = {name: p for group in self.groups for name, p in group.parameters.items()}
         if weights.keys() != own.keys():
             odd = sorted(weights.keys() ^ own.keys())
-            raise QVLError(f"the checkpoint's trained weights are others than the recipe's: {', '.join(odd[:3])}.")
+            raise QVLError(f"the checkpoint's weights are others than the recipe's: {', '.join(odd[:3])}; {fix}")
         with torch.no_grad():
             for name, parameter in own.items():
                 given, own_shape = weights[name], full_shape(parameter)
                 if given.shape != own_shape:
-                    raise QVLError(f"{name} is {tuple(given.shape)} in the checkpoint, {tuple(own_shape)} here.")
+                    raise QVLError(f"{name} is {tuple(given.shape)} in the checkpoint, {tuple(own_shape)} here; {fix}")
                 local(parameter).copy_(local(like(given, parameter)))
         if self._zero:
             self._zero.weights_changed()
