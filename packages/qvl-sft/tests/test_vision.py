@@ -250,7 +250,7 @@ def test_a_plan_counts_what_is_built(runs: Callable[..., Path], place: Path, dat
 def test_check(place: Path, data: Path) -> None:
     done = qvl_sft("check", *recipe(place, data, "dinov2", "tune.merger.lr=2e-5"))
     assert done.code == 0, done.err
-    assert "[16 image tokens]" in done.out
+    assert "[32×32 pixels: 16 image tokens]" in done.out
     assert "tune.merger: lr 2e-05 is too low for a new merger" in " ".join(done.out.split())
 
 
