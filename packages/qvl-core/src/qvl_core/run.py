@@ -3,7 +3,7 @@
     recipe.yaml        resolved recipe                 metrics.jsonl   one record per log step and event
     environment.json   versions, devices, command      result.json     flat figures, schema qvl.result/1
     checkpoints/       step-000200/ ...                report.html     self-contained page
-    samples/           pictures made on the way        final/          the trained weights
+    samples/           previews made on the way        final/          the trained weights
 
 In a run of several processes rank 0 calls `RunFolder.open`; the others say `RunFolder(path)`.
 """
