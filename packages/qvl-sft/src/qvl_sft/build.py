@@ -19,7 +19,7 @@ from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, quiet, sto
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.qwen3vl.offload import offloaded
-from qvl_core.qwen3vl.quantize import quantize
+from qvl_core.qwen3vl.quantize import check_library, quantize
 from qvl_core.qwen3vl.speed import speed_up
 from qvl_core.recipe.blocks import Model, Speed
 from qvl_core.run import RunFolder, Scalar
@@ -129,6 +129,8 @@ def open_model(recipe: SFTRecipe, base: Model, world: World) -> tuple[Any, Any, 
     """The model with its tune groups set up, its processor, and the tune table."""
     precision = resolve_precision(recipe.train.precision, world.device)
     held = base.quantization
+    if held is not None:
+        check_library(held)
     plain = base.model_copy(update={"quantization": None})  # LoRA's first values may look at the weights in full
     device = "cpu" if held else world.device
     model, processor = load_model(plain, precision=precision, device=device, seed=recipe.train.seed)

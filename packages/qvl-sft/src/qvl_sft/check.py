@@ -19,6 +19,7 @@ from qvl_core.files import write_atomic
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.qwen3vl.presets import meta_model
+from qvl_core.qwen3vl.quantize import check_library
 from qvl_core.qwen3vl.transcript import read
 from qvl_core.training.samples import Bad, LeftOut
 from qvl_data.chat import answer_weights
@@ -59,6 +60,8 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     Raises BadInput if the data holds more bad samples than data.max_bad allows.
     """
     console = Console(record=True)
+    if recipe.model.quantization is not None:
+        check_library(recipe.model.quantization)
     lists = open_lists(recipe)
     measured = {name: mixture for name, mixture in lists.items() if name != "train"}
     check_lists(measured, recipe.evaluate.metrics, recipe.evaluate.group_by)

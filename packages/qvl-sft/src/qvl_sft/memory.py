@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.quantize import check_library
 from qvl_core.recipe.blocks import Group, Quantization
 from qvl_sft.plan import predict
 from qvl_sft.recipe import SFTRecipe
@@ -23,6 +24,8 @@ def advice(recipe: SFTRecipe) -> str:
 def _peak(recipe: SFTRecipe) -> int | None:
     """None for what does not go together (DoRA and fewer bits), or not here (a library is missing)."""
     try:
+        if recipe.model.quantization is not None:
+            check_library(recipe.model.quantization)
         return predict(recipe).peak
     except BadInput:
         return None

@@ -57,6 +57,7 @@ def quantize(
 
     What was done is kept as `model.quantized`. Raises BadInput without the library or for what cannot be meant.
     """
+    check_library(quantization)
     targets = quantized_layers(model, quantization, groups)
     start: Start | None = getattr(model, "lora_start", None)
     changes, norms = [], []
@@ -87,13 +88,16 @@ def quantize(
     return found
 
 
+def check_library(quantization: Quantization) -> None:
+    """Raise BadInput where the library that computes with such weights is missing."""
+    library = LIBRARIES[quantization.kind]
+    if find_spec(library) is None:
+        raise BadInput(f"model.quantization: {quantization.kind} needs {library}; run: pip install 'qvl-core[quant]'")
+
+
 def quantized_layers(model: nn.Module, quantization: Quantization, groups: Mapping[str, str] = GROUPS) -> list[str]:
-    """The layers that `quantize` would replace. Raises BadInput as it does."""
+    """The layers that `quantize` would replace; a plan asks without the library. Raises BadInput as it does."""
     key = "model.quantization"
-    if find_spec(LIBRARIES[quantization.kind]) is None:
-        raise BadInput(
-            f"{key}: {quantization.kind} needs {LIBRARIES[quantization.kind]}; run: pip install 'qvl-core[quant]'"
-        )
     if is_quantized(model):
         raise BadInput(f"{key}: the model is quantised already; load it in full.")
     if not quantization.groups:
