@@ -5,9 +5,10 @@ import re
 import pytest
 
 from qvl_core.qwen3vl import quantize
+from qvl_core.qwen3vl.knobs import peak_of
+from qvl_core.qwen3vl.plan import GIB
 from qvl_core.recipe.load import load
-from qvl_sft.memory import GIB, _peak, advice
-from qvl_sft.plan import predict
+from qvl_sft.plan import advice, predict
 from qvl_sft.recipe import RECIPE, SFTRecipe
 
 
@@ -42,8 +43,8 @@ def test_what_excludes_one_another_is_not_named() -> None:
 
 def test_a_knob_that_cannot_be_turned_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """DoRA needs weights in full, and not every machine has the library for fewer bits."""
-    assert _peak(recipe("model.quantization=nf4"))
-    assert _peak(recipe("model.quantization=nf4", "tune.llm.dora=true")) is None
+    assert peak_of(recipe("model.quantization=nf4"), predict)
+    assert peak_of(recipe("model.quantization=nf4", "tune.llm.dora=true"), predict) is None
     monkeypatch.setitem(quantize.LIBRARIES, "nf4", "no_such_library")
-    assert _peak(recipe("model.quantization=nf4")) is None
+    assert peak_of(recipe("model.quantization=nf4"), predict) is None
     assert predict(recipe("model.quantization=nf4")).peak  # a plan is made on any machine

@@ -10,8 +10,8 @@ from qvl_core.qwen3vl.tiny import tiny_processor
 from qvl_core.recipe.load import load
 from qvl_data.convert import write_samples
 from qvl_data.sample import Sample
+from qvl_data.sources import mixtures
 from qvl_sft.batch import chat_batches, chat_samples
-from qvl_sft.build import open_lists
 from qvl_sft.recipe import RECIPE, SFTRecipe
 
 
@@ -77,7 +77,7 @@ def test_weights_reach_the_batches(data: Path, train_on: str, answers: dict[floa
     processor = tiny_processor()
     recipe = load(RECIPE, "tiny", [*overrides(data, train_on), "data.max_bad=99"], "qvl_sft")
     assert isinstance(recipe, SFTRecipe)
-    batches = chat_batches(recipe, chat_samples(recipe, open_lists(recipe)["train"], processor))
+    batches = chat_batches(recipe, chat_samples(recipe, mixtures(recipe.data)["train"], processor))
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     found: dict[float, int] = {}
     for step in range(4):

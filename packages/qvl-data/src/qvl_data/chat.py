@@ -47,6 +47,7 @@ def encode(
     max_length: int | None = None,
     too_long: Literal["error", "drop", "cut"] = "error",
     train_on: TrainOn = "all",
+    prompts: bool = False,
     images: Sequence[Image.Image | None] | None = None,
 ) -> Encoded:
     """Tokens, labels and pixels of one sample; `processor` is a transformers Qwen3VLProcessor.
@@ -56,6 +57,7 @@ def encode(
                 that is still too long is left, or none with a learned answer, raises TooLong)
     train_on    learn from all answers, or the last one, that the data does not leave out (`train: false`, weight 0);
                 `none`: only from those that it marks itself (`train: true`, or a weight above 0)
+    prompts     learn the text of user and system turns as well, but nothing that the template writes
     images      opened RGB pictures, one for each entry of sample.media; default: the sample opens them itself
 
     Raises BadSample (also: pictures that cannot be opened, counts that do not match, nothing to learn from).
@@ -65,7 +67,7 @@ def encode(
         sample = as_text(sample, space_of(processor), pictures.size)
         messages = sample.messages
         weights = answer_weights(messages, train_on)
-        layout = _lay_out(sample, messages, weights, processor, pictures)
+        layout = _lay_out(sample, messages, weights, processor, pictures, prompts=prompts)
         if not any(weights):
             raise BadSample("nothing_to_learn", f"sample {sample.id}: {_NOTHING[train_on == 'none']}")
         while max_length is not None and len(layout.ids) > max_length:
@@ -76,7 +78,7 @@ def encode(
                 mend = f", and no more can be cut; {_SHORTEN}" if too_long == "cut" else f"; {_SHORTEN} or cut"
                 raise TooLong("too_long", problem + mend)
             messages = shorter
-            layout = _lay_out(sample, messages, weights, processor, pictures)
+            layout = _lay_out(sample, messages, weights, processor, pictures, prompts=prompts)
         return _encoded(sample, layout, processor, pictures)
 
 
@@ -151,8 +153,12 @@ def _lay_out(
     processor: Any,
     shown: Shown,
     generate: bool = False,
+    prompts: bool = False,
 ) -> _Layout:
-    """The tokens of `messages`, each of which has its weight; with `generate`, followed by the opening of an answer."""
+    """The tokens of `messages`, each of which has its weight; with `generate`, followed by the opening of an answer.
+
+    With `prompts`, the text of user and system turns weighs 1.
+    """
     if not messages:
         hint = "qvl-edit and qvl-metaquery train on edits" if sample.edit else "remove it"
         raise BadSample("no_answer", f"sample {sample.id}: no conversation to encode; {hint}")
@@ -165,19 +171,26 @@ def _lay_out(
     answers = iter(given + [0.0] * generate)
     layout = _Layout([], [], [], images, videos)
 
-    opens, weight = False, 0.0  # whether the next text opens a turn; the weight of this turn
+    opens, weight, closing = False, 0.0, 0.0  # whether the next text opens a turn; the weight of its text and its end
     for piece, ids, special in template.render(processor, messages, generate):
         if special and piece in media:
             for block, kind in _media_tokens(_next(media[piece], "media"), processor, template, shown):
                 layout.put(block, kind)
         elif special:
-            layout.put(ids, weight=weight if piece == END else 0.0)
-            opens, weight = piece == START, 0.0 if piece == END else weight
+            layout.put(ids, weight=closing if piece == END else 0.0)
+            if piece == END:
+                weight = closing = 0.0
+            opens = piece == START
         elif opens and piece.startswith(ANSWER):
-            weight = _next(answers, "answers")
+            weight = closing = _next(answers, "answers")
             opening = template.given(piece, ids)
             layout.put(ids[:opening])
             layout.put(ids[opening:], weight=weight)
+            opens = False
+        elif opens and prompts and (header := template.header(piece, ids)):
+            weight = 1.0
+            layout.put(ids[:header])
+            layout.put(ids[header:], weight=weight)
             opens = False
         else:
             layout.put(ids, weight=weight)

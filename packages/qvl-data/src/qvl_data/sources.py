@@ -34,7 +34,7 @@ from .order import mix, order, orders
 from .sample import Sample
 
 if TYPE_CHECKING:
-    from qvl_core.recipe.blocks import Augment, Source
+    from qvl_core.recipe.blocks import Augment, Data, Source
 
     from .registry import Registered, Registry
 
@@ -242,6 +242,14 @@ class Mixture:
         if self._is_whole(source):
             return chosen
         return orders(_SUBSET, self._firsts[source] + chosen, len(self.datasets[source]))
+
+
+def mixtures(data: "Data") -> dict[str, Mixture]:
+    """The lists of a recipe's `data` block: train, and validation and test where there are any. Raises BadInput."""
+    lists = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {
+        name: Mixture(sources, name, data.media_root, data.allow_root) for name, sources in lists.items() if sources
+    }
 
 
 def _limit(kept: dict[tuple[int, int], Any], size: int) -> None:

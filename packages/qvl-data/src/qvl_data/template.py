@@ -15,6 +15,7 @@ from .errors import BadSample
 from .sample import Message
 
 START, END, ANSWER = "<|im_start|>", "<|im_end|>", "assistant\n"
+PROMPTS = ("user\n", "system\n")
 
 
 class Piece(NamedTuple):
@@ -77,11 +78,20 @@ class Template:
         An empty reasoning belongs to it; earlier turns, without their reasoning, open as those of other models do.
         """
         empty = self._empty.match(text) if self.thinks else None
-        start = empty[0] if empty else self.opening if text.startswith(self.opening) else ANSWER
+        return self._first(empty[0] if empty else self.opening if text.startswith(self.opening) else ANSWER, ids)
+
+    def header(self, text: str, ids: list[int]) -> int:
+        """How many of the first tokens name the role of a user or system turn; 0 for other turns, such as tools'."""
+        role = next((role for role in PROMPTS if text.startswith(role)), None)
+        tool = role is not None and text.startswith("<tool_response>", len(role))
+        return 0 if role is None or tool else self._first(role, ids)
+
+    def _first(self, start: str, ids: list[int]) -> int:
+        """How many of `ids` belong to the text `start` that they begin with."""
         opening = self.tokens([start])[0]
         if ids[: len(opening)] == opening:
             return len(opening)
-        same = next(i for i, token in enumerate(opening) if ids[i] != token)
+        same = next((i for i, token in enumerate(opening[: len(ids)]) if ids[i] != token), len(ids) - 1)
         return same + 1  # the token that straddles the border belongs to the opening
 
     def render(self, processor: Any, messages: Sequence[Message], generate: bool) -> list[Piece]:

@@ -1,43 +1,42 @@
 """From a recipe to the parts that the loop trains: data, model, tune groups, loss, evaluation, export."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.budgets import apply_media
+from qvl_core.qwen3vl.export import export
 from qvl_core.qwen3vl.features import FeatureBatch, FeatureCache, open_cache
-from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, quiet, stored_precision, summary
-from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups, save_adapter
+from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, summary
+from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups
 from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.qwen3vl.offload import offloaded
+from qvl_core.qwen3vl.planning import flops_per_token
 from qvl_core.qwen3vl.quantize import check_library, quantize
 from qvl_core.qwen3vl.speed import speed_up
 from qvl_core.recipe.blocks import Model, Speed
 from qvl_core.run import RunFolder, Scalar
 from qvl_core.training.batches import SampleBatches
-from qvl_core.training.engine import DTYPES, resolve_precision
+from qvl_core.training.engine import resolve_precision
+from qvl_core.training.identity import identity
 from qvl_core.training.parts import Loss, Parts
 from qvl_core.training.world import World
-from qvl_data.sources import Mixture
+from qvl_data.sources import mixtures
 from qvl_sft.alignment import align
 from qvl_sft.base import base_model
 from qvl_sft.batch import chat_batches, chat_samples, collation
 from qvl_sft.evaluate import Evaluation
 from qvl_sft.known_good import idle_devices
-from qvl_sft.memory import advice
-from qvl_sft.plan import flops_per_token
+from qvl_sft.plan import advice, predict
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
 from qvl_sft.references import check_stop
-from qvl_sft.trained import is_adapter
 from qvl_vision.checkpoint import mark_merger_trained
 from qvl_vision.config import QVLVisionConfig, has_new_merger
 from qvl_vision.freezing import freeze_unused
@@ -50,7 +49,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
 
     Raises BadInput for what cannot be meant, and what a run raises.
     """
-    lists = open_lists(recipe)  # before the model: what is wrong with the data is known at once
+    lists = mixtures(recipe.data)  # before the model: what is wrong with the data is known at once
     aligned: dict[str, Scalar] = {}
     if recipe.train.stage == "two":
         base, aligned = align(recipe, run, world, build, allow_change)
@@ -59,7 +58,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
     model, processor, table = open_model(recipe, base, world)
     cache = open_features(recipe, model, run, world)
     batches = chat_batches(recipe, chat_samples(recipe, lists["train"], processor), cache)
-    steps = resolve_steps(recipe, batches)
+    steps = batches.steps_of(recipe.train)
     evaluation = Evaluation(
         lists={name: mixture for name, mixture in lists.items() if name != "train"},
         processor=processor,
@@ -80,7 +79,13 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         batches=batches,
         loss=partial(answer_loss, speed=recipe.speed, cache=cache),
         steps=steps,
-        identity=identity(recipe, lists["train"], steps, world),
+        identity=identity(
+            recipe,
+            content=lists["train"].fingerprint(),
+            steps=steps,
+            precision=resolve_precision(recipe.train.precision, world.device),
+            train=("stage", "alignment"),
+        ),
         base=fingerprint(model),
         about={
             "tune": [asdict(row) for row in table.rows],
@@ -89,10 +94,10 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         },
         figures=aligned,
         evaluate=partial(evaluation.measure, run=run) if evaluation.lists else None,
-        export=partial(export, model, processor, base),
+        export=partial(export, model, processor, base, finish=mark_merger_trained if _trains_merger(recipe) else None),
         # A tower that some processes skip may not be gathered block by block: the others would wait.
         shards=[*model.model.language_model.layers, *([] if cache else model.model.visual.blocks)],
-        flops_per_token=flops_per_token(recipe) if world.device.type == "cuda" else None,
+        flops_per_token=flops_per_token(predict(recipe)) if world.device.type == "cuda" else None,
         advice=partial(advice, recipe),
     )
 
@@ -114,15 +119,6 @@ def open_features(recipe: SFTRecipe, model: Any, run: RunFolder, world: World) -
     precision = resolve_precision(recipe.train.precision, world.device)
     how = f"linear {recipe.speed.linear_patches}, compiled {recipe.speed.compile}"
     return open_cache(model, run.path / "features", recipe.speed.cache_features, precision, how, share=world.size)
-
-
-def open_lists(recipe: SFTRecipe) -> dict[str, Mixture]:
-    """The recipe's lists of sources: train, and validation and test where there are any."""
-    data = recipe.data
-    lists = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {
-        name: Mixture(sources, name, data.media_root, data.allow_root) for name, sources in lists.items() if sources
-    }
 
 
 def open_model(recipe: SFTRecipe, base: Model, world: World) -> tuple[Any, Any, TuneTable]:
@@ -170,58 +166,8 @@ def _continue_adapter(model: Any, folder: Path) -> None:
     load_adapter(model, folder)
 
 
-def resolve_steps(recipe: SFTRecipe, batches: SampleBatches) -> int:
-    """Optimizer steps: `train.steps` or `train.epochs`, whichever ends first."""
-    ends = [recipe.train.steps] if recipe.train.steps is not None else []
-    if recipe.train.epochs is not None:
-        ends.append(batches.steps(recipe.train.epochs))
-    return min(ends)
-
-
-def identity(recipe: SFTRecipe, train: Mixture, steps: int, world: World) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be continued; not logging, cadence, micro-batch or processes."""
-    values = recipe.model_dump(mode="json", include={"tune", "optim", "schedule", "media"})
-    return values | {
-        "model": recipe.model.model_dump(mode="json", exclude={"attention"}),
-        "data": {
-            "train": [source.model_dump(mode="json") for source in recipe.data.train],
-            "media_root": recipe.data.media_root,
-            "train_on": recipe.data.train_on,
-            "content": train.fingerprint(),
-        },
-        "batch": recipe.batch.model_dump(mode="json", exclude={"micro"}),
-        "train": {
-            "steps": steps,
-            "seed": recipe.train.seed,
-            "clip": recipe.train.clip,
-            "precision": resolve_precision(recipe.train.precision, world.device),
-            **recipe.train.model_dump(mode="json", include={"stage", "alignment"}),
-        },
-    }
-
-
-def export(model: Any, processor: Any, base: Model, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write what the ecosystem loads: an adapter folder if LoRA was trained, else a whole model; and the processor.
-
-    A model trained in full is put together on the CPU from its base, because the one in training may be sharded.
-    """
-    if hasattr(model, "peft_config"):
-        if base.init_from is not None and not is_adapter(Path(base.init_from)):  # then it has the weights
-            base = base.model_copy(update={"name": base.init_from, "revision": None})
-        name = str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name  # found from anywhere
-        save_adapter(model, folder, name, commit_of(base.name, base.revision), weights)
-    else:
-        plain = base.model_copy(update={"quantization": None})
-        whole, _ = load_model(plain, precision="fp32", device="cpu")
-        with torch.no_grad():
-            own = dict(whole.named_parameters())
-            for name, value in weights.items():
-                own[name].copy_(value)
-        if any(name.startswith("model.visual.merger.") for name in weights):
-            mark_merger_trained(whole)
-        with quiet(bars=False):
-            whole.to(DTYPES[stored_precision(base.name, base.revision)]).save_pretrained(folder)
-    processor.save_pretrained(folder)
+def _trains_merger(recipe: SFTRecipe) -> bool:
+    return "merger" in recipe.tune and recipe.tune["merger"].mode == "full"
 
 
 def _pace(recipe: SFTRecipe, steps: int, batches: SampleBatches) -> str:

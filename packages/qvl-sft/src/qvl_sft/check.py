@@ -25,11 +25,10 @@ from qvl_core.training.samples import Bad, LeftOut
 from qvl_data.chat import answer_weights
 from qvl_data.errors import BadSample
 from qvl_data.order import order
-from qvl_data.sources import Item, Mixture, shared
+from qvl_data.sources import Item, Mixture, mixtures, shared
 from qvl_data.stream import ChatSamples
 from qvl_data.template import Template
 from qvl_sft.batch import chat_batches, chat_samples
-from qvl_sft.build import open_lists, resolve_steps
 from qvl_sft.inspect import recipe_processor
 from qvl_sft.inspect_page import picture_sizes
 from qvl_sft.known_good import Content, about_data, warnings
@@ -62,7 +61,7 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     console = Console(record=True)
     if recipe.model.quantization is not None:
         check_library(recipe.model.quantization)
-    lists = open_lists(recipe)
+    lists = mixtures(recipe.data)
     measured = {name: mixture for name, mixture in lists.items() if name != "train"}
     check_lists(measured, recipe.evaluate.metrics, recipe.evaluate.group_by)
     check_stop(recipe.evaluate, measured)
@@ -84,7 +83,7 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
         meta_model(config), recipe.tune, seed=0, optim=recipe.optim, quantization=recipe.model.quantization
     )
     console.print(table.rich())
-    console.print(f"{resolve_steps(recipe, batches)} steps; one epoch is {len(lists['train']):,} samples")
+    console.print(f"{batches.steps_of(recipe.train)} steps; one epoch is {len(lists['train']):,} samples")
     new = recipe.model.vision is None and has_new_merger(config)
     if new and recipe.model.init_from is None:
         check_mergers_learn(recipe, config)

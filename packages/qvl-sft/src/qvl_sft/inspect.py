@@ -18,10 +18,9 @@ from qvl_core.files import write_atomic
 from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.load import open_processor
 from qvl_data.errors import BadSample
-from qvl_data.sources import Item, Mixture
+from qvl_data.sources import Item, Mixture, mixtures
 from qvl_data.stream import ChatSamples
 from qvl_sft.batch import chat_batches, chat_samples
-from qvl_sft.build import open_lists
 from qvl_sft.inspect_page import Rows, page, picture_sizes
 from qvl_sft.panels import panels
 from qvl_sft.plan import model_config
@@ -40,7 +39,7 @@ def inspect(
     name    what the recipe is called
     sample  show this one alone: its id, or its number in the order that is trained on (validation, test: in the list)
     """
-    lists = open_lists(recipe)
+    lists = mixtures(recipe.data)
     if list_name not in lists:
         raise BadInput(f"--list {list_name}: the recipe has no such data; choose from {', '.join(lists)}.")
     stream = chat_samples(recipe, lists[list_name], recipe_processor(recipe))

@@ -110,11 +110,28 @@ def collate(samples: Sequence[Encoded], packing: bool, merge: int, pad_id: int) 
     merge: side of the patch square that one token covers (`vision_config.spatial_merge_size`)
     Raises BadInput for an empty list and for samples whose media tokens do not match their grids.
     """
+    # The token before a label predicts it, so a document's first token is never predicted from another document.
+    before = [np.flatnonzero(sample.labels[1:] != IGNORE) for sample in samples]
+    return assemble(samples, before, 1, [four_rows(sample, merge) for sample in samples], packing, pad_id)
+
+
+def assemble(
+    samples: Sequence[Encoded],
+    rows: Sequence[Array],
+    shift: int,
+    positions: Sequence[Array],
+    packing: bool,
+    pad_id: int,
+) -> Batch:
+    """`collate` with a choice of what predicts a label.
+
+    rows       (n,) of each sample: tokens whose hidden states predict a label
+    shift      how many tokens later that label stands: 1 for the next token, 0 for a masked one
+    positions  (4, L) of each sample
+    """
     if not samples:
         raise BadInput("a batch needs at least one sample; the list is empty.")
     lengths = [len(sample) for sample in samples]
-    # The token before a label predicts it, so a document's first token is never predicted from another document.
-    before = [np.flatnonzero(sample.labels[1:] != IGNORE) for sample in samples]
     starts = np.cumsum([0, *lengths[:-1]]) if packing else np.arange(len(samples)) * max(lengths)
     join = _end_to_end if packing else padded
     return Batch(
@@ -122,23 +139,23 @@ def collate(samples: Sequence[Encoded], packing: bool, merge: int, pad_id: int) 
         documents=tuple(lengths),
         cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
         types=join([sample.types for sample in samples]),
-        label_rows=torch.from_numpy(np.concatenate([row + start for row, start in zip(before, starts, strict=True)])),
-        targets=torch.from_numpy(np.concatenate([s.labels[row + 1] for s, row in zip(samples, before, strict=True)])),
-        row_of_label=torch.from_numpy(np.repeat(np.arange(len(samples)), [len(row) for row in before])),
-        weights=_weights(samples, before),
+        label_rows=torch.from_numpy(np.concatenate([row + start for row, start in zip(rows, starts, strict=True)])),
+        targets=torch.from_numpy(np.concatenate([s.labels[row + shift] for s, row in zip(samples, rows, strict=True)])),
+        row_of_label=torch.from_numpy(np.repeat(np.arange(len(samples)), [len(row) for row in rows])),
+        weights=_weights(samples, [row + shift for row in rows]),
         input_ids=join([sample.ids for sample in samples], pad_id),
-        position_ids=join([four_rows(sample, merge) for sample in samples]),
+        position_ids=join(list(positions)),
         attention_mask=None if packing else padded([np.ones_like(sample.ids) for sample in samples]),
         **media(samples),
     )
 
 
-def _weights(samples: Sequence[Encoded], before: Sequence[Array]) -> Tensor | None:
-    """(N,) factor of each label, by the rows that predict them in each sample."""
+def _weights(samples: Sequence[Encoded], places: Sequence[Array]) -> Tensor | None:
+    """(N,) factor of each label, by where the labels stand in each sample."""
     if all(sample.weights is None for sample in samples):
         return None
-    pairs = zip(samples, before, strict=True)
-    each = [np.ones(len(row), np.float32) if s.weights is None else s.weights[row + 1] for s, row in pairs]
+    pairs = zip(samples, places, strict=True)
+    each = [np.ones(len(at), np.float32) if s.weights is None else s.weights[at] for s, at in pairs]
     return torch.from_numpy(np.concatenate(each))
 
 

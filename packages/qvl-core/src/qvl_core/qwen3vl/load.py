@@ -11,7 +11,7 @@ model and a local folder are the same thing.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from importlib.metadata import entry_points
@@ -31,8 +31,17 @@ ROWS = 4  # at least so many rows of each stored tensor, and fewer than twice as
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def load_model(model: Model, *, precision: Precision, device: "str | torch.device", seed: int = 0) -> tuple[Any, Any]:
+def load_model(
+    model: Model,
+    *,
+    precision: Precision,
+    device: "str | torch.device",
+    seed: int = 0,
+    configure: Callable[[Any], Any] | None = None,
+) -> tuple[Any, Any]:
     """The model in evaluation mode, its weights in `precision`, and its processor.
+
+    configure  makes another configuration of the checkpoint's, for a method whose architecture has the same weights
 
     `tiny` is built from the seed, on the default texts. A model folder in `init_from` gives its weights to the
     architecture of `name`; an adapter folder there is for `lora.load_adapter`, after `apply_tune`. `quantization` is
@@ -51,6 +60,7 @@ def load_model(model: Model, *, precision: Precision, device: "str | torch.devic
     else:
         folder = find_folder(model.name, model.revision)
         config, processor = _read_config(folder), _read_processor(folder)
+        config = configure(config) if configure else config
         loaded = _read_weights(_weights_folder(model, folder), config, dtype)
         if processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") != loaded.config.image_token_id:
             raise BadInput(f"{folder}: the tokenizer is another model's; copy the one that belongs to the weights.")

@@ -16,7 +16,7 @@ from typing import Any
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
-from qvl_core.recipe.blocks import Batch
+from qvl_core.recipe.blocks import Batch, Train
 from qvl_core.training.parts import Micro, TensorBatch
 from qvl_core.training.samples import LeftOut, Samples
 from qvl_core.training.seeds import mix
@@ -85,6 +85,13 @@ class SampleBatches:
             steps += math.ceil(len(self._window(window)) * min(1.0, (end - span.start) / len(span)))
             window += 1
         return steps
+
+    def steps_of(self, train: Train) -> int:
+        """Optimizer steps of a run: `train.steps` or `train.epochs`, whichever ends first."""
+        ends = [train.steps] if train.steps is not None else []
+        if train.epochs is not None:
+            ends.append(self.steps(train.epochs))
+        return min(ends)
 
     def _micro(self, slot: int, rows: Sequence[Row], witness: bool) -> Micro:
         samples, bad = [], []

@@ -1,28 +1,32 @@
 """Which knob of a recipe to turn when memory does not suffice, by what the plan says of each."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.plan import GIB, MemoryPlan
 from qvl_core.qwen3vl.quantize import check_library
-from qvl_core.recipe.blocks import Group, Quantization
-from qvl_sft.plan import predict
-from qvl_sft.recipe import SFTRecipe
+from qvl_core.recipe.blocks import Group, Quantization, Recipe
 
-GIB = 2**30
+R = TypeVar("R", bound=Recipe)
+Predict = Callable[[R], MemoryPlan]
 
 
-def advice(recipe: SFTRecipe) -> str:
-    """The knobs that save a tenth or more, the most effective first, with the memory that a device then needs."""
+def advice(recipe: R, predict: Predict[R]) -> str:
+    """The knobs that save a tenth or more, the most effective first, with the memory that a device then needs.
+
+    predict  the method's own plan of a recipe
+    """
     now = predict(recipe).peak
-    peaks = sorted((peak, words) for words, changed in _knobs(recipe) if (peak := _peak(changed)) is not None)
+    knobs = ((words, peak_of(changed, predict)) for words, changed in _knobs(recipe))
+    peaks = sorted((peak, words) for words, peak in knobs if peak is not None)
     less = [f"{words} ({peak / GIB:.1f} GiB)" for peak, words in peaks if peak < 0.9 * now]
     remedy = f"set {', or '.join(less)}" if less else "lower media.max_pixels, or take a larger device"
-    return f"by the plan a step needs {now / GIB:.1f} GiB: {remedy}{_more_devices(recipe, now)}"
+    return f"by the plan a step needs {now / GIB:.1f} GiB: {remedy}{_more_devices(recipe, now, predict)}"
 
 
-def _peak(recipe: SFTRecipe) -> int | None:
-    """None for what does not go together (DoRA and fewer bits), or not here (a library is missing)."""
+def peak_of(recipe: R, predict: Predict[R]) -> int | None:
+    """Bytes; None for what does not go together (DoRA and fewer bits), or not here (a library is missing)."""
     try:
         if recipe.model.quantization is not None:
             check_library(recipe.model.quantization)
@@ -31,7 +35,7 @@ def _peak(recipe: SFTRecipe) -> int | None:
         return None
 
 
-def _more_devices(recipe: SFTRecipe, now: int) -> str:
+def _more_devices(recipe: R, now: int, predict: Predict[R]) -> str:
     """What four devices would need, if there is one now and the weights can be shared."""
     if recipe.model.quantization is not None or (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1) > 1:
         return ""
@@ -40,7 +44,7 @@ def _more_devices(recipe: SFTRecipe, now: int) -> str:
     return words if each < 0.9 * now else ""
 
 
-def _knobs(recipe: SFTRecipe) -> Iterator[tuple[str, SFTRecipe]]:
+def _knobs(recipe: R) -> Iterator[tuple[str, R]]:
     """What is not turned yet, one knob at a time."""
     batch, processes = recipe.batch, (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
     strategy, whole = recipe.parallel.strategy, recipe.model.quantization is None
@@ -62,5 +66,5 @@ def _knobs(recipe: SFTRecipe) -> Iterator[tuple[str, SFTRecipe]]:
         yield "parallel.strategy: fsdp2", _with(recipe, "parallel", strategy="fsdp2")
 
 
-def _with(recipe: SFTRecipe, block: str, **values: Any) -> SFTRecipe:
+def _with(recipe: R, block: str, **values: Any) -> R:
     return recipe.model_copy(update={block: getattr(recipe, block).model_copy(update=values)})

@@ -1,0 +1,65 @@
+"""The plan of a whole recipe, and what a card makes of it: the same for every method.
+
+planned = predict(recipe, open_config(recipe.model.name))
+print(verdict(planned, card("4090"), lambda: advice(recipe, ...)))
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from qvl_core.cards import Card, card
+from qvl_core.qwen3vl.plan import GIB, PEAK_FLOPS, MemoryPlan, plan_memory
+from qvl_core.recipe.blocks import Recipe
+
+
+def predict(recipe: Recipe, config: Any, on: Card | None = None) -> MemoryPlan:
+    """The plan of a recipe for a model of this configuration, on an H200 if no card is named.
+
+    `auto` precision is taken as bf16, as on any recent GPU.
+    """
+    precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
+    world = (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
+    strategy = ("ddp" if world > 1 else "single") if recipe.parallel.strategy == "auto" else recipe.parallel.strategy
+    return plan_memory(
+        config,
+        recipe.tune,
+        recipe.batch,
+        precision,
+        recipe.train.recompute,
+        world,
+        strategy,
+        _attention(recipe),
+        PEAK_FLOPS if on is None else on.flops,
+        speed=recipe.speed,
+        optim=recipe.optim,
+        quantization=recipe.model.quantization,
+    )
+
+
+def show(planned: MemoryPlan, gpu: str | None, advice: Callable[[], str]) -> None:
+    """Print parameters by group, the memory of one device, and the step time; on `gpu`, whether it fits."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(planned.groups_table(), planned.rich())
+    if gpu is not None:
+        console.print(verdict(planned, card(gpu), advice))
+
+
+def verdict(planned: MemoryPlan, on: Card, advice: Callable[[], str]) -> str:
+    """Whether a plan fits on a card, and what to change if it does not."""
+    needed = (planned.peak + planned.reserve) / GIB
+    said = f"{on.name}: {needed:.1f} of {on.gib:.1f} GiB"
+    return f"{said}; it fits." if needed <= on.gib else f"{said}; it does not fit: {advice()}."
+
+
+def flops_per_token(planned: MemoryPlan) -> float:
+    """Floating point operations of training per token, for MFU; the share of pictures is the plan's assumption."""
+    return planned.flops / (planned.workload.tokens * planned.workload.forwards)
+
+
+def _attention(recipe: Recipe) -> Literal["packed", "sdpa", "eager"]:
+    """What computes attention: padded rows have a mask, which the kernels for documents do not take."""
+    if recipe.model.attention in ("sdpa", "eager"):
+        return recipe.model.attention
+    return "packed" if recipe.batch.packing else "sdpa"
