@@ -304,6 +304,22 @@ def test_a_swapped_tower_is_known_to_transformers_alone(tmp_path: Path) -> None:
     assert qvl_sft("chat", str(tmp_path / "out"), "Hello", "--max-new-tokens", "1").code == 0
 
 
+def test_four_bits_open_here_as_they_do_elsewhere(
+    folders: dict[str, Path], said: dict[str, torch.Tensor], picture: Path, data: Path, tmp_path: Path
+) -> None:
+    ours = logits(folders["nf4"], picture)
+    assert (said["nf4"] - ours).abs().max() < 1e-5 * ours.abs().max()
+    out = ["--samples", "2", "--out", str(tmp_path / "out")]
+    done = qvl_sft("evaluate", str(folders["nf4"]), str(data / "digits"), *out)
+    assert done.code == 0, done.err
+    done = qvl_sft("chat", str(folders["nf4"]), "Hello", "--max-new-tokens", "1")
+    assert done.code == 0, done.err
+    again = qvl_sft("chat", str(folders["nf4"]), "Hello", "--quant", "int8")
+    assert (again.code, "quantised already" in again.err) == (2, True)
+    spread = qvl_sft("chat", str(folders["nf4"]), "Hello", "--device-map", "auto")
+    assert (spread.code, "leave out --device-map" in spread.err) == (2, True)
+
+
 def test_what_is_quantised_is_refused(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     """An update would be lost in the rounding of the base."""
     for args in (["merge", str(run), "--base", str(folders["nf4"])], ["export", str(folders["nf4"])]):

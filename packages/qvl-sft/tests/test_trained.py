@@ -12,9 +12,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from qvl_core.qwen3vl.quantize import is_quantized
 from qvl_core.qwen3vl.tiny import DEFAULT_TEXTS, tiny, tiny_processor
 from qvl_core.recipe.blocks import Model
 from qvl_sft import Chat, load_trained
+from qvl_sft.export import export
 from qvl_sft.trained import base_of
 
 IDS = torch.tensor([[1, 2, 3, 4]])
@@ -72,6 +74,16 @@ def test_an_adapter_beside_a_base_in_fewer_bits(foreign: tuple[Path, torch.Tenso
     model.set_attn_implementation("sdpa")
     far = (says(model) - expected).norm() / expected.norm()
     assert 0 < far < {"nf4": 0.4, "int8": 0.06}[kind]  # without the adapter it is above 1
+
+
+def test_an_adapter_on_a_base_that_is_stored_in_four_bits(
+    foreign: tuple[Path, torch.Tensor], base: Path, tmp_path: Path
+) -> None:
+    export(str(base), tmp_path / "nf4", quantize="nf4")
+    folder, expected = foreign
+    model, _ = load_trained(str(folder), str(tmp_path / "nf4"))
+    assert is_quantized(model)
+    assert 0 < (says(model) - expected).norm() < 0.3 * expected.norm()
 
 
 def test_a_checkpoint_of_the_trainer(foreign: tuple[Path, torch.Tensor], base: Path, tmp_path: Path) -> None:

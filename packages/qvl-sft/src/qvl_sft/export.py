@@ -175,8 +175,7 @@ def _said(to: str, out: Path, quantize: str | None, keep_adapter: bool) -> str:
     what = "adapter" if keep_adapter else "model in 4 bits (bitsandbytes)" if quantize else "model"
     what = f"{what}, processor and model card"
     if to == "hf":
-        talk = f"talk to it with `qvl-sft chat {out}`"
-        return f"{what}; {'qvl-sft itself takes the full model, with --quant nf4' if quantize else talk}."
+        return f"{what}; talk to it with `qvl-sft chat {out}`."
     with suppress(OSError):
         print(serving.only_commands((out / "commands.sh").read_text(encoding="utf-8")))
     return f"{what}; commands.sh holds the commands above."

@@ -15,6 +15,7 @@ import torch
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import find_folder, load_model, open_processor
 from qvl_core.qwen3vl.lora import CONFIG_FILE, load_adapter
+from qvl_core.qwen3vl.quantize import is_quantized
 from qvl_core.recipe.blocks import Model, Quantization
 from qvl_core.training.engine import DTYPES, resolve_precision
 
@@ -31,7 +32,8 @@ def load_trained(
     quantization  nf4 or int8: hold the language model in fewer bits
     spread        lay the layers on all GPUs, then on the host's memory (accelerate); for models larger than one GPU
 
-    Raises BadInput for a name that is none of these.
+    A folder in 4 bits, as `export --quantize nf4` and Unsloth write it, is opened as it is. Raises BadInput for a name
+    that is none of these.
     """
     if quantization and spread:
         raise BadInput("--quant and --device-map exclude each other; a model in fewer bits stays on one device.")
@@ -42,8 +44,10 @@ def load_trained(
     adapter = folder if folder is not None and is_adapter(folder) else None
     block = base_of(adapter, base) if adapter else Model(name=str(folder or name))
     model, processor = load_model(
-        block.model_copy(update={"quantization": quantized}), precision=precision, device=device
+        block.model_copy(update={"quantization": quantized}), precision=precision, device=device, low_bit=True
     )
+    if spread and is_quantized(model):
+        raise BadInput(f"{block.name}: is in 4 bits, which stay on one device; leave out --device-map.")
     if adapter:
         load_adapter(model, adapter)
         for key, parameter in model.named_parameters():

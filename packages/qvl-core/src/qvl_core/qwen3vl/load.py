@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,10 +39,12 @@ def load_model(
     device: "str | torch.device",
     seed: int = 0,
     configure: Callable[[Any], Any] | None = None,
+    low_bit: bool = False,
 ) -> tuple[Any, Any]:
     """The model in evaluation mode, its weights in `precision`, and its processor.
 
     configure  makes another configuration of the checkpoint's, for a method whose architecture has the same weights
+    low_bit    also open a checkpoint that is stored in 4 bits (bitsandbytes): it can answer, and nothing else
 
     `tiny` is built from the seed, on the default texts. A model folder in `init_from` gives its weights to the
     architecture of `name`; an adapter folder there is for `lora.load_adapter`, after `apply_tune`. `quantization` is
@@ -59,9 +62,9 @@ def load_model(
         loaded = tiny_model(processor.tokenizer, seed).to(dtype)
     else:
         folder = find_folder(model.name, model.revision)
-        config, processor = _read_config(folder), _read_processor(folder)
+        config, processor = _read_config(folder, low_bit), _read_processor(folder)
         config = configure(config) if configure else config
-        loaded = _read_weights(_weights_folder(model, folder), config, dtype)
+        loaded = _read_weights(_weights_folder(model, folder), config, dtype, device)
         if processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") != loaded.config.image_token_id:
             raise BadInput(f"{folder}: the tokenizer is another model's; copy the one that belongs to the weights.")
     _attend(loaded, model.attention)
@@ -239,7 +242,7 @@ def _weights_folder(model: Model, folder: Path) -> Path:
     return start
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path, low_bit: bool = False) -> Any:
     from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLMoeConfig
 
     file = folder / "config.json"
@@ -259,12 +262,20 @@ def _read_config(folder: Path) -> Any:
             raise BadInput(f"{file}: model_type {kind!r} has a swapped vision tower; pip install qvl-vision.")
         raise BadInput(f"{file}: model_type {kind!r} is not Qwen3-VL (qwen3_vl, qwen3_vl_moe).")
     if (stored := getattr(config, "quantization_config", None)) is not None:
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+        _check_stored(file, stored if isinstance(stored, dict) else stored.to_dict(), low_bit)
+    return config
+
+
+def _check_stored(file: Path, stored: dict[str, Any], low_bit: bool) -> None:
+    """Raise BadInput for weights that are stored in fewer bits, unless they are bitsandbytes' 4 and `low_bit`."""
+    method = stored.get("quant_method")
+    if not (low_bit and method == "bitsandbytes" and stored.get("load_in_4bit")):
         raise BadInput(
             f"{file}: the weights are quantised already ({getattr(method, 'value', method)}); name the full-precision "
             "model, and what to hold it in with model.quantization."
         )
-    return config
+    if find_spec("bitsandbytes") is None:
+        raise BadInput(f"{file}: the weights are stored in 4 bits; run: pip install 'qvl-core[quant]'")
 
 
 def register_architecture(file: Path) -> None:
@@ -278,17 +289,19 @@ def register_architecture(file: Path) -> None:
             point.load()
 
 
-def _read_weights(folder: Path, config: Any, dtype: "torch.dtype") -> Any:
+def _read_weights(folder: Path, config: Any, dtype: "torch.dtype", device: "str | torch.device") -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
     weights = list(folder.glob("*.safetensors"))
     if not weights:
         raise BadInput(f"{folder}: no weights there (*.safetensors); download them, or save the model as safetensors.")
+    low_bit = getattr(config, "quantization_config", None) is not None
+    place = {"device_map": {"": device}} if low_bit else {}  # the library's own choice is the first GPU
     try:
         with quiet(bars=sum(path.stat().st_size for path in weights) > 2**30):
             model, info = AutoModelForImageTextToText.from_pretrained(
-                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **place
             )
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{folder}: the weights cannot be read ({_first_line(error)}); download them again.") from error
