@@ -113,6 +113,20 @@ def sizes(sample: Sample, processor: Any, train_on: TrainOn = "all") -> tuple[in
         return len(layout.ids), sum(kind != 0 for kind in layout.types)
 
 
+def spans(
+    sample: Sample, processor: Any, train_on: TrainOn = "all", prompts: bool = False
+) -> tuple[int, list[tuple[int, int]]]:
+    """`length`, and the bounds of each run of tokens that are learned, without decoding a pixel."""
+    with placed(sample):
+        shown = Shown(sample, processor)
+        sample = as_text(sample, space_of(processor), shown.size)
+        weights = answer_weights(sample.messages, train_on)
+        layout = _lay_out(sample, sample.messages, weights, processor, shown, prompts=prompts)
+    learned = np.concatenate([[False], np.array(layout.weights) > 0, [False]])
+    edges = np.flatnonzero(learned[1:] != learned[:-1]).reshape(-1, 2)
+    return len(layout.ids), [(int(start), int(stop)) for start, stop in edges]
+
+
 def answer_weights(messages: Sequence[Message], train_on: TrainOn) -> list[float]:
     """Weight of each message in the loss; 0 for those that are not learned from."""
     if train_on not in get_args(TrainOn):

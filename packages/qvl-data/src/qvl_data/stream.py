@@ -4,6 +4,7 @@ Every method that trains on chats uses this; position p is the same sample with 
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from PIL import Image
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.training.samples import Bad, LeftOut
 
-from .chat import TrainOn, encode, length, prompt
+from .chat import TrainOn, encode, length, prompt, spans
 from .errors import BadSample, TooLong
 from .sample import Media, Message, Part, Sample
 from .sources import Item, Mixture
@@ -30,6 +31,10 @@ class ChatSamples:
     max_length: int
     too_long: Literal["drop", "error", "cut"] = "error"
     train_on: TrainOn = "all"
+    prompts: bool = False
+    """Learn the text of prompts as well (see `chat.encode`)."""
+    taken: Callable[[int, list[tuple[int, int]]], int] | None = None
+    """Tokens that a method makes of a sample of so many, from where what is learned stands; default: as many."""
     _lengths: dict[int, NDArray[np.int32]] = field(default_factory=dict, init=False, repr=False)
     """Of each source's samples, in 4 bytes each; -1: not known yet, or not the same in every pass."""
 
@@ -47,7 +52,7 @@ class ChatSamples:
         try:
             sample = self.mixture.outline(item)
             fixed = self.mixture.keeps_length(item, sample)
-            tokens = length(sample, self.processor, self.train_on)
+            tokens = self._length(sample)
         except BadSample:
             return 0
         if tokens > self.max_length:
@@ -55,6 +60,11 @@ class ChatSamples:
         if fixed:  # another pass may show a smaller picture
             known[item.index] = tokens
         return tokens
+
+    def _length(self, sample: Sample) -> int:
+        if self.taken is None:
+            return length(sample, self.processor, self.train_on)
+        return self.taken(*spans(sample, self.processor, self.train_on, self.prompts))
 
     def encode(self, position: int) -> Encoded:
         """The sample at `position`. Raises LeftOut if it cannot be used."""
@@ -69,6 +79,7 @@ class ChatSamples:
                 max_length=self.max_length,
                 too_long=self.too_long,
                 train_on=self.train_on,
+                prompts=self.prompts,
             )
         except BadSample as error:
             tolerated = isinstance(error, TooLong) and self.too_long == "drop"

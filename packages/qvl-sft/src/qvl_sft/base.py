@@ -7,9 +7,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.learning import base_of, check_weights_only
 from qvl_core.qwen3vl.load import load_model, stored_precision
-from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe import blocks
 from qvl_core.run import RunFolder
 from qvl_core.training.world import World
@@ -19,24 +18,15 @@ from qvl_vision.recipe import Model
 from qvl_vision.swapping import swap
 
 
-def base_model(recipe: SFTRecipe, run: RunFolder, world: World) -> Model:
+def base_model(recipe: SFTRecipe, run: RunFolder, world: World) -> blocks.Model:
     """The model block to load."""
-    model, seed = recipe.model, recipe.train.seed
-    if model.init_from is not None and (Path(model.init_from) / "manifest.json").is_file():
-        raise BadInput(
-            f"model.init_from: {model.init_from} is a training checkpoint; continue it with --resume "
-            f"{model.init_from}, or take the weights in its run's final/."
-        )
-    if model.vision is not None:
-        # Named after all that decides what it is: a mended recipe in the same run folder takes no other's base.
-        folder = run.path.resolve() / f"swapped-{_digest(recipe)}"
-        world.on_first(lambda: folder.is_dir() or bool(_write_swapped(recipe, folder)))  # whole or not at all
-    elif model.name == "tiny":
-        folder = run.path.resolve() / f"base-{seed}"
-        world.on_first(lambda: folder.is_dir() or bool(tiny(folder, seed=seed)))
-    else:
-        return model
-    return from_folder(model, folder)
+    if recipe.model.vision is None:
+        return base_of(recipe, run, world)
+    check_weights_only(recipe.model)
+    # Named after all that decides what it is: a mended recipe in the same run folder takes no other's base.
+    folder = run.path.resolve() / f"swapped-{_digest(recipe)}"
+    world.on_first(lambda: folder.is_dir() or bool(_write_swapped(recipe, folder)))  # whole or not at all
+    return from_folder(recipe.model, folder)
 
 
 def from_folder(model: Model, folder: Path) -> Model:

@@ -1,32 +1,22 @@
 """From a recipe to the parts that the loop trains: data, model, tune groups, loss, evaluation, export."""
 
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
 
-from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.batch import Batch
-from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.export import export
-from qvl_core.qwen3vl.features import FeatureBatch, FeatureCache, open_cache
-from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, summary
-from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups
-from qvl_core.qwen3vl.loss import next_token_loss
-from qvl_core.qwen3vl.offload import offloaded
+from qvl_core.qwen3vl.learning import open_features, shards_of, token_loss, tuned_model
+from qvl_core.qwen3vl.load import commit_of, fingerprint, summary
+from qvl_core.qwen3vl.lora import TuneTable, parameter_groups
 from qvl_core.qwen3vl.planning import flops_per_token
-from qvl_core.qwen3vl.quantize import check_library, quantize
-from qvl_core.qwen3vl.speed import speed_up
-from qvl_core.recipe.blocks import Model, Speed
+from qvl_core.recipe.blocks import Model
 from qvl_core.run import RunFolder, Scalar
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.engine import resolve_precision
 from qvl_core.training.identity import identity
-from qvl_core.training.parts import Loss, Parts
+from qvl_core.training.parts import Parts
 from qvl_core.training.world import World
 from qvl_data.sources import mixtures
 from qvl_sft.alignment import align
@@ -50,6 +40,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
     Raises BadInput for what cannot be meant, and what a run raises.
     """
     lists = mixtures(recipe.data)  # before the model: what is wrong with the data is known at once
+    base: Model
     aligned: dict[str, Scalar] = {}
     if recipe.train.stage == "two":
         base, aligned = align(recipe, run, world, build, allow_change)
@@ -77,7 +68,7 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         model=model,
         groups=parameter_groups(model, recipe.tune, recipe.optim),
         batches=batches,
-        loss=partial(answer_loss, speed=recipe.speed, cache=cache),
+        loss=partial(token_loss, speed=recipe.speed, cache=cache),
         steps=steps,
         identity=identity(
             recipe,
@@ -95,53 +86,18 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         figures=aligned,
         evaluate=partial(evaluation.measure, run=run) if evaluation.lists else None,
         export=partial(export, model, processor, base, finish=mark_merger_trained if _trains_merger(recipe) else None),
-        # A tower that some processes skip may not be gathered block by block: the others would wait.
-        shards=[*model.model.language_model.layers, *([] if cache else model.model.visual.blocks)],
+        shards=shards_of(model, cache),
         flops_per_token=flops_per_token(predict(recipe)) if world.device.type == "cuda" else None,
         advice=partial(advice, recipe),
     )
 
 
-def answer_loss(model: nn.Module, batch: Batch | FeatureBatch, speed: Speed, cache: FeatureCache | None = None) -> Loss:
-    """Next-token loss over the answers, summed over labels."""
-    encoded = None
-    if cache is not None and isinstance(batch, FeatureBatch):
-        encoded, batch = cache.encode(model, batch), batch.batch
-    assert isinstance(batch, Batch)
-    with offloaded(batch.input_ids.device) if speed.offload else nullcontext():
-        return Loss(next_token_loss(model, batch, label_rows=speed.label_rows, encoded=encoded), {})
-
-
-def open_features(recipe: SFTRecipe, model: Any, run: RunFolder, world: World) -> FeatureCache | None:
-    """The run's cache of tower outputs, if the recipe wants one. Raises BadInput for a tower that is trained."""
-    if recipe.speed.cache_features is None:
-        return None
-    precision = resolve_precision(recipe.train.precision, world.device)
-    how = f"linear {recipe.speed.linear_patches}, compiled {recipe.speed.compile}"
-    return open_cache(model, run.path / "features", recipe.speed.cache_features, precision, how, share=world.size)
-
-
 def open_model(recipe: SFTRecipe, base: Model, world: World) -> tuple[Any, Any, TuneTable]:
     """The model with its tune groups set up, its processor, and the tune table."""
-    precision = resolve_precision(recipe.train.precision, world.device)
-    held = base.quantization
-    if held is not None:
-        check_library(held)
-    plain = base.model_copy(update={"quantization": None})  # LoRA's first values may look at the weights in full
-    device = "cpu" if held else world.device
-    model, processor = load_model(plain, precision=precision, device=device, seed=recipe.train.seed)
-    apply_media(processor, recipe.media)
+    model, processor, table = tuned_model(recipe, base, world, command="qvl-sft")
     if base.init_from is None and has_new_merger(model.config):
         check_mergers_learn(recipe, model.config)
-    table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim, quantization=held)
-    if held:
-        quantize(model, held, world.device)
-        model.to(world.device)
-    table = _without_unused(model, table)
-    if base.init_from is not None and (Path(base.init_from) / CONFIG_FILE).is_file():
-        _continue_adapter(model, Path(base.init_from))
-    speed_up(model, recipe.speed, recipe.train.recompute)
-    return model, processor, table
+    return model, processor, _without_unused(model, table)
 
 
 def _without_unused(model: Any, table: TuneTable) -> TuneTable:
@@ -154,16 +110,6 @@ def _without_unused(model: Any, table: TuneTable) -> TuneTable:
     return TuneTable(
         tuple(replace(row, trainable=row.trainable - unused * (row.group == "vision")) for row in table.rows)
     )
-
-
-def _continue_adapter(model: Any, folder: Path) -> None:
-    """Take an adapter's values. What it has beyond what `tune` trains would be lost in the export: refused."""
-    if not hasattr(model, "peft_config"):
-        raise BadInput(
-            f"model.init_from: {folder} is a LoRA adapter and `tune` has no LoRA to continue it; train it as well, or "
-            f"make it part of the base: qvl-sft merge {folder} --out FOLDER, model.name=FOLDER."
-        )
-    load_adapter(model, folder)
 
 
 def _trains_merger(recipe: SFTRecipe) -> bool:

@@ -1,0 +1,149 @@
+"""From a recipe to the parts that the loop trains: data, model, noise, loss, evaluation, export."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from qvl_core.qwen3vl.export import export
+from qvl_core.qwen3vl.features import CachedCollate
+from qvl_core.qwen3vl.learning import base_of, open_features, shards_of, token_loss, tuned_model
+from qvl_core.qwen3vl.load import commit_of, fingerprint, summary
+from qvl_core.qwen3vl.lora import parameter_groups
+from qvl_core.qwen3vl.planning import flops_per_token
+from qvl_core.run import RunFolder
+from qvl_core.training.batches import SampleBatches
+from qvl_core.training.engine import resolve_precision
+from qvl_core.training.identity import identity
+from qvl_core.training.parts import Parts
+from qvl_core.training.world import World
+from qvl_data.sources import Mixture, mixtures
+from qvl_data.stream import ChatSamples, witness
+from qvl_mdlm.batch import Corruption, NoisedSamples, collation
+from qvl_mdlm.evaluate import Evaluation
+from qvl_mdlm.layout import shape_of
+from qvl_mdlm.model import configured
+from qvl_mdlm.noise import Noise
+from qvl_mdlm.plan import advice, predict
+from qvl_mdlm.probe import check_sees_both_ways
+from qvl_mdlm.recipe import MDLMRecipe
+from qvl_mdlm.sample import Sampling
+
+SETTINGS = "diffusion.json"  # beside an adapter: how its base has to attend
+
+
+def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
+    """Everything that `recipe` says, ready to train. Raises BadInput for what cannot be meant."""
+    lists = mixtures(recipe.data)  # before the model: what is wrong with the data is known at once
+    base = base_of(recipe, run, world)
+    configure = partial(configured, base=base, diffusion=recipe.diffusion)
+    model, processor, table = tuned_model(recipe, base, world, command="qvl-mdlm", configure=configure)
+    check_sees_both_ways(model)
+    cache = open_features(recipe, model, run, world)
+    samples = noised_samples(recipe, lists["train"], model.config, processor)
+    collate = collation(processor, recipe.batch.packing, patterned=model.config.pattern != "full")
+    batches = SampleBatches(
+        samples,
+        recipe.batch,
+        recipe.train.seed,
+        collate if cache is None else CachedCollate(collate, cache),
+        witness(processor),
+    )
+    steps = batches.steps_of(recipe.train)
+    measured = {name: mixture for name, mixture in lists.items() if name != "train"}
+    evaluation = Evaluation(
+        measured,
+        processor,
+        samples.corruption.shape,
+        recipe.evaluate.metrics,
+        sampling_of(recipe),
+        train_on=recipe.data.train_on,
+        samples=recipe.evaluate.samples,
+    )
+    if world.rank == 0:
+        Console().print(summary(model), table.rich(), _pace(recipe, steps, samples), sep="\n")
+    return Parts(
+        model=model,
+        groups=parameter_groups(model, recipe.tune, recipe.optim),
+        batches=batches,
+        loss=partial(token_loss, speed=recipe.speed, cache=cache),
+        steps=steps,
+        identity=identity(
+            recipe,
+            content=lists["train"].fingerprint(),
+            steps=steps,
+            precision=resolve_precision(recipe.train.precision, world.device),
+            blocks=("diffusion",),
+        ),
+        base=fingerprint(model),
+        about={
+            "tune": [asdict(row) for row in table.rows],
+            "base": base.name,
+            "base_commit": commit_of(recipe.model.name, recipe.model.revision),
+            "mask_token_id": model.config.mask_token_id,
+        },
+        evaluate=partial(evaluation.measure, run=run) if measured else None,
+        export=partial(_export, model, processor, base, configure),
+        shards=shards_of(model, cache),
+        flops_per_token=flops_per_token(predict(recipe)) if world.device.type == "cuda" else None,
+        advice=partial(advice, recipe),
+    )
+
+
+def noised_samples(recipe: MDLMRecipe, mixture: Mixture, config: Any, processor: Any) -> NoisedSamples:
+    """The endless, seeded order of a mixture's chats, noised."""
+    diffusion, batch = recipe.diffusion, recipe.batch
+    shape = shape_of(config, processor.tokenizer, diffusion.pad_to)
+    noise = Noise(
+        diffusion.schedule,
+        diffusion.masks,
+        diffusion.times,
+        diffusion.weight,
+        diffusion.complementary,
+        strata=max(1, (batch.size or 32) // (2 if diffusion.complementary else 1)),
+    )
+    chats = ChatSamples(
+        mixture,
+        processor,
+        recipe.train.seed,
+        batch.max_length,
+        batch.too_long,
+        train_on=recipe.data.train_on,
+        prompts=diffusion.prompt_loss,
+        taken=shape.length,
+    )
+    corruption = Corruption(shape, noise, config.mask_token_id, diffusion.norm)
+    return NoisedSamples(chats, corruption, recipe.train.seed, batch.max_length, batch.too_long == "drop")
+
+
+def sampling_of(recipe: MDLMRecipe) -> Sampling:
+    """How answers are written in evaluations."""
+    how = recipe.sampling
+    return Sampling(
+        recipe.evaluate.max_new_tokens,
+        steps=how.steps,
+        block=how.block,
+        threshold=how.threshold,
+        eos_guard=how.eos_guard,
+        seed=recipe.train.seed,
+    )
+
+
+def _export(model: Any, processor: Any, base: Any, configure: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """What the ecosystem loads; beside an adapter, how the base it names has to attend."""
+    export(model, processor, base, folder, weights, configure=configure)
+    if hasattr(model, "peft_config"):
+        config = model.config
+        settings = {"pattern": config.pattern, "block_size": config.block_size, "mask_token_id": config.mask_token_id}
+        (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
+
+
+def _pace(recipe: MDLMRecipe, steps: int, samples: NoisedSamples) -> str:
+    batch = recipe.batch
+    amount = f"{batch.size} samples" if batch.size else f"up to {batch.tokens:,} tokens"
+    return f"{steps} steps of {amount}; one epoch is {len(samples):,} samples"

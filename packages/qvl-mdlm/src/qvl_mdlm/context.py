@@ -1,0 +1,216 @@
+"""Prompts that canvases are written behind: read once, with their pictures, and row by row let go.
+
+Prompts are padded on the left, so that every canvas begins in the same column. Where the model's pattern makes a
+prompt's keys and values independent of what is written (`prefix`, `block`), they are computed once and are exact.
+
+Shapes: B rows, P tokens of the longest prompt, N of a canvas, D hidden width, K key-value heads, H their width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.qwen3vl.generate import inputs_of
+from qvl_mdlm.layout import shape_of
+from qvl_mdlm.pattern import visible
+
+
+class FixedCache(Cache):
+    """Keys and values that a forward reads and does not change, unless it is `growing`.
+
+    window  (start, stop) of tokens that the forward computes anew, whose old entries it does not read
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:  # (B, K, P, H) each
+        self.layers: list[Any] = []  # the library's own, which would grow with every forward
+        self.pairs = list(layers)
+        self.growing = False
+        self.window: tuple[int, int] | None = None
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        start, stop = self.window or (self.get_seq_length(), self.get_seq_length())
+        old = self.pairs[layer]
+        joined = tuple(
+            torch.cat([was[:, :, :start], new, was[:, :, stop:]], 2)
+            for was, new in zip(old, (keys, values), strict=True)
+        )
+        if self.growing:
+            self.pairs[layer] = joined[0], joined[1]
+        return joined[0], joined[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.pairs[0][0].shape[2]
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.get_seq_length()
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length() + (0 if self.window else query_length), 0
+
+    def rows(self, kept: Tensor) -> "FixedCache":
+        fewer = FixedCache([(keys[kept], values[kept]) for keys, values in self.pairs])
+        fewer.window = self.window
+        return fewer
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False] * len(self.pairs)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Prompts as the language model takes them."""
+
+    embeds: Tensor
+    """(B, P, D) with picture features in place"""
+    mask: Tensor
+    """(B, P) bool: false for padding"""
+    positions: Tensor
+    """(4, B, P)"""
+    levels: Tensor
+    """(B, P): see `qvl_mdlm.pattern`"""
+    pictured: Tensor
+    """(B, P) bool: places of picture tokens"""
+    deepstack: tuple[Tensor, ...]
+    """for each DeepStack layer what is added at the pictured places, row after row"""
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def rows(self, kept: Tensor) -> "Context":
+        """Only these rows (n,)."""
+        counts = self.pictured.sum(1)
+        row_of = torch.repeat_interleave(torch.arange(len(self), device=counts.device), counts)
+        chosen = torch.isin(row_of, kept)  # kept is ascending
+        return Context(
+            self.embeds[kept],
+            self.mask[kept],
+            self.positions[:, kept],
+            self.levels[kept],
+            self.pictured[kept],
+            tuple(features[chosen] for features in self.deepstack),
+        )
+
+    def without_prompt(self, mask_embed: Tensor) -> "Context":
+        """The unconditional branch of guidance: every given token is masked, and no picture is seen."""
+        blind = torch.zeros_like(self.pictured)
+        return replace(self, embeds=mask_embed.expand_as(self.embeds), pictured=blind, deepstack=())
+
+    def behind(self, count: int) -> Tensor:
+        """Positions (4, B, count) of the tokens that follow the prompts."""
+        return self.positions[:, :, -1:] + 1 + torch.arange(count, device=self.positions.device)
+
+
+def read_prompts(model: Any, processor: Any, prompts: Sequence[Encoded]) -> Context:
+    """Encode prompts and their pictures once."""
+    inputs = inputs_of(model, processor.tokenizer, prompts)
+    shape = shape_of(model.config, processor.tokenizer)
+    taken = _taken(model, inputs)
+    embeds, mask = taken["inputs_embeds"], inputs["attention_mask"].bool()
+    levels = torch.zeros_like(inputs["input_ids"])
+    for row, prompt in enumerate(prompts):
+        levels[row, levels.shape[1] - len(prompt) :] = torch.from_numpy(shape.levels(prompt.ids)).to(levels.device)
+    pictured = taken.get("visual_pos_masks")
+    deepstack = taken.get("deepstack_visual_embeds") or []
+    return Context(
+        embeds,
+        mask,
+        inputs["position_ids"],
+        levels,
+        torch.zeros_like(mask) if pictured is None else pictured,
+        tuple(deepstack),
+    )
+
+
+class _Stop(Exception):
+    """Raised to leave the model before its language model runs."""
+
+
+def _taken(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """What the model hands to its language model: embeddings with pictures in place, and DeepStack's features."""
+    taken: dict[str, Any] = {}
+
+    def take(_: Any, __: Any, options: dict[str, Any]) -> None:
+        taken.update(options)
+        raise _Stop
+
+    body = model.model
+    hook = body.language_model.register_forward_pre_hook(take, with_kwargs=True, prepend=True)
+    try:
+        body(**inputs, use_cache=False)
+    except _Stop:
+        pass
+    finally:
+        hook.remove()
+    return taken
+
+
+def prefill(model: Any, context: Context) -> FixedCache:
+    """Keys and values of the prompts, which see only themselves."""
+    documents = torch.where(context.mask, 0, -1)
+    alone = bool(context.mask.all()) and not bool(context.levels.any())
+    mask = None if alone else visible(context.levels, torch.ones_like(context.mask), documents)
+    cache = DynamicCache(config=model.config.text_config)
+    run(model, context, None, mask, cache)
+    return FixedCache([(layer.keys, layer.values) for layer in cache.layers])
+
+
+def run(model: Any, context: Context, canvas: Tensor | None, mask: Tensor | None, cache: Any = None) -> Tensor:
+    """Hidden states (B, P + N, D) of the prompts and of a canvas (B, N) of ids behind them."""
+    body = model.model.language_model
+    embeds, positions, pictured = context.embeds, context.positions, context.pictured
+    if canvas is not None:
+        count = canvas.shape[1]
+        embeds = torch.cat([embeds, body.embed_tokens(canvas)], 1)
+        positions = torch.cat([positions, context.behind(count)], 2)
+        pictured = torch.cat([pictured, torch.zeros_like(canvas, dtype=torch.bool)], 1)
+    given: dict[str, Any] = {}
+    if context.deepstack:
+        given = {"visual_pos_masks": pictured, "deepstack_visual_embeds": list(context.deepstack)}
+    output = body(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **given,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def run_canvas(model: Any, context: Context, ids: Tensor, first: int, cache: FixedCache) -> Tensor:
+    """Hidden states (B, n, D) of canvas tokens (B, n), the first of which stands `first` places behind the prompt.
+
+    They see one another and all that is cached.
+    """
+    body = model.model.language_model
+    count = ids.shape[1]
+    mask = None
+    if not bool(context.mask.all()):
+        window = cache.window
+        length = cache.get_seq_length() + (count if window is None else 0)
+        seen = torch.ones(len(ids), length, dtype=torch.bool, device=ids.device)
+        seen[:, : context.mask.shape[1]] = context.mask
+        mask = seen[:, None, None, :].expand(-1, 1, count, -1)
+    hidden: Tensor = body(
+        inputs_embeds=body.embed_tokens(ids),
+        attention_mask=mask,
+        position_ids=context.behind(first + count)[:, :, first:],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return hidden

@@ -1,0 +1,247 @@
+"""The sampler against a loop that commits one token at a time, caches against none, batches against singles."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from asking import prompts
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.encoded import Encoded
+from qvl_mdlm.context import read_prompts, run
+from qvl_mdlm.pattern import visible
+from qvl_mdlm.sample import Sampling, Writer, never_written, sample
+
+LENGTH = 8
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "prefix": {"attention": "prefix"},
+    "block": {"attention": "block", "block_size": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def models(masked: Callable[..., Any]) -> dict[str, Any]:
+    """One of each pattern, with weights three times as large, so that its answers differ from place to place."""
+    found = {}
+    for name, options in KINDS.items():
+        found[name] = masked(**options)
+        with torch.no_grad():
+            for layer in found[name].model.language_model.layers:
+                for parameter in layer.parameters():
+                    if parameter.ndim == 2:
+                        parameter.mul_(3)
+    return found
+
+
+@pytest.fixture(scope="module")
+def asked(processor: Any) -> list[Encoded]:
+    return prompts(processor)
+
+
+def naive(model: Any, processor: Any, prompt: Encoded, block: int) -> np.ndarray:
+    """One forward over everything, one token: the place with the largest probability in the first unfinished block."""
+    config = model.config
+    never = never_written(config, processor.tokenizer)
+    context = read_prompts(model, processor, [prompt])
+    canvas = torch.full((1, LENGTH), config.mask_token_id)
+    for start in range(0, LENGTH, block):
+        for _ in range(block):
+            shown = canvas[:, : start + block] if config.pattern == "block" else canvas
+            mask = None
+            if config.pattern != "full":
+                count = shown.shape[1]
+                blocks = torch.arange(count) // (config.block_size or count)
+                levels = torch.cat([context.levels[0], context.levels[0, -1] + 1 + blocks])[None]
+                old = torch.arange(count) < (start if config.pattern == "block" else 0)
+                clean = torch.cat([torch.ones(len(prompt), dtype=torch.bool), old])[None]
+                mask = visible(levels, clean, torch.zeros_like(levels))
+            hidden = run(model, context, shown, mask)[0, len(prompt) :]
+            logits = model.lm_head(hidden).masked_fill(never, -torch.inf).softmax(-1)
+            best, tokens = logits.max(-1)
+            open_ = (shown[0] == config.mask_token_id) & (torch.arange(shown.shape[1]) >= start)
+            open_ &= torch.arange(shown.shape[1]) < start + block
+            place = torch.where(open_, best, -1.0).argmax()
+            canvas[0, place] = tokens[place]
+    return canvas[0].numpy()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "block"), [("full", 8), ("full", 4), ("prefix", 8), ("prefix", 2), ("block", 4)])
+def test_one_token_a_step_is_the_naive_loop(
+    models: dict[str, Any], processor: Any, asked: list[Encoded], name: str, block: int
+) -> None:
+    model = models[name]
+    how = Sampling(max_new_tokens=LENGTH, block=block, early_stop=False)
+    written = sample(model, processor, asked, how)
+    for prompt, answer in zip(asked, written, strict=True):
+        np.testing.assert_array_equal(answer.ids, naive(model, processor, prompt, block))
+    assert len({tuple(answer.ids.tolist()) for answer in written}) > 1  # they say different things
+
+
+HOWS = [
+    Sampling(max_new_tokens=LENGTH),
+    Sampling(max_new_tokens=LENGTH, steps=3),
+    Sampling(max_new_tokens=LENGTH, temperature=0.7, seed=3),
+    Sampling(max_new_tokens=LENGTH, threshold=0.01, remasking="margin"),
+    Sampling(max_new_tokens=LENGTH, factor=1.99, eos_guard=True),
+    Sampling(max_new_tokens=LENGTH, guidance=0.5, remasking="entropy"),
+    Sampling(max_new_tokens=LENGTH, remasking="random", steps=4, seed=1),
+]
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+@pytest.mark.parametrize("name", ["prefix", "block"])
+def test_cached_is_uncached_token_for_token(
+    models: dict[str, Any], processor: Any, asked: list[Encoded], name: str, how: Sampling
+) -> None:
+    plain = Sampling(**{**vars(how), "cache": "none"})
+    cached, uncached = (sample(models[name], processor, asked, each) for each in (how, plain))
+    for one, other in zip(cached, uncached, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_batch_of_unequal_prompts_is_its_singles(
+    models: dict[str, Any], processor: Any, asked: list[Encoded], name: str, how: Sampling
+) -> None:
+    together = sample(models[name], processor, asked, how)
+    if how.temperature or how.remasking == "random":  # draws depend on the number of the prompt
+        alone = [sample(models[name], processor, asked[: number + 1], how)[number] for number in range(len(asked))]
+    else:
+        alone = [sample(models[name], processor, [prompt], how)[0] for prompt in asked]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        assert one.forwards == other.forwards
+    again = sample(models[name], processor, asked, how)
+    assert [a.text for a in again] == [a.text for a in together]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_given_stays_and_only_masks_are_written(
+    models: dict[str, Any], processor: Any, asked: list[Encoded], name: str
+) -> None:
+    model = models[name]
+    mask = model.config.mask_token_id
+    rng = np.random.default_rng(0)
+    canvases = [np.where(rng.random(LENGTH) < 0.5, mask, rng.integers(5, 250, LENGTH)) for _ in asked]
+    for answer, given in zip(
+        sample(model, processor, asked, Sampling(max_new_tokens=LENGTH), canvases), canvases, strict=True
+    ):
+        np.testing.assert_array_equal(answer.ids[given != mask], given[given != mask])
+        assert (answer.ids != mask).all()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_mask_and_no_picture_ever_comes_out(
+    models: dict[str, Any], processor: Any, asked: list[Encoded], name: str
+) -> None:
+    model = models[name]
+    never = never_written(model.config, processor.tokenizer).numpy()
+    bias = torch.zeros_like(model.lm_head.weight[:, :1])
+    bias[torch.from_numpy(never)] = 1e4  # the model wants nothing else
+    hook = model.lm_head.register_forward_hook(lambda _, __, logits: logits + bias[:, 0])
+    try:
+        for how in (Sampling(max_new_tokens=LENGTH), Sampling(max_new_tokens=LENGTH, temperature=2.0, gumbel="llada")):
+            for answer in sample(model, processor, asked, how):
+                assert not never[answer.ids].any()
+    finally:
+        hook.remove()
+
+
+def test_steps_are_kept_and_seen(models: dict[str, Any], processor: Any, asked: list[Encoded]) -> None:
+    writer = Writer(models["full"], processor, asked, Sampling(max_new_tokens=LENGTH, steps=3, early_stop=False))
+    steps = list(writer.steps())
+    mask = models["full"].config.mask_token_id
+    assert [step.number for step in steps] == [0, 1, 2]
+    assert [len(places) for step in steps for places in step.written[:1]] == [3, 3, 2]
+    for before, after in pairwise(steps):
+        for old, new in zip(before.canvases, after.canvases, strict=True):
+            np.testing.assert_array_equal(new[old != mask], old[old != mask])  # what is written stays
+    assert all(answer.forwards == 3 for answer in writer.results())
+
+
+def test_a_row_is_let_go_when_its_answer_has_ended(
+    models: dict[str, Any], processor: Any, asked: list[Encoded]
+) -> None:
+    model, end = models["full"], processor.tokenizer.eos_token_id
+    canvases = [np.full(LENGTH, model.config.mask_token_id) for _ in asked]
+    canvases[1][1] = end  # one token stands before it
+    writer = Writer(model, processor, asked, Sampling(max_new_tokens=LENGTH), canvases)
+    steps = list(writer.steps())
+    answers = writer.results()
+    assert answers[1].forwards < answers[0].forwards
+    assert answers[1].tokens == 2
+    assert 1 in steps[0].rows
+    assert 1 not in steps[-1].rows
+
+
+def test_the_guard_writes_end_tokens_last(models: dict[str, Any], processor: Any, asked: list[Encoded]) -> None:
+    model, end = models["full"], processor.tokenizer.eos_token_id
+    wish = torch.zeros(model.config.text_config.vocab_size, dtype=torch.float64)
+    wish[end] = 3.0  # surest of all
+
+    def first_end(guard: bool) -> int:
+        hook = model.lm_head.register_forward_hook(
+            lambda _, __, logits: logits + wish * (torch.arange(len(logits)) > (0 if len(logits) > 3 else -1))[:, None]
+        )
+        try:
+            how = Sampling(max_new_tokens=LENGTH, eos_guard=guard, early_stop=False)
+            writer = Writer(model, processor, asked[:1], how)
+            return next(step.number for step in writer.steps() if (step.canvases[0] == end).any())
+        finally:
+            hook.remove()
+
+    assert first_end(False) == 0
+    assert first_end(True) == LENGTH - 3  # nothing but end tokens is wished for
+
+
+def test_gumbel_draws_follow_the_softmax() -> None:
+    from qvl_mdlm.commit import choose
+
+    logits = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64).expand(20_000, 3)
+    drawn = choose(logits, 2.0, torch.Generator().manual_seed(0))
+    wanted = (logits[0] / 2.0).softmax(-1)
+    found = torch.bincount(drawn, minlength=3) / len(drawn)
+    assert (found - wanted).abs().max() < 4 * (0.25 / len(drawn)) ** 0.5
+    llada = choose(logits, 2.0, torch.Generator().manual_seed(0), "llada")
+    exponential = torch.bincount(llada, minlength=3) / len(llada)
+    assert (exponential - wanted).abs().max() < 0.02  # at any temperature but in another form: see the facts
+
+
+def test_the_dual_cache_answers_and_says_what_it_is(
+    models: dict[str, Any], processor: Any, asked: list[Encoded]
+) -> None:
+    how = Sampling(max_new_tokens=LENGTH, block=4, cache="dual")
+    answers = sample(models["full"], processor, asked, how)
+    assert all((answer.ids != models["full"].config.mask_token_id).all() for answer in answers)
+    first = sample(models["full"], processor, asked, Sampling(max_new_tokens=LENGTH, steps=1))
+    once = sample(models["full"], processor, asked, Sampling(max_new_tokens=LENGTH, steps=1, cache="dual"))
+    for one, other in zip(first, once, strict=True):  # nothing has changed since the keys were computed
+        np.testing.assert_array_equal(one.ids, other.ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "words"),
+    [
+        ("block", Sampling(max_new_tokens=8, block=2), "trained with blocks of 4"),
+        ("prefix", Sampling(max_new_tokens=8, cache="dual"), "whose cache is exact"),
+        ("full", Sampling(max_new_tokens=40_000), "over the model's 32768; lower it"),
+    ],
+)
+def test_what_cannot_be_meant(
+    models: dict[str, Any], processor: Any, asked: list[Encoded], name: str, how: Sampling, words: str
+) -> None:
+    with pytest.raises(BadInput, match=words):
+        sample(models[name], processor, asked, how)
+
+
+def test_two_ways_to_say_how_many() -> None:
+    with pytest.raises(BadInput, match="steps and threshold"):
+        Sampling(steps=4, threshold=0.9)
+    with pytest.raises(BadInput, match="must be from 1 to the 8"):
+        Sampling(max_new_tokens=8, steps=9)
