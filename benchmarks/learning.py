@@ -33,6 +33,7 @@ from qvl_data.example.digits import digits_dataset
 from qvl_data.example.shuffled import shuffled
 from qvl_data.sample import Media, Sample
 from qvl_sft import train
+from qvl_sft.asking import Asking
 from qvl_sft.demo import TEXTS
 from qvl_sft.evaluate import evaluate
 from qvl_sft.recipe import RECIPE
@@ -72,7 +73,11 @@ def fit(base: Path, sources: Sequence[str], settings: dict[str, Any], seed: int,
 
 
 def accuracy(model: Path, data: Path) -> float:
-    return float(evaluate(str(model), [str(data)], model / f"on-{data.name}", max_new_tokens=4)["test_exact_match"])
+    return float(
+        evaluate(str(model), [str(data)], model / f"on-{data.name}", asking=Asking(max_new_tokens=4))[
+            "test_exact_match"
+        ]
+    )
 
 
 def write_data(folder: Path, seed: int) -> None:

@@ -106,3 +106,20 @@ def test_what_cannot_be_compared(untrained: Path, tmp_path: Path) -> None:
     (tmp_path / "old/predictions.jsonl").write_text(json.dumps({"text": "a"}) + "\n", encoding="utf-8")
     refused(qvl_sft("compare", str(tmp_path / "old"), str(untrained), *out), "is not what evaluate writes")
     assert better(Pairs([], []), "exact_match") == ([], [])
+
+
+def test_options_that_would_do_nothing(untrained: Path, sets: Path, tmp_path: Path) -> None:
+    data, out = str(sets / "captions.jsonl"), ["--out", str(tmp_path / "out")]
+    for name in ("one", "two"):
+        with answering(cut):
+            made = qvl_sft("evaluate", str(untrained), data, "--samples", "2", "--out", str(tmp_path / name))
+        assert made.code == 0, made.err
+    both = (str(tmp_path / "one"), str(tmp_path / "two"))
+    done = qvl_sft("compare", *both, "--samples", "3", "--quant", "nf4", "--split", "train", *out)
+    refused(done, "--quant, --samples, --split: the answers in", "are compared as they are; name DATA")
+    done = qvl_sft("compare", *both, data, "--base", "tiny", "--max-new-tokens", "3", *out)
+    refused(done, "--base, --max-new-tokens: the answers in", "compared as they are; leave it out.")
+    assert qvl_sft("compare", *both, data, "--split", "test", *out).code == 0  # where its pictures are found
+    refused(qvl_sft("compare", *both, *out), "is already there; choose another --out, or move it aside with --fresh")
+    assert qvl_sft("compare", *both, *out, "--fresh").code == 0
+    assert {"one", "out", "out.old-1", "two"} == {path.name for path in tmp_path.iterdir()}

@@ -351,8 +351,36 @@ def test_nothing_to_judge(untrained: Path, tmp_path: Path) -> None:
 
 
 def test_options_that_would_do_nothing(captioned: Path, tmp_path: Path) -> None:
-    done = qvl_sft("evaluate", str(captioned), "--samples", "3", "--quant", "nf4", "--out", str(tmp_path / "out"))
-    refused(done, "--samples, --quant: the answers in", "are judged as they are; name DATA")
+    command = ("evaluate", str(captioned), "--out", str(tmp_path / "out"))
+    done = qvl_sft(*command, "--samples", "3", "--quant", "nf4")
+    refused(done, "--quant, --samples: the answers in", "are judged as they are; name DATA")
+    done = qvl_sft(
+        "evaluate", str(captioned), "--split", "train", "--device-map", "auto", "--out", str(tmp_path / "out")
+    )
+    refused(done, "--device-map, --split: the answers in")
+
+
+def test_an_earlier_evaluation_is_moved_aside_when_the_new_one_is_whole(captioned: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("evaluate", str(captioned), "--out", str(out))
+    assert qvl_sft(*command).code == 0
+    refused(qvl_sft(*command), "already there; choose another --out, or move it aside with --fresh")
+    refused(qvl_sft(*command, "--fresh", "--metric", "iou"), "iou")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert qvl_sft(*command, "--fresh", "--metric", "rougeL").code == 0
+    assert {"out", "out.old-1"} == {path.name for path in tmp_path.iterdir()}
+    assert "test_rougeL" in result(out)
+    assert "test_exact_match" in result(tmp_path / "out.old-1")
+    (out / "recipe.yaml").touch()  # a run
+    refused(qvl_sft(*command, "--fresh"), "is not the folder of an evaluation, which is never moved")
+
+
+def test_a_model_is_spread_by_accelerate(untrained: Path, sets: Path, tmp_path: Path) -> None:
+    data = [str(sets / "captions.jsonl"), "--samples", "2", "--max-new-tokens", "2"]
+    for name, options in (("here", []), ("spread", ["--device-map", "auto"])):
+        done = qvl_sft("evaluate", str(untrained), *data, *options, "--out", str(tmp_path / name))
+        assert done.code == 0, done.err
+    assert read_predictions(tmp_path / "spread") == read_predictions(tmp_path / "here")
 
 
 def test_too_many_groups() -> None:

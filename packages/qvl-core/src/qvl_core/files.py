@@ -48,12 +48,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, fresh: bool = False) -> Iterator[Path]:
     """A folder to write into that gets its name when all went well, and vanishes otherwise.
 
-    Raises BadInput if `folder` is there already, unless it is empty.
+    Raises BadInput if `folder` is there already, unless it is empty; `fresh` moves it out of the way then.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and (fresh or not any(folder.iterdir()))):
         raise BadInput(f"{folder}: is already there; choose a new folder.")
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # what a killed writer left
@@ -62,12 +62,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
             aside.mkdir(parents=True)
         yield aside
         with writing(folder):
-            if folder.is_dir():
+            if folder.is_dir() and any(folder.iterdir()):
+                folder.rename(old_name(folder))
+            elif folder.is_dir():
                 folder.rmdir()
             aside.rename(folder)
             fsync_folder(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def old_name(path: Path) -> Path:
+    """Where `path` is moved to make room: `<name>.old-1`, -2, ..., the first that is free."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return aside
 
 
 def fsync_folder(folder: Path) -> None:

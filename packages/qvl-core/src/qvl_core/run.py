@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qvl_core.errors import BadInput
-from qvl_core.files import write_atomic, writing
+from qvl_core.files import old_name, write_atomic, writing
 
 # Wall clock at which the process began: what it computed before this import is nearly all the time that had passed.
 _BEGAN = time.monotonic() - time.process_time()
@@ -90,7 +90,7 @@ class RunFolder:
             raise BadInput(f"{out}: holds files but no recipe.yaml, so it is not a run folder; choose another --out.")
         with writing(run.path):
             if held and fresh:
-                os.replace(run.path, _aside(run.path))
+                os.replace(run.path, old_name(run.path))
             run.path.mkdir(parents=True, exist_ok=True)
         return run
 
@@ -260,13 +260,6 @@ def redact(arguments: list[str]) -> list[str]:
         else:
             clean.append(_SECRET_VALUE.sub("***", argument))
     return clean
-
-
-def _aside(path: Path) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
-        number += 1
-    return aside
 
 
 def _json(value: Any, indent: int | None = None) -> str:

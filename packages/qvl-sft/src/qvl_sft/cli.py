@@ -13,12 +13,16 @@ app.common("train", "check", "plan", "demo", "tiny", "recipes", "report", "docto
 Trained = Annotated[str, Argument(metavar="MODEL", help="Run folder, adapter folder, model folder or hub id.")]
 Base = Annotated[str | None, Option(help="Base model of an adapter; default: the one it names.")]
 Quant = Annotated[Literal["nf4", "int8"] | None, Option(help="Hold the language model in 4 or 8 bits: less memory.")]
+DeviceMap = Annotated[
+    Literal["auto"] | None, Option(help="Spread the model over all GPUs and, where they are full, host memory.")
+]
 Metrics = Annotated[list[str] | None, Option(help="Figure of the answers; repeatable. Default: exact_match.")]
-Split = Annotated[str, Option(help="Split of a dataset folder.")]
+Split = Annotated[str | None, Option(help="Split of a dataset folder; default: test.")]
 Samples = Annotated[int | None, Option(min=1, help="At most this many samples: a fixed random choice.")]
-Tokens = Annotated[int, Option(min=1, help="Longest answer in tokens.")]
+Tokens = Annotated[int | None, Option(min=1, help="Longest answer in tokens; default: 64.")]
 MediaRoot = Annotated[Path | None, Option(help="Folder that relative media paths start from.")]
 AllowRoot = Annotated[list[Path] | None, Option(help="Folder to read absolute media paths from; repeatable.")]
+Fresh = Annotated[bool, Option("--fresh", help="Move an earlier one at --out aside.")]
 
 Dtype = Annotated[str | None, Option(help="Type of the weights: bf16, fp16 or fp32; default: the base's.")]
 PushToHub = Annotated[str | None, Option(metavar="NAME", help="Upload the folder to the hub as OWNER/NAME.")]
@@ -47,9 +51,7 @@ def chat(
     ] = None,
     seed: Annotated[int, Option(help="Decides what is drawn when temperature is above 0.")] = 0,
     quant: Quant = None,
-    device_map: Annotated[
-        Literal["auto"] | None, Option(help="Spread the model over all GPUs and, where they are full, host memory.")
-    ] = None,
+    device_map: DeviceMap = None,
     max_pixels: Annotated[int | None, Option(min=1024, help="Largest picture in pixels.")] = None,
     image_tokens: Annotated[int | None, Option(min=1, help="Most tokens of one picture.")] = None,
 ) -> None:
@@ -91,34 +93,34 @@ def evaluate(
     group_by: Annotated[
         str | None, Option(help="Field of the samples by whose values the figures are also given apart.")
     ] = None,
-    split: Split = "test",
+    split: Split = None,
     base: Base = None,
     samples: Samples = None,
-    max_new_tokens: Tokens = 64,
+    max_new_tokens: Tokens = None,
     quant: Quant = None,
+    device_map: DeviceMap = None,
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
+    fresh: Fresh = False,
 ) -> None:
     """Answer held-out questions and compare with the reference answers.
 
     Metrics are exact_match, anls, bleu, rouge1, rouge2, rougeL, cider, iou, box_recall_50, box_precision_50, and those
     of --plugin files.
     """
+    from qvl_sft.asking import Asking
     from qvl_sft.evaluate import evaluate as run
 
+    spread = device_map == "auto"
+    asking = Asking(base, quant, spread, samples, max_new_tokens, split, media_root, allow_root or ())
     run(
         model,
         data or (),
         out,
         metrics=metric or ("exact_match",),
         group_by=group_by,
-        split=split,
-        base=base,
-        samples=samples,
-        max_new_tokens=max_new_tokens,
-        quantization=quant,
-        media_root=media_root,
-        allow_root=allow_root or (),
+        asking=asking,
+        fresh=fresh,
     )
 
 
@@ -133,30 +135,30 @@ def compare(
         "runs/comparison"
     ),
     metric: Metrics = None,
-    split: Split = "test",
+    split: Split = None,
     base: Base = None,
     samples: Samples = None,
-    max_new_tokens: Tokens = 64,
+    max_new_tokens: Tokens = None,
     quant: Quant = None,
+    device_map: DeviceMap = None,
     media_root: MediaRoot = None,
     allow_root: AllowRoot = None,
+    fresh: Fresh = False,
 ) -> None:
     """Say which of two models answers better, how sure that is, and on which samples they differ."""
+    from qvl_sft.asking import Asking
     from qvl_sft.compare import compare as run
 
+    spread = device_map == "auto"
+    asking = Asking(base, quant, spread, samples, max_new_tokens, split, media_root, allow_root or ())
     run(
         a,
         b,
         data or (),
         out,
         metrics=metric or ("exact_match",),
-        split=split,
-        base=base,
-        samples=samples,
-        max_new_tokens=max_new_tokens,
-        quantization=quant,
-        media_root=media_root,
-        allow_root=allow_root or (),
+        asking=asking,
+        fresh=fresh,
     )
 
 

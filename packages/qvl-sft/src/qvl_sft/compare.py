@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from qvl_core.errors import BadInput
-from qvl_core.files import new_folder
 from qvl_core.run import RunFolder, result
-from qvl_sft.judge import judge_again
+from qvl_sft.asking import Asking
+from qvl_sft.judge import evaluation_folder, judge_again
 from qvl_sft.metrics import tallies
 from qvl_sft.metrics.bootstrap import differences, sign_test
 from qvl_sft.prediction import FILE, Prediction, read_predictions, write_predictions
@@ -66,27 +66,22 @@ def compare(
     out: Path,
     *,
     metrics: Sequence[str] = ("exact_match",),
-    split: str = "test",
-    base: str | None = None,
-    samples: int | None = None,
-    max_new_tokens: int = 64,
-    quantization: str | None = None,
-    media_root: Path | None = None,
-    allow_root: Sequence[Path] = (),
+    asking: Asking = Asking(),  # noqa: B008 (immutable)
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Compare two models; `out` gets result.json, report.html, and what each of them answered in a/ and b/.
 
-    base  the base of adapters; default: the one that each names
+    `fresh` moves a comparison that is at `out` aside. Raises BadInput for options that would do nothing.
     """
-    from qvl_data.sources import Mixture, read_sources
     from qvl_sft.compare_report import comparison_report
 
-    with new_folder(out) as aside:
-        run = RunFolder(aside)
-        lists = {split: Mixture(read_sources(*data), split, media_root, allow_root)} if data else {}
+    _check_use(a, b, data, asking)
+    with evaluation_folder(out, fresh) as run:
+        aside = run.path
+        lists = asking.lists(data)
         for name, model in (("a", a), ("b", b)):
             (aside / name).mkdir()
-            _answers(model, lists, RunFolder(aside / name), metrics, samples, max_new_tokens, base, quantization)
+            _answers(model, lists, RunFolder(aside / name), metrics, asking)
         pairs = paired(read_predictions(aside / "a"), read_predictions(aside / "b"))
         contests = {name: contest(of_list, metrics) for name, of_list in pairs.items()}
         figures: dict[str, Any] = {"a": a, "b": b, "data": " ".join(data)}
@@ -163,20 +158,24 @@ def table(name: str, samples: int, contests: Mapping[str, Contest]) -> Table:
     return shown
 
 
-def _answers(
-    model: str,
-    lists: Mapping[str, Any],
-    run: RunFolder,
-    metrics: Sequence[str],
-    samples: int | None,
-    max_new_tokens: int,
-    base: str | None,
-    quantization: str | None,
-) -> None:
+def _check_use(a: str, b: str, data: Sequence[str], asking: Asking) -> None:
+    """Raise BadInput for options that say how to answer, or on what, where nothing is asked."""
+    given = all(_has_answered(Path(model), data) for model in (a, b))
+    idle = asking.of_models * given + asking.of_data * (not data)
+    if idle:
+        fix = "leave it out." if data else "name DATA to answer, or leave it out."
+        raise BadInput(f"{', '.join(idle)}: the answers in {a} and {b} are compared as they are; {fix}")
+
+
+def _has_answered(folder: Path, data: Sequence[str]) -> bool:
+    """Whether the answers in a folder are taken as they are; a run, given data, answers again."""
+    return (folder / FILE).is_file() and not (data and (folder / "final").is_dir())
+
+
+def _answers(model: str, lists: Mapping[str, Any], run: RunFolder, metrics: Sequence[str], asking: Asking) -> None:
     """The answers of one of the two, judged, in a folder of their own."""
-    folder = Path(model)
-    if (folder / FILE).is_file() and not (lists and (folder / "final").is_dir()):  # a run, given data, answers again
-        judge_again(folder, run, metrics, None)
+    if _has_answered(Path(model), [*lists]):
+        judge_again(Path(model), run, metrics, None)
         return
     if not lists:
         raise BadInput(f"{model}: holds no {FILE}; name DATA to answer, or the folder of an evaluation.")
@@ -184,7 +183,7 @@ def _answers(
 
     from qvl_sft.evaluate import answer
 
-    answer(model, lists, run, metrics, None, samples, max_new_tokens, base, quantization)
+    answer(model, lists, run, metrics, asking)
     gc.collect()  # the model is gone before the next one comes
     torch.cuda.empty_cache()
 

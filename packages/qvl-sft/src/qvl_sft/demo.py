@@ -21,6 +21,7 @@ from qvl_data.convert import write_samples
 from qvl_data.example.digits import digits_dataset
 from qvl_data.example.shuffled import shuffled
 from qvl_data.sample import Sample
+from qvl_sft.asking import Asking
 from qvl_sft.chat import Chat
 from qvl_sft.demo_report import Turn, write_report
 from qvl_sft.evaluate import evaluate
@@ -105,7 +106,7 @@ def _accuracy(model: Path, out: Path, data: str) -> float:
     """Exact match of the greedy answers on a test split."""
     folder = out / "evaluations" / f"{model.name}-on-{data}"
     figures = RunFolder(folder).read_result()  # of the demo that is being continued
-    figures = figures or evaluate(str(model), [str(out / "data" / data)], folder, max_new_tokens=4)
+    figures = figures or evaluate(str(model), [str(out / "data" / data)], folder, asking=Asking(max_new_tokens=4))
     return float(figures["test_exact_match"])
 
 

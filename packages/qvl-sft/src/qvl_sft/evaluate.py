@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from qvl_core.errors import BadInput
-from qvl_core.files import new_folder
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import generate
 from qvl_core.qwen3vl.loss import token_losses
@@ -23,8 +22,9 @@ from qvl_data.chat import TrainOn, encode, prompt
 from qvl_data.errors import BadSample, placed
 from qvl_data.progress import track
 from qvl_data.sample import Sample
-from qvl_data.sources import Item, Mixture, read_sources
+from qvl_data.sources import Item, Mixture
 from qvl_data.template import Template
+from qvl_sft.asking import MAX_NEW_TOKENS, Asking
 from qvl_sft.batch import Collate, collation
 from qvl_sft.figures import figures_of, scored, worst
 from qvl_sft.metrics import METRICS, boxes, tallies
@@ -52,7 +52,7 @@ class Evaluation:
     processor: Any
     collate: Collate
     metrics: Sequence[str] = ("exact_match",)
-    max_new_tokens: int = 64
+    max_new_tokens: int = MAX_NEW_TOKENS
     samples: int | None = None
     group_by: str | None = None
     train_on: TrainOn = "all"
@@ -182,31 +182,23 @@ def evaluate(
     *,
     metrics: Sequence[str] = ("exact_match",),
     group_by: str | None = None,
-    split: str = "test",
-    base: str | None = None,
-    samples: int | None = None,
-    max_new_tokens: int = 64,
-    quantization: str | None = None,
-    media_root: Path | None = None,
-    allow_root: Sequence[Path] = (),
+    asking: Asking = Asking(),  # noqa: B008 (immutable)
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Measure any model on data files or dataset folders; `out` gets result.json, predictions.jsonl and report.html.
 
     Without data, the answers that an evaluation left in the folder `model` are judged again, by other metrics or
-    groups, and no model is loaded.
+    groups, and no model is loaded. `fresh` moves an evaluation that is at `out` aside.
     """
-    from qvl_sft.judge import judge_again, publish
+    from qvl_sft.judge import evaluation_folder, judge_again, publish
 
-    answering = {"--samples": samples, "--quant": quantization, "--base": base}
-    if not data and (idle := [option for option, value in answering.items() if value is not None]):
+    if not data and (idle := [*asking.of_models, *asking.of_data]):
         raise BadInput(
             f"{', '.join(idle)}: the answers in {model} are judged as they are; name DATA to answer, or leave it out."
         )
-    with new_folder(out) as aside:
-        run = RunFolder(aside)
+    with evaluation_folder(out, fresh) as run:
         if data:
-            mixture = Mixture(read_sources(*data), split, media_root, allow_root)
-            answer(model, {split: mixture}, run, metrics, group_by, samples, max_new_tokens, base, quantization)
+            answer(model, asking.lists(data), run, metrics, asking, group_by)
         else:
             judge_again(Path(model), run, metrics, group_by)
         values = publish(run, model, data, metrics, group_by)
@@ -219,22 +211,19 @@ def answer(
     lists: Mapping[str, Mixture],
     run: RunFolder,
     metrics: Sequence[str],
+    asking: Asking,
     group_by: str | None = None,
-    samples: int | None = None,
-    max_new_tokens: int = 64,
-    base: str | None = None,
-    quantization: str | None = None,
 ) -> None:
     """Let a model answer; the run folder then has its predictions. Raises BadInput if no sample can be used."""
     from qvl_sft.trained import load_trained
 
     check_lists(lists, metrics, group_by)  # before the model is loaded
-    loaded, processor = load_trained(model, base, quantization=quantization)
+    loaded, processor = load_trained(model, asking.base, quantization=asking.quantization, spread=asking.spread)
     evaluation = Evaluation(
-        lists, processor, collation(processor), metrics, max_new_tokens, group_by=group_by, live=True
+        lists, processor, collation(processor), metrics, asking.longest, group_by=group_by, live=True
     )
     with torch.no_grad():
-        evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, samples)
+        evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, asking.samples)
     if not read_predictions(run.path):
         example = read_records(run.path / LEFT_OUT)[0]["message"]
         raise BadInput(f"no sample can be used, such as: {example}")

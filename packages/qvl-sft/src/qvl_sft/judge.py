@@ -2,7 +2,8 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qvl_core.errors import BadInput
+from qvl_core.files import new_folder
 from qvl_core.run import RunFolder, read_records, result
 from qvl_sft.figures import Estimate, estimates, estimates_by_group, figures_of, scored
 from qvl_sft.metrics import tallies
@@ -40,6 +42,23 @@ def publish(
     run.write_result(values)
     evaluation_report(run, model, metrics, group_by)
     return dict(values)
+
+
+@contextmanager
+def evaluation_folder(out: Path, fresh: bool) -> Iterator[RunFolder]:
+    """The folder of a new evaluation or comparison, which appears at `out` when it is whole.
+
+    fresh  move what an earlier one left there aside, to <name>.old-1, -2, ...
+
+    Raises BadInput if something is there already, and for `fresh` if it is anything else.
+    """
+    held = out.is_dir() and any(out.iterdir())
+    if held and not fresh:
+        raise BadInput(f"{out}: is already there; choose another --out, or move it aside with --fresh.")
+    if held and (not (out / "result.json").is_file() or (out / "recipe.yaml").is_file()):
+        raise BadInput(f"{out}: is not the folder of an evaluation, which is never moved; choose another --out.")
+    with new_folder(out, fresh) as aside:
+        yield RunFolder(aside)
 
 
 def judge_again(folder: Path, run: RunFolder, metrics: Sequence[str], group_by: str | None) -> None:
