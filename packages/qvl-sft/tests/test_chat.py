@@ -249,6 +249,41 @@ def test_what_cannot_be_read_is_one_sentence_and_the_conversation_goes_on(
     assert not said.get("media")
 
 
+def test_budgets_are_those_of_a_recipe(parts: tuple[Any, Any], video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qvl_sft import chat as room
+
+    monkeypatch.setattr(room, "load_trained", lambda *_, **__: (parts[0], tiny_processor()))
+    grids, frame_tokens = [], []
+
+    def remembered(sample: Sample, processor: Any) -> Any:
+        question, reference = prompt(sample, processor)
+        grids.append(tuple(question.video_grid[0].tolist()))  # pairs of frames, and patches: two are a token's side
+        frame_tokens.append(processor.video_processor.max_video_tokens)
+        return question, reference
+
+    monkeypatch.setattr(room, "encode_prompt", remembered)
+
+    def grid(*options: str) -> tuple[int, int, int]:
+        done = qvl_sft("chat", "tiny", "What?", "--video", str(video), "--max-new-tokens", "1", *options)
+        assert done.code == 0, done.err
+        return grids.pop()
+
+    assert grid() == (2, 4, 4)
+    assert grid("--video-tokens", "2") == (2, 2, 2)
+    assert grid("--frame-tokens", "9") == (2, 4, 4)
+    assert frame_tokens.pop() == 9
+    assert grid("--fps", "8") == (8, 4, 4)
+    assert grid("--fps", "8", "--max-frames", "6") == (3, 4, 4)
+    assert grid("--min-frames", "8") == (4, 4, 4)
+    asked = ("chat", "tiny", "What?", "--video", str(video))
+    for options, sentence in (
+        (("--min-frames", "8", "--max-frames", "4"), "media: min_frames (8) is over max_frames (4)"),
+        (("--max-pixels", "4096", "--image-tokens", "4"), "--max-pixels and --image-tokens say the same; give one."),
+    ):
+        done = qvl_sft(*asked, *options)
+        assert (done.code, sentence in done.err, "Traceback" in done.err) == (2, True, False), done.err
+
+
 def test_a_broken_off_answer(parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from qvl_sft import chat as room
 

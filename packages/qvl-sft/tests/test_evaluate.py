@@ -4,7 +4,7 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from qvl_sft.evaluate import Evaluation
 from qvl_sft.figures import Estimate, figures_of, scored, worst
 from qvl_sft.gallery import caption
 from qvl_sft.judge import table
-from qvl_sft.metrics import METRICS, tallies
+from qvl_sft.metrics import METRICS, Metric, tallies
 from qvl_sft.prediction import Prediction, read_predictions
 from qvl_sft.recipe import RECIPE
 from qvl_sft.references import fields_of, references_of
@@ -122,6 +122,33 @@ def test_a_plugin_brings_a_metric(captioned: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     photos = [p for p in read_predictions(captioned) if p.fields["kind"] == "photo"]
     assert result(tmp_path / "out")["test_brief"] == sum(len(p.answer) < 10 for p in photos) / len(photos)
+
+
+def test_a_metric_is_computed_once(
+    untrained: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def counted(predictions: Sequence[Prediction]) -> list[float]:
+        seen.append(len(predictions))
+        return [1.0] * len(predictions)
+
+    monkeypatch.setitem(METRICS, "counted", Metric("counted", counted))
+    options = ["--metric", "counted", "--group-by", "kind", "--out"]
+    with answering(cut):
+        done = qvl_sft(
+            "evaluate", str(untrained), str(sets / "captions.jsonl"), "--samples", "9", *options, str(tmp_path / "one")
+        )
+    assert done.code == 0, done.err
+    done = qvl_sft("evaluate", str(tmp_path / "one"), *options, str(tmp_path / "two"))
+    assert done.code == 0, done.err
+    assert seen == [9, 9]
+    one, two = (
+        {key: value for key, value in result(tmp_path / name).items() if key.startswith("test_")}
+        for name in ("one", "two")
+    )
+    assert one["test_counted/photo"] == 1.0
+    assert two == pytest.approx(one)
 
 
 @pytest.mark.parametrize("name", ["anls", "loss"])

@@ -54,15 +54,24 @@ def chat(
     device_map: DeviceMap = None,
     max_pixels: Annotated[int | None, Option(min=1024, help="Largest picture in pixels.")] = None,
     image_tokens: Annotated[int | None, Option(min=1, help="Most tokens of one picture.")] = None,
+    video_tokens: Annotated[int | None, Option(min=1, help="Most tokens of one video.")] = None,
+    frame_tokens: Annotated[int | None, Option(min=1, help="Most tokens of two frames of a video.")] = None,
+    fps: Annotated[float | None, Option(min=0.01, max=1000, help="Frames per second taken of a video.")] = None,
+    min_frames: Annotated[int | None, Option(min=2, help="Fewest frames taken of a video that has them.")] = None,
+    max_frames: Annotated[int | None, Option(min=2, help="Most frames taken of a video.")] = None,
 ) -> None:
     """Talk to a model about pictures and videos; the answer appears as it is written.
 
-    Where --top-p, --top-k, --min-p or --repetition-penalty is not given, the model's generation_config.json decides.
+    Budgets that are not given are those of the model's training. Where --top-p, --top-k, --min-p or
+    --repetition-penalty is not given, the model's generation_config.json decides.
     """
+    from qvl_core.errors import BadInput
     from qvl_core.qwen3vl.generate import Sampling
     from qvl_core.recipe.blocks import Media
     from qvl_sft.chat import chat as run
 
+    if max_pixels is not None and image_tokens is not None:
+        raise BadInput("--max-pixels and --image-tokens say the same; give one.")
     run(
         model,
         prompt,
@@ -72,7 +81,15 @@ def chat(
         system=system,
         quantization=quant,
         spread=device_map == "auto",
-        budgets=Media(max_pixels=max_pixels, image_tokens=image_tokens),
+        budgets=Media(
+            max_pixels=max_pixels,
+            image_tokens=image_tokens,
+            video_tokens=video_tokens,
+            frame_tokens=frame_tokens,
+            fps=fps,
+            min_frames=min_frames,
+            max_frames=max_frames,
+        ),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_p, top_k, min_p, repetition_penalty),
         seed=seed,

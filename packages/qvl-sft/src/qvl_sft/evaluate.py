@@ -26,7 +26,7 @@ from qvl_data.sources import Item, Mixture
 from qvl_data.template import Template
 from qvl_sft.asking import MAX_NEW_TOKENS, Asking
 from qvl_sft.batch import Collate, collation
-from qvl_sft.figures import figures_of, scored, worst
+from qvl_sft.figures import Found, figures_of, scored, worst
 from qvl_sft.metrics import METRICS, boxes, tallies
 from qvl_sft.prediction import LEFT_OUT, Prediction, read_predictions, write_lines, write_predictions
 from qvl_sft.references import check_lists, chosen, fields_of, keep_picture, references_of
@@ -71,7 +71,14 @@ class Evaluation:
         Samples that cannot be used are left out, counted (validation_left_out) and, at the end, listed in
         left_out.jsonl.
         """
+        return self.judge(model, world, final, run, limit)[0]
+
+    def judge(
+        self, model: nn.Module, world: World, final: bool, run: RunFolder, limit: int | None = None
+    ) -> tuple[dict[str, float], dict[str, Found]]:
+        """`measure`, and what the metrics found in the predictions of each list."""
         figures: dict[str, float] = {}
+        everything: dict[str, Found] = {}
         predictions: list[Prediction] = []
         left_out: list[dict[str, str]] = []
         for name, mixture in self.lists.items():
@@ -82,7 +89,7 @@ class Evaluation:
             answered = {place: prediction for part in parts for place, prediction in part.answered}
             places = sorted(answered)  # the order of the items, whoever answered them
             judged = [answered[place] for place in places]
-            found = tallies(judged, self.metrics)
+            everything[name] = found = tallies(judged, self.metrics)
             judged = scored(judged, found)
             figures |= figures_of(name, judged, found, self.group_by)
             if final and world.rank == 0 and self.metrics:
@@ -97,7 +104,7 @@ class Evaluation:
         if final and world.rank == 0:
             write_predictions(run.path, predictions)
             write_lines(run.path / LEFT_OUT, left_out)
-        return figures
+        return figures, everything
 
     def _measure(
         self, model: nn.Module, name: str, mixture: Mixture, items: Sequence[Item], places: Sequence[int]
@@ -198,10 +205,10 @@ def evaluate(
         )
     with evaluation_folder(out, fresh) as run:
         if data:
-            answer(model, asking.lists(data), run, metrics, asking, group_by)
+            found = answer(model, asking.lists(data), run, metrics, asking, group_by)
         else:
-            judge_again(Path(model), run, metrics, group_by)
-        values = publish(run, model, data, metrics, group_by)
+            found = judge_again(Path(model), run, metrics, group_by)
+        values = publish(run, model, data, found, group_by)
     print(RunFolder(out).report_file)
     return values
 
@@ -213,8 +220,11 @@ def answer(
     metrics: Sequence[str],
     asking: Asking,
     group_by: str | None = None,
-) -> None:
-    """Let a model answer; the run folder then has its predictions. Raises BadInput if no sample can be used."""
+) -> dict[str, Found]:
+    """Let a model answer; the run folder then has its predictions. What the metrics found in them, by list.
+
+    Raises BadInput if no sample can be used.
+    """
     from qvl_sft.trained import load_trained
 
     check_lists(lists, metrics, group_by)  # before the model is loaded
@@ -223,10 +233,11 @@ def answer(
         lists, processor, collation(processor), metrics, asking.longest, group_by=group_by, live=True
     )
     with torch.no_grad():
-        evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, asking.samples)
+        _, found = evaluation.judge(loaded, World(0, 1, loaded.device, "single"), True, run, asking.samples)
     if not read_predictions(run.path):
         example = read_records(run.path / LEFT_OUT)[0]["message"]
         raise BadInput(f"no sample can be used, such as: {example}")
+    return found
 
 
 def _by_tokens(samples: Iterable[Encoded]) -> Iterator[list[Encoded]]:

@@ -75,14 +75,25 @@ def estimates(found: Found) -> dict[str, Estimate]:
     return {name: Estimate(found[name].total, *interval) for name, interval in intervals(found).items()}
 
 
-def estimates_by_group(
-    predictions: Sequence[Prediction], found: Found, key: str | None
-) -> dict[str, tuple[int, dict[str, Estimate]]]:
-    """By group: how many samples it has, and `estimates` of them, CIDEr by the n-grams of the whole list."""
-    return {
-        group: (len(places), estimates({name: tally.of(places) for name, tally in found.items()}))
-        for group, places in groups(predictions, key).items()
-    }
+ByGroup = Mapping[str, tuple[int, Mapping[str, Estimate]]]  # how many samples a group has, and its figures
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The predictions of one list, and their figures with intervals: of all, and of groups by the n-grams of all."""
+
+    predictions: Sequence[Prediction]
+    whole: Mapping[str, Estimate]
+    by_group: ByGroup
+
+    @classmethod
+    def of(cls, predictions: Sequence[Prediction], found: Found, group_by: str | None) -> "Judged":
+        """Raises BadInput for too many groups."""
+        by_group = {
+            group: (len(places), estimates({name: tally.of(places) for name, tally in found.items()}))
+            for group, places in groups(predictions, group_by).items()
+        }
+        return cls(predictions, estimates(found), by_group)
 
 
 def worst(predictions: Sequence[Prediction], metric: str, most: int) -> list[int]:

@@ -13,34 +13,37 @@ from rich.table import Table
 from qvl_core.errors import BadInput
 from qvl_core.files import new_folder
 from qvl_core.run import RunFolder, read_records, result
-from qvl_sft.figures import Estimate, estimates, estimates_by_group, figures_of, scored
+from qvl_sft.figures import ByGroup, Estimate, Found, Judged, figures_of, scored
 from qvl_sft.metrics import tallies
 from qvl_sft.prediction import FILE, LEFT_OUT, Prediction, by_list, read_predictions, write_predictions
 from qvl_sft.references import check_offers, offered_by
 
 
 def publish(
-    run: RunFolder, model: str, data: Sequence[str], metrics: Sequence[str], group_by: str | None
+    run: RunFolder, model: str, data: Sequence[str], found: Mapping[str, Found], group_by: str | None
 ) -> dict[str, Any]:
     """Write result.json and report.html of the predictions in a folder, print their figures, give the result.
+
+    found  what the metrics found in the predictions of each list
 
     The ends of a figure's 95 % interval stand beside it: test_anls_low, test_anls_high.
     """
     from qvl_sft.report import evaluation_report
 
     figures: dict[str, Any] = {"model": model, "data": " ".join(data)}
+    judged = []
     for name, predictions in by_list(read_predictions(run.path)).items():
-        found = tallies(predictions, metrics)
-        whole = estimates(found)
-        figures |= {f"{name}_samples": len(predictions)} | figures_of(name, predictions, found, group_by)
-        for metric, estimate in whole.items():
+        one = Judged.of(predictions, found[name], group_by)
+        figures |= {f"{name}_samples": len(predictions)} | figures_of(name, predictions, found[name], group_by)
+        for metric, estimate in one.whole.items():
             figures |= {f"{name}_{metric}_low": estimate.low, f"{name}_{metric}_high": estimate.high}
-        Console().print(table(name, len(predictions), whole, estimates_by_group(predictions, found, group_by)))
+        Console().print(table(name, len(predictions), one.whole, one.by_group))
+        judged.append(one)
     left_out = Counter(entry["list"] for entry in read_records(run.path / LEFT_OUT))
     figures |= {f"{name}_left_out": float(count) for name, count in left_out.items()}
     values = result("qvl-sft", seed=0, complete=True, figures=figures)
     run.write_result(values)
-    evaluation_report(run, model, metrics, group_by)
+    evaluation_report(run, model, judged, group_by)
     return dict(values)
 
 
@@ -61,9 +64,10 @@ def evaluation_folder(out: Path, fresh: bool) -> Iterator[RunFolder]:
         yield RunFolder(aside)
 
 
-def judge_again(folder: Path, run: RunFolder, metrics: Sequence[str], group_by: str | None) -> None:
+def judge_again(folder: Path, run: RunFolder, metrics: Sequence[str], group_by: str | None) -> dict[str, Found]:
     """Take the answers of the evaluation in `folder` over into another, judged by `metrics`; pictures come along.
 
+    Gives what the metrics found in the answers of each list.
     Raises BadInput if there are none, or if no reference has what a metric needs.
     """
     predictions = read_predictions(folder) if folder.is_dir() else []
@@ -72,11 +76,14 @@ def judge_again(folder: Path, run: RunFolder, metrics: Sequence[str], group_by: 
             f"{folder}: holds no {FILE}; name DATA to answer, or the folder of an evaluation to judge again."
         )
     judged: list[Prediction] = []
+    found: dict[str, Found] = {}
     for name, answers in by_list(predictions).items():
         check_offers(name, ((offered_by(p.reference), p.fields.keys()) for p in answers), metrics, group_by)
-        judged += scored(answers, tallies(answers, metrics))
+        found[name] = tallies(answers, metrics)
+        judged += scored(answers, found[name])
     write_predictions(run.path, judged)
     take_pictures(judged, folder, run.path)
+    return found
 
 
 def take_pictures(predictions: Sequence[Prediction], source: Path, target: Path) -> None:
@@ -90,7 +97,7 @@ def table(
     name: str,
     samples: int,
     whole: Mapping[str, Estimate],
-    by_group: Mapping[str, tuple[int, Mapping[str, Estimate]]],
+    by_group: ByGroup,
 ) -> Table:
     """Figures for the terminal."""
     shown = Table(title=f"{name}: {samples:,} samples", title_justify="left")

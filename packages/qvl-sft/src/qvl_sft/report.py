@@ -9,7 +9,7 @@ import yaml
 from qvl_core.report import Block, Figure, Figures, Matrix, Section, Table, run_sections, write
 from qvl_core.report import report as core_report
 from qvl_core.run import RunFolder
-from qvl_sft.figures import Found, estimates, estimates_by_group, is_right, worst
+from qvl_sft.figures import ByGroup, Judged, is_right, worst
 from qvl_sft.gallery import box_note, gallery
 from qvl_sft.metrics import METRICS, tallies
 from qvl_sft.prediction import Prediction, by_list, read_predictions
@@ -33,15 +33,15 @@ def report(path: Path) -> Path:
     return write(run, [*(s for s in sections if not s.folded), *more, *(s for s in sections if s.folded)])
 
 
-def evaluation_report(run: RunFolder, model: str, metrics: Sequence[str], group_by: str | None) -> Path:
-    """Write the page of `qvl-sft evaluate`: figures, by group, and answers."""
+def evaluation_report(run: RunFolder, model: str, judged: Sequence[Judged], group_by: str | None) -> Path:
+    """Write the page of `qvl-sft evaluate`: figures, by group, and answers, list by list."""
     sections = []
-    for name, predictions in by_list(read_predictions(run.path)).items():
-        found = tallies(predictions, metrics)
-        figures = [Figure(metric, e.value, note=e.spread) for metric, e in estimates(found).items()]
+    for one in judged:
+        name, predictions = one.predictions[0].list, list(one.predictions)
+        figures = [Figure(metric, e.value, note=e.spread) for metric, e in one.whole.items()]
         blocks: list[Block] = [Figures([*figures, Figure("samples", len(predictions))])]
         if group_by is not None:
-            blocks.append(group_table(predictions, found, group_by))
+            blocks.append(group_table(one.by_group, group_by))
         sections.append(Section(f"Figures of {name}", blocks, "Beneath each figure its 95 % interval."))
         sections.append(Section(f"Answers on {name}", answer_blocks(run.path, predictions), box_note(predictions)))
     data = (run.read_result() or {}).get("data")
@@ -50,10 +50,10 @@ def evaluation_report(run: RunFolder, model: str, metrics: Sequence[str], group_
 
 def _estimates(run: RunFolder, predictions: list[Prediction]) -> list[Block]:
     """What a run's predictions say of each figure, and of each group."""
-    found = tallies(predictions, metrics_of(predictions))
     group_by = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))["evaluate"].get("group_by")
-    rows = [{"figure": name, "value": e.value, "95 % interval": e.spread} for name, e in estimates(found).items()]
-    return [Table(rows), *([group_table(predictions, found, group_by)] if group_by else [])]
+    judged = Judged.of(predictions, tallies(predictions, metrics_of(predictions)), group_by)
+    rows = [{"figure": name, "value": e.value, "95 % interval": e.spread} for name, e in judged.whole.items()]
+    return [Table(rows), *([group_table(judged.by_group, group_by)] if group_by else [])]
 
 
 def _first_stage(run: RunFolder) -> list[Section]:
@@ -71,11 +71,11 @@ def metrics_of(predictions: Sequence[Prediction]) -> list[str]:
     return [name for name in predictions[0].scores if name in METRICS] if predictions else []
 
 
-def group_table(predictions: Sequence[Prediction], found: Found, key: str) -> Table:
+def group_table(by_group: ByGroup, key: str) -> Table:
     """Every figure of every group, with half of its 95 % interval."""
     rows = [
         {key: group, "samples": count, **{metric: str(estimate) for metric, estimate in of_group.items()}}
-        for group, (count, of_group) in estimates_by_group(predictions, found, key).items()
+        for group, (count, of_group) in by_group.items()
     ]
     return Table(rows, f"By {key}")
 
