@@ -169,6 +169,16 @@ def test_an_unknown_key_is_an_error_that_names_it(tmp_path: Path):
         load_adapter(base(), tmp_path)
 
 
+@pytest.mark.filterwarnings("error:Unexpected keyword arguments")
+def test_keys_of_other_versions_that_say_nothing(tmp_path: Path):
+    expected = made(tmp_path, target_modules=LLM)
+    old = {"enable_lora": None, "merge_weights": False, "megatron_core": "megatron.core", "lora_ga_config": {}}
+    new = {"use_next": False, "next_config": None, "next_tokens": [], "qalora_group_size": 16, "use_qalora": False}
+    unsloth = {"auto_mapping": {"base_model_class": "Qwen3VLForConditionalGeneration", "unsloth_fixed": True}}
+    rename(tmp_path, lambda key: key, **old, **new, **unsloth, peft_version="0.99.0")
+    assert (logits(load_adapter(base(), tmp_path)) - expected).abs().max() < 1e-5
+
+
 def test_other_methods_of_peft(tmp_path: Path):
     settings = {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
     get_peft_model(base(), IA3Config(**settings)).save_pretrained(tmp_path)
@@ -184,6 +194,10 @@ def test_other_methods_of_peft(tmp_path: Path):
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, r"LoRA on fused experts \(target_parameters\) is not"),
         ({"target_modules": ["c_attn"]}, r"adapter_config\.json: does not fit this model \(.*c_attn"),
         ({"peft_type": "NEVER"}, r"adapter_config\.json: cannot be read"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is not known here; use the adapter with peft"),
+        ({"trainable_token_indices": [5, 6]}, "trainable_token_indices is not known here"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication is not known here"),
+        ({"use_kasa": True}, r"adapter_config\.json: use_kasa is known neither here nor to the peft that is installed"),
     ],
 )
 def test_what_is_refused(config: dict[str, Any], sentence: str, tmp_path: Path):

@@ -6,7 +6,9 @@ vit.safetensors. Keys of older layouts of the model (transformers before 4.52, v
 are renamed by the short list below; whatever else a file holds stays as it is, and is an error where it is not known.
 """
 
+import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,16 @@ RENAMES = (
     (r"^base_model\.model\.model\.(layers|norm|embed_tokens)\.", r"base_model.model.model.language_model.\1."),
 )
 
+_KNOWN = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "target_parameters",
+    "layers_to_transform", "layers_pattern", "modules_to_save", "ensure_weight_tying", "bias", "lora_bias",
+    "fan_in_fan_out", "use_rslora", "use_dora",
+    "lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "megatron_config", "megatron_core", "qalora_group_size", "runtime_config",
+}  # fmt: skip
+"""Keys of adapter_config.json that are obeyed here, or say how an adapter was trained and not what it computes."""
+
 # First values that change the base's own weights; the adapter alone then means nothing on it.
 _CHANGED_BASES = re.compile("pissa|olora|loftq|corda|lora_ga", re.IGNORECASE)
 
@@ -44,11 +56,14 @@ def read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
             raise BadInput(f"{folder}: no {name} there, so it is no adapter; name the final/ folder of a LoRA run.")
     place = folder / CONFIG_FILE
     try:
-        config: Any = PeftConfig.from_pretrained(folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unexpected keyword arguments")  # an error below
+            config: Any = PeftConfig.from_pretrained(folder)
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{place}: cannot be read ({error}); copy it again.") from error
     if not isinstance(config, LoraConfig):
         raise BadInput(f"{place}: {config.peft_type.value} is not LoRA; merge it with the tool that made it.")
+    _check_keys(place)
     if config.target_parameters:
         raise BadInput(f"{place}: LoRA on fused experts (target_parameters) is not known; merge it with peft.")
     if isinstance(config.init_lora_weights, str) and _CHANGED_BASES.match(config.init_lora_weights):
@@ -72,6 +87,25 @@ def read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     if renamed:  # its patterns are of the older layout as well
         _target_by_name(config, values)
     return config, values
+
+
+def _check_keys(place: Path) -> None:
+    """Raise BadInput for a key that says something which is not known: it may decide what the adapter computes.
+
+    Other versions of peft have other keys; where their value is none or peft's own default, they say nothing.
+    """
+    from peft import LoraConfig
+
+    defaults = LoraConfig().to_dict()
+    for key, value in json.loads(place.read_text(encoding="utf-8")).items():
+        if key in _KNOWN or not value or value == defaults.get(key):
+            continue
+        if key in defaults:
+            raise BadInput(f"{place}: {key} is not known here; use the adapter with peft, or merge it there.")
+        raise BadInput(
+            f"{place}: {key} is known neither here nor to the peft that is installed; merge the adapter with the tool "
+            "that made it, or remove the key if it says nothing of what the adapter computes."
+        )
 
 
 def today(key: str) -> str:
