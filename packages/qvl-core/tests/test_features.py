@@ -15,10 +15,13 @@ from qvl_core.qwen3vl import attention
 from qvl_core.qwen3vl.batch import collate
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.features import CachedCollate, FeatureBatch, FeatureCache, open_cache
+from qvl_core.qwen3vl.learning import open_features
 from qvl_core.qwen3vl.lora import apply_tune
 from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.qwen3vl.tiny import tiny_model, tiny_processor
-from qvl_core.recipe.blocks import Group
+from qvl_core.recipe.blocks import Group, Recipe
+from qvl_core.run import RunFolder
+from qvl_core.training.world import World
 
 LORA = Group(mode="lora", rank=4)
 PLAIN = partial(collate, packing=True, merge=MERGE, pad_id=0)
@@ -140,6 +143,21 @@ def test_a_full_disk_ends_the_writing_and_not_the_run(
     loss, _, _ = step(model, cache, samples)
     assert torch.isfinite(loss)
     assert cache.room == 0
+
+
+def test_what_a_killed_writer_left_is_gone_at_the_next_start(
+    model: Any, tmp_path: Path, samples: list[Encoded]
+) -> None:
+    blocks = {"model": {"name": "tiny"}, "data": {"train": "digits"}, "batch": {"size": 1}, "train": {"steps": 1}}
+    recipe = Recipe.model_validate({"version": 1, **blocks, "tune": {"llm": LORA}, "speed": {"cache_features": 1}})
+    run, world = RunFolder(tmp_path), World(0, 1, torch.device("cpu"), "single")
+    step(model, found := open_features(recipe, model, run, world), samples)
+    whole = sorted(found.folder.rglob("*.safetensors"))
+    leftover = whole[0].with_name(f".{whole[0].name}.123.tmp")
+    leftover.write_bytes(b"half")
+    again = open_features(recipe, model, run, world)
+    assert not leftover.exists()
+    assert sorted(again.folder.rglob("*")) == sorted({*whole, *(file.parent for file in whole)})
 
 
 @pytest.mark.parametrize("group", ["vision", "merger", "deepstack_mergers"])

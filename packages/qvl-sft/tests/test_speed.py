@@ -1,5 +1,6 @@
 """The switches of `speed` in whole runs: the same losses with and without, one or several processes, resumed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from command import qvl_sft
 from safetensors.torch import load_file
 
+from qvl_core.qwen3vl.compiling import check_compiler
 from qvl_core.run import RunFolder
 from qvl_data.convert import write_samples
 from qvl_data.example.digits import digits_dataset
@@ -105,3 +107,15 @@ def test_a_cache_that_cannot_be_is_refused(place: Path, changes: list[str], sent
     done = qvl_sft("train", str(place / "recipe.yaml"), "speed.cache_features=1", *changes, "--out", str(place / "no"))
     assert done.code == 2
     assert sentence in done.err
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_no_compiler_is_known_before_the_first_step(place: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(place))
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    done = qvl_sft(verb, str(place / "recipe.yaml"), "speed.compile=true", "--out", str(place / "uncompiled"))
+    assert done.code == 2
+    assert re.search(r"^speed\.compile: needs a C(\+\+)? compiler, and there is no .* here; install one", done.err)
+    monkeypatch.setenv("CXX", sys.executable)
+    check_compiler("cpu")  # what CXX names is taken

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
+from qvl_core.qwen3vl.compiling import check_compiler
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.qwen3vl.presets import meta_model
@@ -61,6 +63,8 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     console = Console(record=True)
     if recipe.model.quantization is not None:
         check_library(recipe.model.quantization)
+    if recipe.speed.compile:
+        check_compiler("cuda" if torch.cuda.is_available() else "cpu")
     lists = mixtures(recipe.data)
     measured = {name: mixture for name, mixture in lists.items() if name != "train"}
     check_lists(measured, recipe.evaluate.metrics, recipe.evaluate.group_by)

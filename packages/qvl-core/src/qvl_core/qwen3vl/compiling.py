@@ -5,12 +5,16 @@ sharding act on whole layers, around what is compiled; the attention kernel, whi
 it is. Names of parameters and saved files do not change.
 """
 
+import os
+import shutil
+import sys
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
+from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.attention import NAME, packed_attention
 
 
@@ -24,6 +28,21 @@ def compile_layers(model: Any) -> None:
     for layer in (*model.model.language_model.layers, *blocks):
         for part in layer.children():
             _compile(part)
+
+
+def check_compiler(device: str) -> None:
+    """Raise BadInput where torch.compile would find no compiler for what it writes: C++ for a CPU, and C, by which
+    Triton starts its kernels, for a GPU (`device`: cpu or cuda)."""
+    if device == "cpu":
+        usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        language, names = "C++", [os.environ.get("CXX", usual)]
+    else:
+        language, names = "C", [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cl"]
+    if not any(shutil.which(name) for name in names):
+        raise BadInput(
+            f"speed.compile: needs a {language} compiler, and there is no {' or '.join(names)} here; install one, or "
+            "remove the key."
+        )
 
 
 def _compile(part: nn.Module) -> None:

@@ -179,6 +179,12 @@ def open_cache(model: Any, folder: Path, gib: float, precision: str, how: str = 
     return FeatureCache(folder, tower, max(0, int((gib * 2**30 - there) / share)))
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left half-written; for a moment in which nothing writes into the folder."""
+    for leftover in folder.glob("*/.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 @torch.no_grad()
 def _run_tower(model: Any, pixels: Tensor, grid: tuple[int, int, int]) -> Features:
     t, h, w = grid

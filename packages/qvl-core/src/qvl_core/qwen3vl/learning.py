@@ -16,7 +16,8 @@ from torch import nn
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.budgets import apply_media
-from qvl_core.qwen3vl.features import FeatureBatch, FeatureCache, open_cache
+from qvl_core.qwen3vl.compiling import check_compiler
+from qvl_core.qwen3vl.features import FeatureBatch, FeatureCache, open_cache, sweep
 from qvl_core.qwen3vl.load import load_model
 from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter
 from qvl_core.qwen3vl.loss import next_token_loss
@@ -60,6 +61,8 @@ def tuned_model(
     configure  as `load_model` takes it
     """
     precision = resolve_precision(recipe.train.precision, world.device)
+    if recipe.speed.compile:
+        check_compiler(world.device.type)
     held = base.quantization
     if held is not None:
         check_library(held)
@@ -95,7 +98,9 @@ def open_features(recipe: Recipe, model: Any, run: RunFolder, world: World) -> F
         return None
     precision = resolve_precision(recipe.train.precision, world.device)
     how = f"linear {recipe.speed.linear_patches}, compiled {recipe.speed.compile}"
-    return open_cache(model, run.path / "features", recipe.speed.cache_features, precision, how, share=world.size)
+    folder = run.path / "features"
+    world.on_first(lambda: sweep(folder))  # the others wait, so none writes yet
+    return open_cache(model, folder, recipe.speed.cache_features, precision, how, share=world.size)
 
 
 def token_loss(model: nn.Module, batch: Batch | FeatureBatch, speed: Speed, cache: FeatureCache | None = None) -> Loss:
