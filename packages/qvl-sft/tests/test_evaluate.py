@@ -18,6 +18,7 @@ from qvl_core.errors import BadInput
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_core.training.world import World
+from qvl_data.answers import references_of
 from qvl_data.convert import write_samples
 from qvl_data.dataset import Dataset
 from qvl_data.example import samples
@@ -30,7 +31,7 @@ from qvl_sft.judge import table
 from qvl_sft.metrics import METRICS, Metric, tallies
 from qvl_sft.prediction import Prediction, read_predictions
 from qvl_sft.recipe import RECIPE
-from qvl_sft.references import fields_of, references_of
+from qvl_sft.references import fields_of
 from qvl_sft.report import confusion
 from qvl_sft.trained import load_trained
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForImageTextToText
 
 from qvl_core.qwen3vl.quantize import is_quantized
 from qvl_core.qwen3vl.tiny import DEFAULT_TEXTS, tiny, tiny_processor
+from qvl_core.qwen3vl.trained import base_of
 from qvl_core.recipe.blocks import Model
 from qvl_sft import Chat, load_trained
 from qvl_sft.export import export
-from qvl_sft.trained import base_of
 
 IDS = torch.tensor([[1, 2, 3, 4]])
 

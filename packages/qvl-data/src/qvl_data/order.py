@@ -6,10 +6,12 @@ order never changes with NumPy's or Python's random streams.
 """
 
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 _MASK = (1 << 64) - 1
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _ROUNDS = 8
@@ -86,3 +88,10 @@ def _network(seed: int, epoch: int, n: int) -> tuple[int, tuple[int, ...]]:
     """Bits of each Feistel half, and what `mix` makes of the round keys of one epoch."""
     half = max(_MIN_HALF, ((n - 1).bit_length() + 1) // 2)
     return half, tuple(mix(mix(seed, epoch, n, turn)) for turn in range(_ROUNDS))
+
+
+def chosen(items: list[T], samples: int | None) -> list[T]:
+    """A fixed random choice of so many items, the same in every run and on every process; None: all."""
+    if samples is None or samples >= len(items):
+        return items
+    return [items[order(0, place, len(items))] for place in range(samples)]

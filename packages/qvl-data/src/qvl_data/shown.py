@@ -1,15 +1,25 @@
 """Pictures and videos of a sample as people look at them: small, and videos as a few frames."""
 
 import io
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
+
+from qvl_core.files import write_atomic
 
 from .errors import BadSample
 from .media import Opener, locate, media_name, read_bytes
 from .sample import Media, Sample
 
+if TYPE_CHECKING:
+    from .sources import Item, Mixture
+
 FRAMES = 8
 """Frames of a video that are shown."""
+PICTURES = "answers"
+"""Folder of the pictures that an evaluation's answers are shown with; samples/ holds a run's previews."""
+KEPT = 448  # pixels of a side of such a picture, at most
 _SHARP = 128  # pixels; smaller pictures are kept exactly
 
 
@@ -62,3 +72,28 @@ def spread(numbers: range, most: int) -> list[int]:
     if len(numbers) <= most:
         return list(numbers)
     return [numbers[round(place * (len(numbers) - 1) / (most - 1))] for place in range(most)]
+
+
+def keep_picture(mixture: "Mixture", item: "Item", folder: Path, name: str) -> str | None:
+    """Save the first picture of a sample, or a frame of its video, for a report; None if it has neither.
+
+    name  of the list
+    """
+    sample = mixture.sample(item)
+    media = next((media for media in sample.media), None)
+    if media is None:
+        return None
+    data = _shown(sample, media)
+    kind = "png" if data.startswith(b"\x89PNG") else "jpg"
+    path = folder / PICTURES / f"{name}-{item.source}-{item.index}.{kind}"
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, data)
+    return f"{PICTURES}/{path.name}"
+
+
+def _shown(sample: Sample, media: Media) -> bytes:
+    """A small file of a picture, or of the frame in the middle of a video."""
+    if media.kind == "image":
+        return small(sample.opener.open(media), KEPT)
+    shown = frames(sample, media, 3)
+    return small(shown[len(shown) // 2][1], KEPT)

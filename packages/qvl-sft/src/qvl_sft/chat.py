@@ -10,16 +10,13 @@ Every answer is computed from the whole conversation: cached keys of earlier tur
 model wrote, which need not be the tokens that its text has.
 """
 
-import io
-import mimetypes
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
 from transformers import TextStreamer
 
@@ -30,6 +27,7 @@ from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import Sampling, inputs_of
 from qvl_core.recipe import blocks
 from qvl_core.training.seeds import reseed
+from qvl_data.asked import Showable, media_file, says, showable
 from qvl_data.chat import prompt as encode_prompt
 from qvl_data.sample import Media, Message, Part, Sample
 from qvl_data.template import Template
@@ -37,7 +35,6 @@ from qvl_data.writers import write as write_samples
 from qvl_sft.trained import load_trained
 
 Write = Callable[[str], None]
-Showable = Media | Image.Image | Path | str  # a path is a video if its ending says so, else a picture
 
 THINK, THOUGHT = "<think>", "</think>"
 COMMANDS = {
@@ -86,9 +83,9 @@ class Chat:
         parts = [Part(type=one.kind, media=len(self.media) + i) for i, one in enumerate(shown[len(self.media) :])]
         asked = Message(role="user", parts=(*parts, Part(type="text", text=question)))
         # The encoder lays out what stands before the last answer; this one is not looked at.
-        sample = self._sample("chat", shown, [*self.messages, asked, _says("assistant", "-")])
+        sample = self._sample("chat", shown, [*self.messages, asked, says("assistant", "-")])
         answer = self._answer(encode_prompt(sample, self.processor)[0], write, max_new_tokens, sampling)
-        said = _says("assistant", f"{THINK}\n{answer}" if self.thinks else answer)
+        said = says("assistant", f"{THINK}\n{answer}" if self.thinks else answer)
         self.media, self.messages = shown, [*self.messages, asked, said]
         return answer
 
@@ -107,7 +104,7 @@ class Chat:
         self._saved.add(file.resolve())
 
     def _sample(self, name: str, media: Sequence[Media], messages: Sequence[Message]) -> Sample:
-        system = [_says("system", self.system)] if self.system else []
+        system = [says("system", self.system)] if self.system else []
         return Sample(id=name, task="chat", media=tuple(media), messages=(*system, *messages))
 
     @torch.inference_mode()
@@ -227,26 +224,3 @@ class _Stream(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.write(text)
-
-
-def showable(what: Showable) -> Media:
-    """A picture or video as a sample holds it. Raises BadInput."""
-    if isinstance(what, Media):
-        return what
-    if isinstance(what, Image.Image):
-        data = io.BytesIO()
-        what.save(data, "PNG")
-        return Media(kind="image", bytes=data.getvalue())
-    kind = mimetypes.guess_type(str(what))[0] or ""
-    return media_file(Path(what), "video" if kind.startswith("video/") else "image")
-
-
-def media_file(path: Path, kind: Literal["image", "video"]) -> Media:
-    """The file of a picture or video, whole. Raises BadInput if there is none."""
-    if not path.is_file():
-        raise BadInput(f"{path}: there is no such {'picture' if kind == 'image' else 'video'}.")
-    return Media(kind=kind, bytes=path.read_bytes(), origin=str(path))
-
-
-def _says(role: str, text: str) -> Message:
-    return Message.model_validate({"role": role, "parts": [{"type": "text", "text": text}]})

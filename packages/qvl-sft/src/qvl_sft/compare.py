@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from qvl_core.errors import BadInput
+from qvl_core.evaluation import evaluation_folder
 from qvl_core.run import RunFolder, result
 from qvl_sft.asking import Asking
-from qvl_sft.judge import evaluation_folder, judge_again
+from qvl_sft.judge import judge_again
 from qvl_sft.metrics import tallies
 from qvl_sft.metrics.bootstrap import differences, sign_test
 from qvl_sft.prediction import FILE, Prediction, read_predictions, write_predictions
@@ -209,7 +210,7 @@ def _flat(name: str, pairs: Pairs, contests: Mapping[str, Contest]) -> dict[str,
 def _with_pictures(pairs: Pairs, mixture: Any, run: RunFolder, name: str, metric: str) -> Pairs:
     """The pairs, those that the page shows with a picture in the folder a/."""
     from qvl_data.errors import BadSample
-    from qvl_sft.references import keep_picture
+    from qvl_data.shown import keep_picture
 
     a = list(pairs.a)
     wanted = {a[i].id: i for part in better(pairs, metric) for i in part if a[i].picture is None}

@@ -13,23 +13,27 @@ import torch
 from torch import nn
 
 from qvl_core.errors import BadInput
+from qvl_core.evaluation import LEFT_OUT, evaluation_folder, write_lines
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import generate
 from qvl_core.qwen3vl.loss import token_losses
 from qvl_core.run import RunFolder, read_records
 from qvl_core.training.world import World
+from qvl_data.answers import references_of
 from qvl_data.chat import TrainOn, encode, prompt
 from qvl_data.errors import BadSample, placed
+from qvl_data.order import chosen
 from qvl_data.progress import track
 from qvl_data.sample import Sample
+from qvl_data.shown import keep_picture
 from qvl_data.sources import Item, Mixture
 from qvl_data.template import Template
 from qvl_sft.asking import MAX_NEW_TOKENS, Asking
 from qvl_sft.batch import Collate, collation
 from qvl_sft.figures import Found, figures_of, scored, worst
 from qvl_sft.metrics import METRICS, boxes, tallies
-from qvl_sft.prediction import LEFT_OUT, Prediction, read_predictions, write_lines, write_predictions
-from qvl_sft.references import check_lists, chosen, fields_of, keep_picture, references_of
+from qvl_sft.prediction import Prediction, read_predictions, write_predictions
+from qvl_sft.references import check_lists, fields_of
 
 PICTURES = 24  # first samples of a list whose pictures are kept for the report
 WORST = 24  # samples with the lowest scores whose pictures are kept too
@@ -197,7 +201,7 @@ def evaluate(
     Without data, the answers that an evaluation left in the folder `model` are judged again, by other metrics or
     groups, and no model is loaded. `fresh` moves an evaluation that is at `out` aside.
     """
-    from qvl_sft.judge import evaluation_folder, judge_again, publish
+    from qvl_sft.judge import judge_again, publish
 
     if not data and (idle := [*asking.of_models, *asking.of_data]):
         raise BadInput(

@@ -21,11 +21,11 @@ from qvl_core.qwen3vl.adapter import RECORD_FILE, merge_adapter, record
 from qvl_core.qwen3vl.foreign import CONFIG_FILE, TOWER_FILE, WEIGHTS_FILE
 from qvl_core.qwen3vl.load import load_model, open_config, open_processor, quiet, stored_precision
 from qvl_core.qwen3vl.quantize import Quantized
+from qvl_core.qwen3vl.trained import adapter_config, base_of, folder_of, is_adapter, own_processor
 from qvl_core.recipe.blocks import Model
 from qvl_core.training.engine import DTYPES
 from qvl_sft import serving
 from qvl_sft.card import card
-from qvl_sft.trained import adapter_config, base_of, folder_of, is_adapter, own_processor
 from qvl_vision.checkpoint import mark_merger_trained
 
 To = Literal["hf", "vllm", "gguf"]
@@ -54,7 +54,7 @@ def export(
     Raises BadInput for what cannot be meant.
     """
     _check(to, dtype, quantize, keep_adapter)
-    folder = folder_of(source)
+    folder = folder_of(source, "qvl-sft")
     if folder is None:
         raise BadInput("tiny: is no folder; write one with `qvl-sft tiny FOLDER`.")
     adapter = is_adapter(folder)
@@ -94,7 +94,7 @@ def export(
 
 def merge(adapter: Path, out: Path, base: str | None = None, dtype: str | None = None) -> Path:
     """`export` of an adapter to transformers. Raises BadInput if it is none."""
-    folder = folder_of(str(adapter))
+    folder = folder_of(str(adapter), "qvl-sft")
     if folder is None or not is_adapter(folder):
         raise BadInput(f"{adapter}: is no adapter (no {CONFIG_FILE}); a model trained in full needs no merging.")
     return export(str(adapter), out, base=base, dtype=dtype)

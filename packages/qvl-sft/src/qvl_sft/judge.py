@@ -2,8 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from qvl_core.errors import BadInput
-from qvl_core.files import new_folder
+from qvl_core.evaluation import LEFT_OUT
 from qvl_core.run import RunFolder, read_records, result
 from qvl_sft.figures import ByGroup, Estimate, Found, Judged, figures_of, scored
 from qvl_sft.metrics import tallies
-from qvl_sft.prediction import FILE, LEFT_OUT, Prediction, by_list, read_predictions, write_predictions
+from qvl_sft.prediction import FILE, Prediction, by_list, read_predictions, write_predictions
 from qvl_sft.references import check_offers, offered_by
 
 
@@ -45,23 +44,6 @@ def publish(
     run.write_result(values)
     evaluation_report(run, model, judged, group_by)
     return dict(values)
-
-
-@contextmanager
-def evaluation_folder(out: Path, fresh: bool) -> Iterator[RunFolder]:
-    """The folder of a new evaluation or comparison, which appears at `out` when it is whole.
-
-    fresh  move what an earlier one left there aside, to <name>.old-1, -2, ...
-
-    Raises BadInput if something is there already, and for `fresh` if it is anything else.
-    """
-    held = out.is_dir() and any(out.iterdir())
-    if held and not fresh:
-        raise BadInput(f"{out}: is already there; choose another --out, or move it aside with --fresh.")
-    if held and (not (out / "result.json").is_file() or (out / "recipe.yaml").is_file()):
-        raise BadInput(f"{out}: is not the folder of an evaluation, which is never moved; choose another --out.")
-    with new_folder(out, fresh) as aside:
-        yield RunFolder(aside)
 
 
 def judge_again(folder: Path, run: RunFolder, metrics: Sequence[str], group_by: str | None) -> dict[str, Found]:

@@ -1,16 +1,15 @@
 """One answered question, as evaluations write it down and metrics read it. No torch is imported here."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qvl_core.errors import BadInput
-from qvl_core.files import write_atomic
+from qvl_core.evaluation import write_lines
 from qvl_core.run import read_records
 
-FILE, LEFT_OUT = "predictions.jsonl", "left_out.jsonl"
+FILE = "predictions.jsonl"
 
 _THOUGHT, _OPENS = "</think>", "<think>"
 
@@ -69,14 +68,6 @@ def read_predictions(folder: Path) -> list[Prediction]:
 
 def write_predictions(folder: Path, predictions: Iterable[Prediction]) -> None:
     write_lines(folder / FILE, [asdict(prediction) for prediction in predictions])
-
-
-def write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSONL file; without records there is none, also if an earlier try left one."""
-    if records:
-        write_atomic(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    else:
-        file.unlink(missing_ok=True)
 
 
 def by_list(predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:

@@ -1,45 +1,28 @@
-"""What an evaluation reads from samples: further references, fields to group by, pictures for the report."""
+"""What an evaluation reads from samples: what their answers offer to metrics, and fields to group by."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 from qvl_core.errors import BadInput
-from qvl_core.files import write_atomic
 from qvl_core.recipe.blocks import Evaluate
+from qvl_data.answers import extra_fields
 from qvl_data.errors import BadSample
 from qvl_data.grounding import entries
-from qvl_data.order import order
-from qvl_data.sample import Media, Sample
-from qvl_data.shown import frames, small
+from qvl_data.order import chosen
+from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture
 from qvl_sft.figures import group_of
 from qvl_sft.metrics import METRICS, check_names
 
-REFERENCES, GROUP = "references", "group"
-PICTURES = "answers"  # folder of the pictures that answers are shown with; samples/ holds a run's previews
-SIDE = 448  # pixels of a kept picture, at most
+GROUP = "group"
 SHOWN = 20  # groups that a sentence names
 _LONGEST = 100  # letters of a field's value
 _UNIQUE = {"locator", "url"}  # fields of meta that tell samples apart, not groups
 
 
-def references_of(sample: Sample) -> tuple[str, ...]:
-    """Answers that are as good as the conversation's last: the field `references` of the data, a list of texts.
-
-    It stands beside the messages in any format that keeps unknown fields, in qvl.sample/1 in `extra.fields`.
-    Raises BadSample if it is something else.
-    """
-    given = _extra(sample).get(REFERENCES, [])
-    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
-        raise BadSample("schema", f"`{REFERENCES}` is no list of texts; write every accepted answer as one text")
-    return tuple(given)
-
-
 def fields_of(sample: Sample) -> dict[str, Any]:
     """Single values of the sample's unknown fields and of its meta, whose names win."""
-    values = _extra(sample) | sample.meta.model_dump(exclude_none=True, exclude=_UNIQUE)
+    values = extra_fields(sample) | sample.meta.model_dump(exclude_none=True, exclude=_UNIQUE)
     return {key: value for key, value in values.items() if _single(value)}
 
 
@@ -48,13 +31,6 @@ def check_lists(lists: Mapping[str, Mixture], metrics: Sequence[str], group_by: 
     for name, mixture in lists.items():
         offers = ((_offered(sample), fields_of(sample).keys()) for sample in _outlines(mixture, mixture.items()))
         check_offers(name, offers, metrics, group_by)
-
-
-def chosen(items: list[Item], samples: int | None) -> list[Item]:
-    """A fixed random choice, the same in every run and on every process."""
-    if samples is None or samples >= len(items):
-        return items
-    return [items[order(0, place, len(items))] for place in range(samples)]
 
 
 def check_stop(settings: Evaluate, lists: Mapping[str, Mixture]) -> None:
@@ -111,31 +87,6 @@ def offered_by(text: str) -> set[str]:
     return {"answer", "boxes"} if any(kind == "box" for kind, *_ in entries(text)) else {"answer"}
 
 
-def keep_picture(mixture: Mixture, item: Item, folder: Path, name: str) -> str | None:
-    """Save the first picture of a sample, or a frame of its video, for the report; None if it has neither.
-
-    name  of the list
-    """
-    sample = mixture.sample(item)
-    media = next((media for media in sample.media), None)
-    if media is None:
-        return None
-    data = _small(sample, media)
-    kind = "png" if data.startswith(b"\x89PNG") else "jpg"
-    path = folder / PICTURES / f"{name}-{item.source}-{item.index}.{kind}"
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, data)
-    return f"{PICTURES}/{path.name}"
-
-
-def _small(sample: Sample, media: Media) -> bytes:
-    """A small file of a picture, or of the frame in the middle of a video."""
-    if media.kind == "image":
-        return small(sample.opener.open(media), SIDE)
-    shown = frames(sample, media, 3)
-    return small(shown[len(shown) // 2][1], SIDE)
-
-
 def _outlines(mixture: Mixture, items: Iterable[Item]) -> Iterator[Sample]:
     for item in items:
         try:
@@ -152,11 +103,6 @@ def _offered(sample: Sample) -> set[str]:
     last = sample.messages[len(roles) - 1 - roles[::-1].index("assistant")]
     drawn = any(sample.regions[index].kind == "box" for part in last.parts for index in part.regions or ())
     return offered_by(last.text) | ({"boxes"} if drawn else set())
-
-
-def _extra(sample: Sample) -> dict[str, Any]:
-    fields = json.loads(sample.extra).get("fields", {}) if sample.extra else {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _single(value: object) -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 from safetensors import safe_open
 
 from qvl_core.qwen3vl.foreign import WEIGHTS_FILE
+from qvl_core.qwen3vl.trained import adapter_config
 from qvl_sft.card import recipe_of
-from qvl_sft.trained import adapter_config
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank takes."""
