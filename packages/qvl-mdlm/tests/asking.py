@@ -5,7 +5,7 @@ from typing import Any
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_data.chat import encode, prompt
 from qvl_data.example.digits import digits_dataset
-from qvl_data.sample import Message, Part, Sample
+from qvl_data.sample import Media, Message, Part, Sample, Video
 
 
 def digits(count: int, split: str = "test") -> list[Sample]:
@@ -37,3 +37,20 @@ def prompts(processor: Any) -> list[Encoded]:
 
 def encoded(processor: Any, **options: Any) -> list[Encoded]:
     return [encode(sample, processor, **options) for sample in samples()]
+
+
+def clip(frames: int = 4) -> Sample:
+    """A question about a picture and a clip of digits, answered twice."""
+    pictures = tuple(sample.media[0] for sample in digits(frames + 1))
+    video = Media(kind="video", video=Video(fps=2.0, frames=tuple(range(1, frames + 1))))
+    shown = (
+        Part(type="image", media=0),
+        Part(type="video", media=frames + 1),
+        Part(type="text", text="Do they match?"),
+    )
+    said: list[tuple[Any, str]] = [("assistant", "No, not all."), ("user", "Which does?"), ("assistant", "The second.")]
+    messages = (
+        Message(role="user", parts=shown),
+        *(Message(role=role, parts=(Part(type="text", text=text),)) for role, text in said),
+    )
+    return Sample(id="clip", task="chat", media=(*pictures, video), messages=messages)

@@ -30,6 +30,7 @@ class _Masked:
         if isinstance(tower, dict) and tower.get("model_type") == QVLVisionConfig.model_type:
             self.vision_config = QVLVisionConfig(**tower)
         super().__post_init__(**kwargs)  # type: ignore[misc]
+        self.text_config.is_causal = False  # type: ignore[has-type]  # reaches the library's masks and its attention
 
 
 class MaskedConfig(_Masked, Qwen3VLConfig):
@@ -84,9 +85,7 @@ def masked_config(
         values.pop(left, None)
     token = find_mask_token(config, tokenizer) if mask_token_id is None else mask_token_id
     check_mask_token(token, config, tokenizer)
-    masked = kind(**values, pattern=pattern, block_size=block_size, mask_token_id=token)
-    masked.text_config.is_causal = False  # reaches the library's masks; the layers are told by the model
-    return masked
+    return kind(**values, pattern=pattern, block_size=block_size, mask_token_id=token)
 
 
 def find_mask_token(config: Any, tokenizer: Any) -> int:

@@ -42,8 +42,6 @@ class _MaskedLM:
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         body: Any = self.model.language_model  # type: ignore[attr-defined]
-        for layer in body.layers:
-            layer.self_attn.is_causal = False
         body.register_forward_pre_hook(_additive_for_eager, with_kwargs=True)
 
     @classmethod
@@ -84,6 +82,10 @@ class _MaskedLM:
         for groups in frozen:
             log.info("froze %s: %s parameters", " and ".join(groups), f"{freeze(model, groups):,}")
         return loaded
+
+    def generate(self, *_: Any, **__: Any) -> Any:
+        """Raises BadInput: what the library would write from left to right is nonsense here."""
+        raise BadInput("this model writes by denoising; use qvl_mdlm.sample.sample, or qvl-mdlm sample.")
 
     def forward(
         self,

@@ -20,10 +20,13 @@ def check_sees_both_ways(model: Any) -> None:
     """Raise QVLError unless a later token moves earlier ones exactly where the model's pattern says so."""
     if next(model.parameters()).is_meta:
         return
-    moved = _moved(model)
     prompt = torch.arange(LENGTH) < LENGTH // 2
-    wanted = torch.ones(LENGTH, dtype=torch.bool) if model.config.pattern == "full" else ~prompt
-    if not torch.equal(moved, wanted):
+    full = model.config.pattern == "full"
+    wanted = torch.ones(LENGTH, dtype=torch.bool) if full else ~prompt
+    for padded in (False, True) if full else (False,):  # the library masks them in two ways
+        moved = _moved(model, padded)
+        if torch.equal(moved, wanted):
+            continue
         seen, should = ([int(place) for place in part.nonzero()] for part in (moved, wanted))
         raise QVLError(
             f"attention {model.config.pattern}: the last of {LENGTH} tokens moved tokens {seen}, not {should}; this "
@@ -31,14 +34,19 @@ def check_sees_both_ways(model: Any) -> None:
         )
 
 
-def _moved(model: Any) -> Tensor:
-    """(T,) whether the hidden state of each token depends on the last token."""
+def _moved(model: Any, padded: bool) -> Tensor:
+    """(T,) whether the hidden state of each token depends on the last token; `padded` puts one of padding before."""
     body = model.model.language_model
     device = body.embed_tokens.weight.device
     ids = torch.arange(1, LENGTH + 1, device=device)[None] % (len(body.embed_tokens.weight) - 1)
     changed = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
     options: dict[str, Any] = {"position_ids": torch.arange(LENGTH, device=device).expand(4, 1, LENGTH)}
-    if model.config.pattern != "full":
+    if padded:
+        mask = torch.ones(1, LENGTH + 1, dtype=torch.long, device=device)
+        mask[:, 0] = 0
+        ids, changed = (torch.cat([each[:, :1], each], 1) for each in (ids, changed))
+        options = {"attention_mask": mask, "position_ids": mask.cumsum(1).sub(1).clamp_min(0).expand(4, 1, -1)}
+    elif model.config.pattern != "full":
         levels = (torch.arange(LENGTH, device=device) >= LENGTH // 2).long()[None]
         options["attention_mask"] = visible(levels, levels == 0, torch.zeros_like(levels))
     training = model.training
@@ -47,4 +55,4 @@ def _moved(model: Any) -> Tensor:
         states = [body(input_ids=each, use_cache=False, **options).last_hidden_state[0] for each in (ids, changed)]
     finally:
         model.train(training)
-    return (states[0] != states[1]).any(-1).cpu()
+    return (states[0] != states[1]).any(-1)[-LENGTH:].cpu()

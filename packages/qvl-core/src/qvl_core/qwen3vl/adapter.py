@@ -31,7 +31,7 @@ from qvl_core.qwen3vl import foreign
 from qvl_core.qwen3vl.foreign import CONFIG_FILE, WEIGHTS_FILE
 from qvl_core.qwen3vl.groups import is_adapter, is_tied
 from qvl_core.qwen3vl.initial import Start
-from qvl_core.qwen3vl.load import weights_sha256
+from qvl_core.qwen3vl.load import sees_both_ways, weights_sha256
 from qvl_core.qwen3vl.quantize import is_low_bit, is_quantized
 
 M = TypeVar("M", bound=nn.Module)
@@ -148,7 +148,7 @@ def merge_adapter(base_model: M, folder: Path) -> M:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What `save_adapter` noted beside an adapter: base_sha256 and quantized, both perhaps absent."""
+    """What `save_adapter` noted beside an adapter: base_sha256, quantized, both_ways; each perhaps absent."""
     file = folder / RECORD_FILE
     if not file.is_file():
         return {}
@@ -164,6 +164,8 @@ def _write_record(model: nn.Module, folder: Path) -> None:
         found["base_sha256"] = weights_sha256(base)
     if (quantized := getattr(model, "quantized", None)) is not None:
         found["quantized"] = asdict(quantized)
+    if _sees_both_ways(model):
+        found["both_ways"] = True
     if found:
         write_atomic(folder / RECORD_FILE, json.dumps({"schema": SCHEMA, **found}, indent=1) + "\n")
 
@@ -172,6 +174,15 @@ def _check_base(model: nn.Module, folder: Path) -> None:
     expected, base = record(folder).get("base_sha256"), _folder_of(model)
     if expected is not None and base is not None and weights_sha256(base) != expected:
         raise BadInput(f"{folder}: was trained on other weights than those in {base}; use the base that it names.")
+    if record(folder).get("both_ways") and not _sees_both_ways(model):
+        raise BadInput(
+            f"{folder}: was trained on a model that attends both ways and writes by denoising; use qvl-mdlm."
+        )
+
+
+def _sees_both_ways(model: nn.Module) -> bool:
+    config: Any = getattr(model, "config", None)
+    return hasattr(config, "text_config") and sees_both_ways(config)
 
 
 def _folder_of(model: nn.Module) -> Path | None:

@@ -49,7 +49,8 @@ def load_model(
     `tiny` is built from the seed, on the default texts. A model folder in `init_from` gives its weights to the
     architecture of `name`; an adapter folder there is for `lora.load_adapter`, after `apply_tune`. `quantization` is
     done last; a model that is to be tuned is loaded without, since LoRA's first values may look at the weights.
-    Raises BadInput for everything a user can put right: versions, names, missing files, other kinds of model.
+    Raises BadInput for everything a user can put right: versions, names, missing files, other kinds of model. Without
+    `configure` these include models that are not autoregressive.
     """
     check_versions()
     import torch
@@ -63,6 +64,8 @@ def load_model(
     else:
         folder = find_folder(model.name, model.revision)
         config, processor = _read_config(folder, low_bit), _read_processor(folder)
+        if configure is None and sees_both_ways(config):
+            raise BadInput(f"{folder}: this model attends both ways and writes by denoising; use qvl-mdlm.")
         config = configure(config) if configure else config
         loaded = _read_weights(_weights_folder(model, folder), config, dtype, device)
         if processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") != loaded.config.image_token_id:
@@ -73,6 +76,11 @@ def load_model(
 
         quantize(loaded, model.quantization, device)
     return loaded.to(device).eval(), processor
+
+
+def sees_both_ways(config: Any) -> bool:
+    """Whether the language model of a configuration attends to later tokens too: it is not autoregressive."""
+    return getattr(config.text_config, "is_causal", True) is False
 
 
 def open_processor(model: Model) -> Any:
