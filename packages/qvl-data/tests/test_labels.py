@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import IGNORE
 from qvl_core.qwen3vl.tiny import THINKING_TEMPLATE, tiny_processor
-from qvl_data.chat import encode, length, prompt
+from qvl_data.chat import encode, length, prompt, spans
 from qvl_data.errors import BadSample, TooLong
 from qvl_data.sample import Sample
 
@@ -320,3 +320,21 @@ def test_reasoning_on_an_instruct_checkpoint_is_text_like_any_other():
     encoded = encode(FIXED["reasoning in each turn"], PROCESSOR, train_on="last")
     text = PROCESSOR.tokenizer.decode(encoded.labels[encoded.labels != IGNORE])
     assert text == "<think>\n\nwell\n\n</think>two<|im_end|>"
+
+
+def test_prompts_are_learned_up_to_the_last_learned_answer():
+    sample = build(
+        ("system", "s"),
+        ("user", picture(), "u"),
+        ("assistant", "a"),
+        ("tool", "t"),
+        ("assistant", "b"),
+        ("user", "later"),
+    )
+    for processor in (PROCESSOR, THINKING):
+        encoded = encode(sample, processor, prompts=True)
+        assert processor.tokenizer.decode(encoded.labels[encoded.labels != IGNORE]) == f"sua{END}b{END}"
+        count, found = spans(sample, processor, prompts=True)
+        assert count == len(encoded)
+        inside = [any(start <= place < stop for start, stop in found) for place in range(count)]
+        np.testing.assert_array_equal(encoded.labels != IGNORE, inside)

@@ -54,3 +54,30 @@ def clip(frames: int = 4) -> Sample:
         *(Message(role=role, parts=(Part(type="text", text=text),)) for role, text in said),
     )
     return Sample(id="clip", task="chat", media=(*pictures, video), messages=messages)
+
+
+def talk(name: str, *turns: tuple[Any, ...]) -> Sample:
+    """A chat of turns (role, part, ...), the role of an answer perhaps with its weight, `assistant*0.5`.
+
+    A part is a text, a picture, or a tuple of pictures that are a clip.
+    """
+    media: list[Media] = []
+
+    def show(picture: Media) -> int:
+        media.append(picture)
+        return len(media) - 1
+
+    def part(value: Any) -> Part:
+        if isinstance(value, str):
+            return Part(type="text", text=value)
+        if isinstance(value, Media):
+            return Part(type="image", media=show(value))
+        frames = tuple(map(show, value))
+        return Part(type="video", media=show(Media(kind="video", video=Video(fps=2.0, frames=frames))))
+
+    messages = []
+    for role, *parts in turns:
+        who, _, weight = role.partition("*")
+        shown = tuple(map(part, parts))
+        messages.append(Message(role=who, parts=shown, weight=float(weight) if weight else None))
+    return Sample(id=name, task="chat", media=tuple(media), messages=tuple(messages))

@@ -57,7 +57,8 @@ def encode(
                 that is still too long is left, or none with a learned answer, raises TooLong)
     train_on    learn from all answers, or the last one, that the data does not leave out (`train: false`, weight 0);
                 `none`: only from those that it marks itself (`train: true`, or a weight above 0)
-    prompts     learn the text of user and system turns as well, but nothing that the template writes
+    prompts     learn the text of user and system turns before the last learned answer as well, but nothing that the
+                template writes
     images      opened RGB pictures, one for each entry of sample.media; default: the sample opens them itself
 
     Raises BadSample (also: pictures that cannot be opened, counts that do not match, nothing to learn from).
@@ -171,7 +172,7 @@ def _lay_out(
 ) -> _Layout:
     """The tokens of `messages`, each of which has its weight; with `generate`, followed by the opening of an answer.
 
-    With `prompts`, the text of user and system turns weighs 1.
+    With `prompts`, the text of user and system turns up to the last learned answer weighs 1.
     """
     if not messages:
         hint = "qvl-edit and qvl-metaquery train on edits" if sample.edit else "remove it"
@@ -185,6 +186,7 @@ def _lay_out(
     answers = iter(given + [0.0] * generate)
     layout = _Layout([], [], [], images, videos)
 
+    learned = 0  # end of the last answer that is
     opens, weight, closing = False, 0.0, 0.0  # whether the next text opens a turn; the weight of its text and its end
     for piece, ids, special in template.render(processor, messages, generate):
         if special and piece in media:
@@ -192,6 +194,7 @@ def _lay_out(
                 layout.put(block, kind)
         elif special:
             layout.put(ids, weight=closing if piece == END else 0.0)
+            learned = len(layout.ids) if closing and piece == END else learned
             if piece == END:
                 weight = closing = 0.0
             opens = piece == START
@@ -210,6 +213,7 @@ def _lay_out(
             layout.put(ids, weight=weight)
             opens = False
 
+    layout.weights[learned:] = [0.0] * (len(layout.ids) - learned)
     for waiting, what in ((answers, "answers"), *((waiting, "media") for waiting in media.values())):
         if next(waiting, None) is not None:
             raise BadSample("template", f"the chat template shows fewer {what} than sample {sample.id} has")

@@ -60,24 +60,22 @@ class Corruption:
     def __call__(self, sample: Encoded, seed: int, position: int) -> Noised:
         laid = self.shape.lay_out(sample)
         masked, weights = self.noise.draw(laid.segments, seed, position)
-        return noised(sample, laid, masked, weights * laid.weights, self.mask_token_id, self.norm)
+        return noised(laid, masked, weights * laid.weights, self.mask_token_id, self.norm)
 
 
-def noised(
-    sample: Encoded, laid: Layout, masked: Array, weights: Array, mask_token_id: int, norm: Norm = "token"
-) -> Noised:
+def noised(laid: Layout, masked: Array, weights: Array, mask_token_id: int, norm: Norm = "token") -> Noised:
     """A layout with masks where `masked` (T,) says so, each of which weighs `weights` (T,) before the norm."""
     eligible = int((laid.segments >= 0).sum())
     return Noised(
-        id=sample.id,
+        id=laid.shown.id,
         ids=np.where(masked, mask_token_id, laid.ids),
         labels=np.where(masked, laid.ids, IGNORE),
         types=laid.types,
         weights=(weights / max(1, eligible) if norm == "sequence" else weights).astype(np.float32),
-        images=sample.images,
-        image_grid=sample.image_grid,
-        videos=sample.videos,
-        video_grid=sample.video_grid,
+        images=laid.shown.images,
+        image_grid=laid.shown.image_grid,
+        videos=laid.shown.videos,
+        video_grid=laid.shown.video_grid,
         positions=laid.positions,
         levels=laid.levels,
         clean=laid.clean,

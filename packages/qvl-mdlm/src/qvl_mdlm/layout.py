@@ -40,6 +40,8 @@ class Layout:
     """(T,) int64: tokens with the same number are noised to the same degree; -1: never masked"""
     weights: Array
     """(T,) float32: factor of each token in the loss"""
+    shown: Encoded
+    """the chat up to where it is read, with the media that stand in it"""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class Shape:
             clean=clean,
             segments=segments,
             weights=np.where(fills, weights[at[last]], weights[at]).astype(np.float32),
+            shown=sample,
         )
 
 
