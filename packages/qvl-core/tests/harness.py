@@ -44,12 +44,9 @@ def die_after(step: int) -> Callbacks:
 
 
 def context() -> Any:
-    """Processes that import nothing anew: on Linux torch is loaded once for all of them."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["qvl_core.training.loop", "torch._dynamo", "pytest", "psutil"])
-    return forkserver
+    """Processes that import nothing anew on Linux (see the root's conftest.py); one that knows of a GPU cannot fork."""
+    forks = sys.platform == "linux" and not torch.cuda.is_available()
+    return multiprocessing.get_context("forkserver" if forks else "spawn")
 
 
 def child(target: Callable[..., None], *arguments: Any) -> int:

@@ -19,12 +19,12 @@ def die() -> None:
 
 
 def child(target: Callable[..., None], *args: Any) -> int:
-    """Run `target` in a process of its own, on Linux without importing torch anew, and give its exit code."""
-    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
-        context.set_forkserver_preload(
-            ["qvl_sft.build", "qvl_core.training.conduct", "torch._dynamo", "peft", "pytest"]
-        )
+    """Run `target` in a process of its own and give its exit code; on Linux it imports nothing anew.
+
+    See the root's conftest.py. A process that knows of a GPU cannot fork.
+    """
+    forks = sys.platform == "linux" and not torch.cuda.is_available()
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
     process = context.Process(target=_main, args=(target, *args))
     process.start()
     process.join()

@@ -30,7 +30,7 @@ model: {{name: {place}/base}}
 tune:
   llm:    {{mode: lora, rank: 4, alpha: 8, dropout: 0.1}}
   merger: {{mode: full}}
-data: {{train: {{source: {data}/digits, augment: {{crop: 0.7, shift: 4, brightness: 0.3}}}}}}
+data: {{train: {{source: {data}/digits, take: 200, augment: {{crop: 0.7, shift: 4, brightness: 0.3}}}}}}
 batch: {{tokens: 512, max_length: 128, micro: 2}}
 optim: {{lr: 3e-3}}
 train: {{steps: 8}}
