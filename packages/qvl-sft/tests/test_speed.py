@@ -86,7 +86,7 @@ def test_switches_may_be_flipped_in_the_middle(place: Path) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_processes_with_the_switches(place: Path, strategy: str) -> None:
     command = [sys.executable, "-m", "qvl_sft", "train", str(place / "recipe.yaml"), *SWITCHED, "--nproc", "2"]
     changes = [f"parallel.strategy={strategy}", "tune.llm.dropout=0", "--out", str(place / strategy)]
