@@ -31,7 +31,7 @@ from qvl_data.sources import Mixture
 from qvl_data.stream import ChatSamples, witness
 from qvl_vision.checkpoint import mark_merger_trained
 
-ANSWER = 2  # tokens of an answer: a digit and the end of the turn
+ANSWER = 2  # tokens of an answer, unless it is longer: a digit and the end of the turn
 
 
 def recipe_of(model: Path, data: Path, tune: Mapping[str, Any], steps: int, seed: int, lr: float = 1e-3) -> Recipe:
@@ -52,12 +52,12 @@ def recipe_of(model: Path, data: Path, tune: Mapping[str, Any], steps: int, seed
     )
 
 
-def train(recipe: Recipe, out: Path, watched: Sequence[Sample]) -> Path:
+def train(recipe: Recipe, out: Path, watched: Sequence[Sample], package: str = "qvl-vision") -> Path:
     """Train in the run folder `out`, or go on with it; gives the folder of the trained model.
 
     watched  held-out samples whose accuracy is drawn as a curve (the first `evaluate.samples`); nothing depends on it
     """
-    conduct("qvl-vision", recipe, out, partial(build, watched=watched), report=report)
+    conduct(package, recipe, out, partial(build, watched=watched), report=report)
     return RunFolder(out).final
 
 
@@ -69,6 +69,7 @@ def build(recipe: Recipe, run: RunFolder, world: World, watched: Sequence[Sample
     samples = ChatSamples(chats, processor, recipe.train.seed, recipe.batch.max_length)
     merge, pad = processor.image_processor.merge_size, processor.tokenizer.pad_token_id
     packed = partial(collate, packing=recipe.batch.packing, merge=merge, pad_id=pad)
+    seen = watched[: recipe.evaluate.samples]
     assert recipe.train.steps is not None
     identity = recipe.model_dump(mode="json", include={"tune", "batch", "optim", "schedule", "train"})
     return Parts(
@@ -80,7 +81,7 @@ def build(recipe: Recipe, run: RunFolder, world: World, watched: Sequence[Sample
         identity=identity | {"content": chats.fingerprint()},
         base=fingerprint(model),
         about={"tune": [asdict(row) for row in table.rows]},
-        evaluate=partial(_evaluate, processor=processor, samples=watched[: recipe.evaluate.samples]),
+        evaluate=partial(_evaluate, processor=processor, samples=seen) if seen else None,
         export=partial(_export, model, processor, recipe.model),
     )
 
