@@ -210,7 +210,7 @@ def typing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., str]:
         monkeypatch.setattr("builtins.input", typed)
         done = qvl_sft("chat", str(folder), "--max-new-tokens", "2", *options)
         assert done.code == 0, done.err
-        return done.out
+        return done.out + done.err
 
     return type_lines
 

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 
 from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.attention import use as attend_per_document
 from qvl_core.qwen3vl.groups import group_of
 from qvl_core.qwen3vl.load import find_folder, open_processor, register_architecture
 from qvl_core.recipe.blocks import Model
@@ -42,7 +43,7 @@ class _MaskedLM:
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         body: Any = self.model.language_model  # type: ignore[attr-defined]
-        body.register_forward_pre_hook(_additive_for_eager, with_kwargs=True)
+        body.register_forward_pre_hook(_prepared, with_kwargs=True)
 
     @classmethod
     def from_pretrained(
@@ -77,6 +78,8 @@ class _MaskedLM:
             name, *arguments, config=config, **options
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        if "attn_implementation" not in options:
+            attend_per_document(model)
         check_sees_both_ways(model)
         frozen = [("vision",)] * freeze_vision + [("merger", "deepstack_mergers")] * freeze_merger
         for groups in frozen:
@@ -150,10 +153,16 @@ def freeze(model: Any, groups: Sequence[str]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _additive_for_eager(body: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The library's eager attention adds a mask, where SDPA takes one of truth values."""
-    mask = options.get("attention_mask")
-    if body.config._attn_implementation == "eager" and mask is not None and mask.ndim == 4 and mask.dtype == torch.bool:
+def _prepared(body: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What the library's attention needs: eager adds a mask, where SDPA takes one of truth values; neither tells the
+    samples of a packed row apart when it sees both ways."""
+    how, mask, bounds = body.config._attn_implementation, options.get("attention_mask"), options.get("cu_seq_lens_q")
+    if mask is None and bounds is not None and len(bounds) > 2 and "flash" not in how:
+        raise BadInput(
+            f"attention {how}: the samples of a packed row would see one another; pad them (packing: false), or call "
+            "qvl_core.qwen3vl.attention.use(model)."
+        )
+    if how == "eager" and mask is not None and mask.ndim == 4 and mask.dtype == torch.bool:
         dtype = body.embed_tokens.weight.dtype
         added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         options = {**options, "attention_mask": added.masked_fill(~mask, torch.finfo(dtype).min)}

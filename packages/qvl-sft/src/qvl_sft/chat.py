@@ -11,6 +11,7 @@ model wrote, which need not be the tokens that its text has.
 """
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -152,7 +153,8 @@ def chat(
 
 def _converse(chat: Chat, ask: Callable[..., str], waiting: list[Media]) -> None:
     """`waiting` are the pictures and videos that belong to the next question."""
-    print("Ask away.", ", ".join(f"{command} {what}" for command, what in COMMANDS.items()) + ".")
+    if sys.stdin.isatty():  # else another program reads the answers
+        print("Ask away.", ", ".join(f"{command} {what}" for command, what in COMMANDS.items()) + ".")
     while (line := _typed()) not in (None, "/quit"):
         command, _, rest = line.partition(" ")
         try:
@@ -161,12 +163,12 @@ def _converse(chat: Chat, ask: Callable[..., str], waiting: list[Media]) -> None
             elif command in ("/image", "/video"):
                 file = Path(rest.strip()).expanduser()
                 waiting.append(media_file(file, "image" if command == "/image" else "video"))
-                print(f"({len(waiting)} for the next question)")
+                print(f"({len(waiting)} for the next question)", file=sys.stderr)
             elif command == "/system":
                 chat.system = rest.strip() or None
             elif command == "/save":
                 chat.save(Path(rest.strip()).expanduser())
-                print(f"({rest.strip()}: written)")
+                print(f"({rest.strip()}: written)", file=sys.stderr)
             elif command == "/reset":
                 chat.reset()
                 waiting.clear()
@@ -194,7 +196,7 @@ def _ask(chat: Chat, ask: Callable[..., str], question: str, waiting: list[Media
 
 def _typed() -> str | None:
     try:
-        return input("> ").strip()
+        return input("> " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):
         return None
 

@@ -10,7 +10,7 @@ MEAN, STD = [0.5] * 3, [0.5] * 3
 SIDE = 64  # of the pictures, in pixels
 
 
-def tiny(folder: Path, seed: int = 0) -> str:
+def tiny(folder: Path, seed: int = 0, thinking: bool = False) -> str:
     """Write a tiny Qwen3-VL whose tower is a tiny DINOv2, with its processor, to the new folder `folder`."""
     import tempfile
 
@@ -18,7 +18,7 @@ def tiny(folder: Path, seed: int = 0) -> str:
     from qvl_vision.checkpoint import save
     from qvl_vision.swapping import swap
 
-    processor = tiny_processor()
+    processor = tiny_processor(thinking=thinking)
     with tempfile.TemporaryDirectory() as aside:
         encoder = tiny_encoder(Path(aside) / "tiny-dinov2", seed)
         swapped, swapped_processor = swap((tiny_model(processor.tokenizer, seed), processor), str(encoder), seed=seed)

@@ -97,9 +97,10 @@ def tiny(app: App) -> None:
     def tiny(
         folder: Annotated[Path, Argument(help="Where to write it.")],
         seed: Annotated[int, Option(help="Decides its random weights.")] = 0,
+        thinking: Annotated[bool, Option("--thinking", help="With the chat template of the Thinking models.")] = False,
     ) -> None:
         """Write a tiny random model that loads like the real one."""
-        _show(app.room("tiny").tiny(folder, seed))
+        _show(app.room("tiny").tiny(folder, seed, thinking))
 
 
 def recipes(app: App) -> None:

@@ -127,8 +127,8 @@ def find_folder(name: str, revision: str | None = None, key: str = "model.name")
         raise BadInput(f"{place}: the hub has no such branch, tag or commit; correct model.revision.") from None
     except LocalEntryNotFoundError:
         raise BadInput(
-            f"{place} is not in the local cache and the hub cannot be reached; connect once, or run "
-            f"`hf download {name} --local-dir FOLDER` elsewhere and give the folder as {key}."
+            f"{place} is no folder here, is not in the local cache, and the hub cannot be reached; connect once, or "
+            f"run `hf download {name} --local-dir FOLDER` elsewhere and give the folder as {key}."
         ) from None
     except Exception as error:  # the disk, the hub, or the library that talks to it, whose errors are its own
         raise BadInput(f"{place} cannot be fetched ({_first_line(error)}); try again, or give a folder.") from None

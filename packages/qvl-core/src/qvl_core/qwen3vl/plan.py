@@ -74,6 +74,8 @@ class MemoryPlan:
     groups: dict[str, tuple[str, int, int]]
     """Mode, parameters and trainable parameters of each group."""
     workload: Workload
+    devices: int
+    """Devices that share a step."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,7 +84,8 @@ class MemoryPlan:
         from rich.table import Table
 
         slow, fast = (self.tokens / seconds for seconds in reversed(self.expected_seconds))
-        table = Table(title="one device", show_footer=True, caption_justify="left")
+        one = "one device" if self.devices == 1 else f"each of {self.devices} devices"
+        table = Table(title=one, show_footer=True, caption_justify="left")
         table.add_column("memory", "needed")
         table.add_column("GiB", f"{(self.peak + self.reserve) / GIB:.1f}", justify="right")
         for name, size in (self.rows | {"reserve (context, fragmentation)": self.reserve}).items():
@@ -238,6 +241,7 @@ def plan_memory(
         trainable=table.trainable,
         groups={row.group: (row.mode, row.parameters, row.trainable) for row in table.rows},
         workload=work,
+        devices=world,
     )
 
 

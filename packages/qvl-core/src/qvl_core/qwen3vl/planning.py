@@ -49,7 +49,8 @@ def show(planned: MemoryPlan, gpu: str | None, advice: Callable[[], str]) -> Non
 def verdict(planned: MemoryPlan, on: Card, advice: Callable[[], str]) -> str:
     """Whether a plan fits on a card, and what to change if it does not."""
     needed = (planned.peak + planned.reserve) / GIB
-    said = f"{on.name}: {needed:.1f} of {on.gib:.1f} GiB"
+    cards = on.name if planned.devices == 1 else f"{on.name}, each of {planned.devices}"
+    said = f"{cards}: {needed:.1f} of {on.gib:.1f} GiB"
     return f"{said}; it fits." if needed <= on.gib else f"{said}; it does not fit: {advice()}."
 
 
