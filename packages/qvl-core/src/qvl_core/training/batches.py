@@ -2,9 +2,9 @@
 
 A step's global batch is a list of rows; a row is one sample (`batch.size`) or a packed row of samples (`batch.tokens`).
 Rows are dealt to processes like cards (row i to process i mod world) and cut into micro-batches of `batch.micro` rows.
-Where lengths decide (packed rows, length grouping), they decide within a window of at most 4,096 samples, so that the
-plan of a step is a pure function of (seed, window). Windows of packed rows end with the epoch; with `batch.size` every
-step is full, so one step may hold the end of an epoch and the start of the next.
+Where lengths decide (packed rows, length grouping), they decide within a window of about 4,096 samples, so that the
+plan of a step is a pure function of (seed, window). Windows end with the epoch, so that it sees each of its samples;
+with `batch.size` every step is full, so one step may hold the end of an epoch and the start of the next.
 """
 
 import math
@@ -121,14 +121,16 @@ class SampleBatches:
         return self._windows[window]
 
     def _span(self, window: int) -> range:
-        """Positions of a window: an epoch is cut into as few equal windows of at most WINDOW samples as possible."""
-        epoch = len(self.samples)
-        if self.batch.size:  # whole steps only, so that every step has its full size
-            width = max(1, min(WINDOW, epoch) // self.batch.size) * self.batch.size
-            return range(window * width, (window + 1) * width)
+        """Positions of a window: an epoch is cut into as few equal windows of about WINDOW samples as possible.
+
+        With `batch.size` windows hold whole steps: an epoch's are those that begin in it.
+        """
+        unit, epoch = self.batch.size or 1, len(self.samples)
         per_epoch = math.ceil(epoch / WINDOW)
-        done, index = window // per_epoch * epoch, window % per_epoch
-        return range(done + index * epoch // per_epoch, done + (index + 1) * epoch // per_epoch)
+        number, index = divmod(window, per_epoch)
+        first, end = (-(-n * epoch // unit) for n in (number, number + 1))
+        start, stop = (first + i * (end - first) // per_epoch for i in (index, index + 1))
+        return range(start * unit, stop * unit)
 
     def _packed(self, lengths: dict[int, int], rng: random.Random) -> list[list[Row]]:
         """Rows of at most max_length tokens, dealt evenly to as few steps as `tokens` allows."""
