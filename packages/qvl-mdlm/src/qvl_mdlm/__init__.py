@@ -2,4 +2,7 @@
 
 from importlib.metadata import version
 
+from qvl_mdlm.train import train
+
+__all__ = ["train"]
 __version__ = version("qvl-mdlm")
