@@ -24,7 +24,7 @@ from qvl_core.run import RunFolder
 from qvl_core.training.parts import Callbacks, Parts
 from qvl_data.convert import write_samples
 from qvl_mdlm import train
-from qvl_mdlm.build import SETTINGS
+from qvl_mdlm.config import SETTINGS
 from qvl_mdlm.model import Qwen3VLForMaskedLM
 from qvl_mdlm.recipe import RECIPE
 

@@ -1,6 +1,5 @@
 """From a recipe to the parts that the loop trains: data, model, noise, loss, evaluation, export."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +24,7 @@ from qvl_core.training.world import World
 from qvl_data.sources import Mixture, mixtures
 from qvl_data.stream import ChatSamples, witness
 from qvl_mdlm.batch import Corruption, NoisedSamples, collation
+from qvl_mdlm.config import write_settings
 from qvl_mdlm.evaluate import Evaluation
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.model import configured
@@ -33,8 +33,6 @@ from qvl_mdlm.plan import advice, predict
 from qvl_mdlm.probe import check_sees_both_ways
 from qvl_mdlm.recipe import MDLMRecipe
 from qvl_mdlm.sample import Sampling
-
-SETTINGS = "diffusion.json"  # beside an adapter: how its base has to attend
 
 
 def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
@@ -138,9 +136,7 @@ def _export(model: Any, processor: Any, base: Any, configure: Any, folder: Path,
     """What the ecosystem loads; beside an adapter, how the base it names has to attend."""
     export(model, processor, base, folder, weights, configure=configure)
     if hasattr(model, "peft_config"):
-        config = model.config
-        settings = {"pattern": config.pattern, "block_size": config.block_size, "mask_token_id": config.mask_token_id}
-        (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        write_settings(model.config, folder)
 
 
 def _pace(recipe: MDLMRecipe, steps: int, samples: NoisedSamples) -> str:

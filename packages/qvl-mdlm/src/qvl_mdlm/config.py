@@ -4,6 +4,8 @@ A model type of their own keeps a converted checkpoint from being read as an aut
 causally and write nonsense. The tower is the stock one or one of qvl-vision's.
 """
 
+import json
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
@@ -15,6 +17,7 @@ from qvl_vision.config import QVLVisionConfig
 
 Pattern = Literal["full", "prefix", "block"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+SETTINGS = "diffusion.json"  # beside an adapter: how its base has to attend
 
 
 class _Masked:
@@ -30,7 +33,7 @@ class _Masked:
         if isinstance(tower, dict) and tower.get("model_type") == QVLVisionConfig.model_type:
             self.vision_config = QVLVisionConfig(**tower)
         super().__post_init__(**kwargs)  # type: ignore[misc]
-        self.text_config.is_causal = False  # type: ignore[has-type]  # reaches the library's masks and its attention
+        self.text_config.is_causal = False  # type: ignore[attr-defined]  # reaches the library's masks and its attention
 
 
 class MaskedConfig(_Masked, Qwen3VLConfig):
@@ -123,3 +126,9 @@ def _check_same(config: Any, **asked: Any) -> None:
                 f"{name} {value}: the checkpoint was trained with {trained}; leave it out, or convert the "
                 "autoregressive model anew."
             )
+
+
+def write_settings(config: Any, folder: str | Path) -> None:
+    """Write beside an adapter what its base, which may be an autoregressive checkpoint, has to be converted with."""
+    settings = {name: getattr(config, name) for name in ("pattern", "block_size", "mask_token_id")}
+    (Path(folder) / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ moves earlier ones is tried out once at load (`probe`): an attention that stayed
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class _MaskedLM:
 
         Raises BadInput for what cannot be meant.
         """
-        config = options.pop("config", None)
+        config, asked = options.pop("config", None), str(name)
         if not isinstance(config, MaskedConfig | MaskedMoeConfig):
             name = folder = find_folder(str(name), options.get("revision"), "name")
             register_architecture(folder / "config.json")
@@ -78,6 +78,7 @@ class _MaskedLM:
             name, *arguments, config=config, **options
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.name_or_path = asked  # not the cache's folder: adapters name it as their base
         if "attn_implementation" not in options:
             attend_per_document(model)
         check_sees_both_ways(model)
@@ -96,14 +97,18 @@ class _MaskedLM:
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        call: Callable[[Any], Tensor] | None = None,
         **options: Any,
-    ) -> MaskedLMOutput:
+    ) -> MaskedLMOutput | Tensor:
         """Logits (B, T, V) of what stands at each token.
 
         attention_mask  (B, T), 0 for padding; in `prefix` and `block` (B, 1, T, T), see `qvl_mdlm.pattern.visible`
         labels          (B, T) what the masks hide, -100 elsewhere; not shifted. The loss is their mean, unweighted;
-                        that of diffusion is in `qvl_mdlm.loss`.
+                        that of diffusion is `qvl_core.qwen3vl.loss.next_token_loss` of a noised batch.
+        call            gives call(model) in place of all that: what has to run inside the forward that DDP and FSDP see
         """
+        if call is not None:
+            return call(self)
         config: Any = self.config  # type: ignore[attr-defined]
         alone = options.get("past_key_values") is None
         if config.pattern != "full" and alone and (attention_mask is None or attention_mask.ndim != 4):

@@ -30,8 +30,7 @@ from torch.nn.functional import cross_entropy
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 from qvl_data.chat import encode
-from qvl_data.formats import recognise
-from qvl_data.media import Opener
+from qvl_data.row import read_row
 from qvl_data.sample import Sample
 from qvl_sft.batch import collation
 
@@ -65,10 +64,7 @@ class ChatCollator:
 
     def sample(self, row: Any, number: int) -> Sample:
         """A row of the batch as a sample. Raises BadSample."""
-        if isinstance(row, Sample):
-            return row
-        place = f"row {number} of the batch"
-        return recognise(row, place).read(row, place).read_from(Opener(self.media_root, self.allow_root), place)
+        return read_row(row, f"row {number} of the batch", self.media_root, self.allow_root)
 
     def _encoded(self, sample: Sample) -> Encoded:
         weights = [message.weight for message in sample.messages if message.trained]
