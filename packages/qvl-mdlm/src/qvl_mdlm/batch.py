@@ -17,7 +17,8 @@ from torch import Tensor
 
 from qvl_core.qwen3vl.batch import Batch, assemble, four_rows, padded
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
-from qvl_core.training.samples import Bad, LeftOut, Samples
+from qvl_core.training.samples import Bad, LeftOut
+from qvl_data.stream import ChatSamples
 from qvl_mdlm.layout import Layout, Shape
 from qvl_mdlm.noise import Noise
 from qvl_mdlm.pattern import visible
@@ -87,7 +88,7 @@ def noised(laid: Layout, masked: Array, weights: Array, mask_token_id: int, norm
 class NoisedSamples:
     """The order of a mixture's chats, each noised; of a complementary pair, one chat stands at two positions."""
 
-    chats: Samples
+    chats: ChatSamples
     corruption: Corruption
     seed: int
     max_length: int

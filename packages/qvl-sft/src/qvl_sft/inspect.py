@@ -17,12 +17,12 @@ from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
 from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.load import open_processor
+from qvl_core.qwen3vl.panels import panels, picture_sizes
 from qvl_data.errors import BadSample
 from qvl_data.sources import Item, Mixture, mixtures
 from qvl_data.stream import ChatSamples
 from qvl_sft.batch import chat_batches, chat_samples
-from qvl_sft.inspect_page import Rows, page, picture_sizes
-from qvl_sft.panels import panels
+from qvl_sft.inspect_page import Rows, page
 from qvl_sft.plan import model_config
 from qvl_sft.reading import Reading, read_draw
 from qvl_sft.recipe import SFTRecipe

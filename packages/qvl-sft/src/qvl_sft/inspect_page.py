@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.qwen3vl.panels import note
 from qvl_core.qwen3vl.pixels import frames, pictures
 from qvl_core.qwen3vl.transcript import KINDS, Piece, Turn, counted
 from qvl_core.report import Picture, Said, Section, Stacks, Table, Text, Token, Transcript, render
-from qvl_sft.panels import note
 from qvl_sft.reading import Reading
 from qvl_sft.recipe import SFTRecipe
 
@@ -59,14 +59,6 @@ _LEGEND = (
     "Green is learned, the deeper the more it weighs. Rounded tokens are special ones; the same characters typed in "
     "the data are ordinary text. Rest the pointer on a text to see where its tokens begin, on a token for its number."
 )
-
-
-def picture_sizes(sample: Encoded | None, processor: Any) -> list[tuple[int, int]]:
-    """Width and height of a sample's pictures as the model sees them."""
-    if sample is None or sample.image_grid is None:
-        return []
-    side = processor.image_processor.patch_size
-    return [(int(w) * side, int(h) * side) for _, h, w in sample.image_grid.tolist()]
 
 
 def _transcript(reading: Reading, processor: Any) -> Transcript:

@@ -1,12 +1,14 @@
 """Turns as a model reads them, on a terminal: a box for each turn, learned tokens green, pictures as their tokens."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
 from qvl_core.printable import printable
+from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.transcript import Piece, Turn
 
 BORDERS = {"system": "magenta", "user": "blue", "assistant": "green"}
@@ -21,6 +23,14 @@ def panels(title: str, turns: Sequence[Turn], sizes: "Sizes", cut: range = range
 
 
 Sizes = Sequence[tuple[int, int]]  # width and height of each picture in pixels
+
+
+def picture_sizes(sample: Encoded | None, processor: Any) -> list[tuple[int, int]]:
+    """Width and height of a sample's pictures as the model sees them."""
+    if sample is None or sample.image_grid is None:
+        return []
+    side = processor.image_processor.patch_size
+    return [(int(w) * side, int(h) * side) for _, h, w in sample.image_grid.tolist()]
 
 
 def note(turn: Turn, cut: bool = False) -> str:

@@ -1,0 +1,116 @@
+"""`qvl-mdlm check`: is this recipe what you meant? Reads the data, shows the first batch and what will be trained.
+
+Nothing is trained and no weights are read: the tune table comes from the model's shapes.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from qvl_core.files import write_atomic
+from qvl_core.printable import printable
+from qvl_core.qwen3vl.budgets import apply_media
+from qvl_core.qwen3vl.load import open_config, open_processor
+from qvl_core.qwen3vl.lora import apply_tune
+from qvl_core.qwen3vl.panels import panels, picture_sizes
+from qvl_core.qwen3vl.presets import meta_model
+from qvl_core.qwen3vl.transcript import read
+from qvl_core.training.batches import SampleBatches
+from qvl_data.checking import first_samples, judge, leaks, read_list, show_lists, write_bad
+from qvl_data.sources import mixtures
+from qvl_data.stream import witness
+from qvl_mdlm.batch import Noised, collation
+from qvl_mdlm.build import noised_samples
+from qvl_mdlm.config import masked_config
+from qvl_mdlm.recipe import MDLMRecipe
+
+MASK = "░"
+ENOUGH_RANK = 64  # measured: rank 16 does not convert, rank 64 does for one token at a time (docs/mdlm)
+LARGE = 1e9  # parameters; smaller models bear higher rates
+
+
+def check(recipe: MDLMRecipe, out: Path | None = None) -> None:
+    """Print data facts, the first batch, the tune table and warnings; `out` gets them as check.html, and bad samples.
+
+    Raises BadInput for what cannot be meant, and if the data holds more bad samples than data.max_bad allows.
+    """
+    console = Console(record=True)
+    lists = mixtures(recipe.data)
+    stock, processor = open_config(recipe.model.name, recipe.model.revision), open_processor(recipe.model)
+    apply_media(processor, recipe.media)
+    diffusion, tokenizer = recipe.diffusion, processor.tokenizer
+    config = masked_config(stock, tokenizer, diffusion.attention, diffusion.block_size, diffusion.mask_token_id)
+    table = apply_tune(
+        meta_model(stock), recipe.tune, seed=0, optim=recipe.optim, quantization=recipe.model.quantization
+    )
+    streams = {name: noised_samples(recipe, mixture, config, processor) for name, mixture in lists.items()}
+    facts = {name: read_list(lists[name], stream.chats.encode_item) for name, stream in streams.items()}
+    show_lists(facts, console)
+
+    samples = streams["train"]
+    collate = collation(processor, recipe.batch.packing, patterned=config.pattern != "full")
+    batches = SampleBatches(samples, recipe.batch, recipe.train.seed, collate, witness(processor))
+    console.print(f"first batch (seed {recipe.train.seed}); what may be masked is green:", style="bold")
+    rows = batches.rows(0)
+    noised = first_samples(samples, rows)
+    for whole, masked in zip(first_samples(samples.chats, rows), noised, strict=False):
+        console.print(panels(whole.id, read(whole, tokenizer), picture_sizes(whole, processor)))
+        assert isinstance(masked, Noised)
+        console.print(canvas_text(masked, tokenizer, config.mask_token_id))
+    console.print(table.rich())
+    console.print(f"the mask is row {config.mask_token_id:,} of the embedding; attention {config.pattern}")
+    console.print(f"{batches.steps_of(recipe.train)} steps; one epoch is {len(samples):,} samples")
+    for sentence in (*warnings(recipe, table.parameters), *leaks(lists)):
+        console.print(f"note: {sentence}", style="yellow", markup=False)
+    if out is not None:
+        write_bad(facts, out)
+        write_atomic(out / "check.html", console.export_html())
+    judge(facts, recipe.data.max_bad)
+
+
+def canvas_text(sample: Noised, tokenizer: Any, mask: int | None) -> Text:
+    """What of a sample may be masked, as the model reads it: masks, and what they leave."""
+    text = Text("as it is read: ", style="dim")
+    decode = partial(tokenizer.decode, skip_special_tokens=False)
+    first = int((~sample.clean).argmax())
+    for token in sample.ids[first:].tolist():
+        text.append(*((MASK, "yellow") if token == mask else (printable(decode([token])), "default")))
+    return text
+
+
+def warnings(recipe: MDLMRecipe, parameters: int) -> Iterator[str]:
+    """One sentence for each doubt about a recipe for a model of so many parameters."""
+    llm = recipe.tune.get("llm")
+    if llm is None or llm.mode == "frozen":
+        yield "tune.llm is frozen: attention that sees both ways is new to it, and it is what has to learn."
+    elif llm.mode == "lora":
+        if llm.rank < ENOUGH_RANK:
+            yield (
+                f"tune.llm.rank {llm.rank}: rank 16 did not convert an autoregressive model, rank {ENOUGH_RANK} did "
+                "for one token at a time; raise it, or train in full."
+            )
+        together = recipe.sampling.threshold is not None or (
+            recipe.sampling.steps is not None and recipe.sampling.steps < recipe.evaluate.max_new_tokens
+        )
+        if together:
+            yield (
+                "sampling writes several tokens at once, and tune.llm is LoRA: its joint predictions stayed poor where "
+                "it was measured; train in full for that."
+            )
+    rate = (llm.lr if llm is not None and llm.lr is not None else recipe.optim.lr) if llm else recipe.optim.lr
+    if llm is not None and llm.mode == "full" and parameters > LARGE and rate > 1e-4:
+        yield f"tune.llm: {rate:g} is high for full training of a model of this size; 1e-5 to 5e-5 is usual."
+    if recipe.diffusion.pad_to is None and recipe.diffusion.attention != "block":
+        yield "diffusion.pad_to is null: no canvas is longer than its answer, so sampling has to know the length."
+    longest = recipe.evaluate.max_new_tokens
+    if recipe.diffusion.pad_to and longest % recipe.diffusion.pad_to:
+        yield (
+            f"evaluate.max_new_tokens {longest} is no multiple of diffusion.pad_to {recipe.diffusion.pad_to}: canvases "
+            "of this length were not trained on."
+        )
+    if recipe.checkpoint.every is None and (recipe.train.steps is None or recipe.train.steps > 1000):
+        yield "checkpoint.every is not set: a killed run would start again from step 0."
