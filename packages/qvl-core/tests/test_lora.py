@@ -180,6 +180,11 @@ def test_parameter_groups():
         ({"embed": LORA, "lm_head": LORA}, True, r"tune\.embed: no linear layers that LoRA could adapt; use"),
         ({"embed": FULL}, True, "embed is full and lm_head is frozen, but this model has one matrix for both; give"),
         ({"llm": LORA, "lm_head": LORA}, True, "embed is frozen and lm_head is lora"),
+        (
+            {"embed": Group(mode="full", lr=1e-5), "lm_head": Group(mode="full", lr=1e-3)},
+            True,
+            "embed and lm_head have different rates or decays, but this model has one matrix for both; give",
+        ),
         ({"llm": LORA, "vision": Group(mode="lora", dropout=0.1)}, True, r"different dropouts \(llm 0, vision 0\.1\)"),
         ({"llm": Group()}, True, "nothing is trained; set the mode"),
         ({}, True, "nothing is trained"),

@@ -13,6 +13,7 @@ from torch import nn
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl import quantize as module
 from qvl_core.qwen3vl.groups import group_of, linear_targets
+from qvl_core.qwen3vl.head import head_nll, label_nll
 from qvl_core.qwen3vl.load import fingerprint, load_model, summary
 from qvl_core.qwen3vl.lora import apply_tune, load_adapter, merge_adapter, save_adapter
 from qvl_core.qwen3vl.quantize import dequantized, is_low_bit, quantize, size
@@ -98,6 +99,18 @@ def test_products_are_computed_in_the_type_of_the_weights(quantization: Quantiza
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         model(**inputs()).logits.float().square().mean().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@KINDS
+def test_a_head_in_fewer_bits_computes_the_loss_of_its_weights(quantization: Quantization):
+    model = base(tied=False)
+    quantize(model, quantization.model_copy(update={"groups": ["lm_head"]}))
+    weight, targets = dequantized(model.lm_head.weight), torch.arange(5)
+    hidden = torch.randn(5, weight.shape[1], generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found, expected = head_nll(model.lm_head, hidden, targets)[0], label_nll(hidden, weight, targets)[0]
+    assert torch.allclose(found, expected)
+    grads = [torch.autograd.grad(loss, hidden)[0] for loss in (found, expected)]
+    assert torch.allclose(*grads, atol=1e-6)
 
 
 @KINDS

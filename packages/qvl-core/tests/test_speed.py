@@ -174,6 +174,19 @@ def test_offload_leaves_nothing_on_the_device_between_forward_and_backward(monke
     assert torch.allclose(weight.grad, torch.exp(torch.tensor(1 + math.e)))
 
 
+def test_offload_tells_a_tensor_that_was_changed_from_what_it_was(monkeypatch: Any) -> None:
+    """Where autograd alone would raise, each product's gradient is that of the values it was computed from."""
+    monkeypatch.setattr(offload, "MINIMUM", 0)
+    first, second = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+    x = torch.ones(2)
+    with Offload():
+        total = (x * first).sum()
+        x.mul_(3)
+        total = total + (x * second).sum()
+    total.backward()
+    assert (first.grad, second.grad) == (2, 6)
+
+
 def test_offload_takes_everything_but_weights_and_each_tensor_once(
     base: nn.Module, batches: dict[str, Batch], monkeypatch: Any
 ) -> None:

@@ -16,12 +16,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from qvl_core.qwen3vl.quantize import is_low_bit
+
 CHUNK = 2**25  # logits held at a time: 128 MiB in fp32, 220 rows at the real vocabulary
 
 
 def head_nll(head: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`label_nll` through an lm_head; one that is more than a matrix (LoRA on it) is recomputed chunk by chunk."""
-    if isinstance(head, nn.Linear) and head.bias is None and head.weight.is_floating_point():
+    """`label_nll` through an lm_head; one that is more than a matrix (LoRA, fewer bits) is recomputed by chunks."""
+    if isinstance(head, nn.Linear) and head.bias is None and not is_low_bit(head.weight):
         return label_nll(hidden, head.weight, targets, weights)
 
     def chunk_nll(rows: Tensor, labels: Tensor) -> Tensor:

@@ -103,7 +103,9 @@ def apply_tune(
     The adapters' first values depend on the seed and the weights alone, not on device or precision. Outside fp32 the
     model then has to run under autocast, as the loop does. Raises BadInput for a block that cannot be meant for it.
     """
+    optim = optim or Optim()
     targets = _check(model, tune, groups, quantization)
+    _check_tied(model, tune, optim)
     chosen = {group: _last_layers(model, group, tune[group].layers) for group in tune}
     targets = {group: [name for name in names if _inside(name, chosen[group])] for group, names in targets.items()}
     parameters = dict.fromkeys(groups, 0)
@@ -133,7 +135,7 @@ def apply_tune(
         notes = _notes(block, quantization if quantization and group in quantization.groups else None)
         if block.mode == "frozen":
             return Row(group, "frozen", parameters[group], 0, notes=notes)
-        lr, weight_decay = _rates(block, optim or Optim())
+        lr, weight_decay = _rates(block, optim)
         rank = block.rank if block.mode == "lora" else None
         return Row(group, block.mode, parameters[group], trainable[group], rank, lr, weight_decay, notes)
 
@@ -184,12 +186,6 @@ def _check(
                 raise BadInput(f"tune.{group}: no linear layers that LoRA could adapt; use `full` or `frozen`.")
     if all(block.mode == "frozen" for block in tune.values()):
         raise BadInput("tune: nothing is trained; set the mode of a group to `lora` or `full`.")
-    modes = [tune[group].mode if group in tune else "frozen" for group in ("embed", "lm_head")]
-    if is_tied(model) and modes[0] != modes[1]:
-        raise BadInput(
-            f"tune: embed is {modes[0]} and lm_head is {modes[1]}, but this model has one matrix for both; "
-            "give both the same mode."
-        )
     for key, plural in (("dropout", "dropouts"), ("rslora", "rslora"), ("dora", "dora")):
         values = {group: getattr(tune[group], key) for group in targets}
         if len(set(values.values())) > 1:
@@ -198,6 +194,23 @@ def _check(
             raise BadInput(f"tune: different {plural} ({listed}); give all LoRA groups the same.")
     _check_quantization(model, tune, groups, quantization)
     return targets
+
+
+def _check_tied(model: nn.Module, tune: Mapping[str, Group], optim: Optim) -> None:
+    """Raise BadInput for an embedding and a head that are one matrix and are to be trained in two ways."""
+    if not is_tied(model):
+        return
+    embed, head = (tune.get(group, Group()) for group in ("embed", "lm_head"))
+    if embed.mode != head.mode:
+        raise BadInput(
+            f"tune: embed is {embed.mode} and lm_head is {head.mode}, but this model has one matrix for both; "
+            "give both the same mode."
+        )
+    if embed.mode != "frozen" and _rates(embed, optim) != _rates(head, optim):
+        raise BadInput(
+            "tune: embed and lm_head have different rates or decays, but this model has one matrix for both; "
+            "give both the same lr and weight_decay."
+        )
 
 
 def _check_quantization(

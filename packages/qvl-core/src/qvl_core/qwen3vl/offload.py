@@ -31,8 +31,9 @@ class Offload(saved_tensors_hooks):
     """The hooks. A tensor that several operations keep (the input of q, k and v) is copied once."""
 
     def __init__(self) -> None:
-        # Tensors in here are alive, so that an equal address means the same tensor.
-        self._recent: deque[tuple[Tensor, _OnHost]] = deque(maxlen=RECENT)
+        # Tensors in here are alive, so that an equal address means the same tensor. One that is changed in place is
+        # another, so what it was is kept beside it.
+        self._recent: deque[tuple[Tensor, Any, _OnHost]] = deque(maxlen=RECENT)
         super().__init__(self._keep, _give_back)
 
     def __exit__(self, *error: object) -> None:
@@ -42,11 +43,12 @@ class Offload(saved_tensors_hooks):
     def _keep(self, tensor: Tensor) -> "Tensor | _OnHost":
         if tensor.nbytes < MINIMUM or _is_weight(tensor):
             return tensor
-        for other, kept in self._recent:
-            if _identity(other) == _identity(tensor):
+        identity = _identity(tensor)
+        for _, known, kept in self._recent:
+            if known == identity:
                 return kept
         kept = _OnHost(tensor)
-        self._recent.append((tensor.detach(), kept))
+        self._recent.append((tensor.detach(), identity, kept))
         return kept
 
 
