@@ -1,29 +1,47 @@
-"""The page that answers the flags of other scripts: its recipe keys exist, and no flag of the documents is left out."""
+"""The pages that answer the flags of other scripts: their recipe keys exist, no flag of the documents is left out."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from qvl_core.recipe.load import load
-from qvl_sft.recipe import RECIPE
 
-PAGE = Path(__file__).parents[1] / "docs/sft/flags.md"
-ROWS = [
-    (cells[1].strip(), cells[2].strip())
-    for line in PAGE.read_text("utf-8").splitlines()
-    if line.startswith("| ") and len(cells := line.split("|")) >= 4 and cells[1].strip() not in ("There", "---")
-]
-# What the two documents that users come with set.
-FLAGS = """
+DOCS = Path(__file__).parents[1] / "docs"
+RECIPES = {"sft": "lora_4b", "mdlm": "lora_2b"}  # page -> recipe that its keys change
+# What the documents that users come with set.
+FLAGS = {
+    "sft": """
 model_name_or_path tune_mm_llm tune_mm_mlp tune_mm_vision lora_enable lora_r lora_alpha lora_dropout learning_rate
 mm_projector_lr vision_tower_lr dataset_use data_packing max_pixels min_pixels video_fps video_max_frames
 video_min_frames video_max_pixels video_min_pixels custom_vision_encoder
-"""
-ARGUMENTS = """
+""",
+    "mdlm": """
+model_name_or_path freeze_vision freeze_merger lora r lora_alpha lora_dropout target_modules dataset_args
+mask_prompt_loss max_seq_length output_dir num_train_epochs per_device_train_batch_size gradient_accumulation_steps
+learning_rate warmup_ratio lr_scheduler_type bf16 tf32 gradient_checkpointing
+""",
+}
+WORDS = {
+    "sft": """
 r= lora_alpha target_modules modules_to_save load_in_4bit use_gradient_checkpointing use_rslora loftq_config
 max_steps optim= seed packing attn_implementation BitsAndBytesConfig train_on_responses_only
-"""
+""",
+    "mdlm": """
+accelerate sbatch KoDocumentTableVisualSFT [train:1000,test:100] messages image Memory flash_attention_2
+dataloader_num_workers ranks
+""",
+}
+
+
+def rows(page: str) -> list[tuple[str, str]]:
+    """The first two cells of each row of a page's tables."""
+    lines = (DOCS / page / "flags.md").read_text("utf-8").splitlines()
+    cells = [line.split("|") for line in lines if line.startswith("| ")]
+    return [
+        (row[1].strip(), row[2].strip()) for row in cells if len(row) >= 4 and row[1].strip() not in ("There", "---")
+    ]
 
 
 def overrides(cell: str) -> list[str]:
@@ -32,14 +50,16 @@ def overrides(cell: str) -> list[str]:
     return [word.replace('"', "") for code in codes for word in re.split(r" (?=[a-z_]+\.[\w.]+=)", code)]
 
 
-@pytest.mark.parametrize(("there", "here"), ROWS)
-def test_every_key_exists(there: str, here: str) -> None:
+@pytest.mark.parametrize(("page", "there", "here"), [(page, *row) for page in RECIPES for row in rows(page)])
+def test_every_key_exists(page: str, there: str, here: str) -> None:
     given = overrides(here)
-    load(RECIPE, "lora_4b", given, "qvl_sft")
+    package = f"qvl_{page}"
+    load(import_module(f"{package}.recipe").RECIPE, RECIPES[page], given, package)
     assert given or "qvl-" in here or there.startswith(("`--video_min_pixels", '`"train"')), there
 
 
-def test_no_flag_is_left_out() -> None:
-    answered = " ".join(there for there, _ in ROWS)
-    assert not [flag for flag in FLAGS.split() if f"--{flag}" not in answered]
-    assert not [argument for argument in ARGUMENTS.split() if argument not in answered]
+@pytest.mark.parametrize("page", RECIPES)
+def test_no_flag_is_left_out(page: str) -> None:
+    answered = " ".join(there for there, _ in rows(page))
+    assert not [flag for flag in FLAGS[page].split() if not re.search(rf"--{flag}\b", answered)]
+    assert not [word for word in WORDS[page].split() if word not in answered]
