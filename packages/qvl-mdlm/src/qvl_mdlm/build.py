@@ -33,6 +33,7 @@ from qvl_mdlm.plan import advice, predict
 from qvl_mdlm.probe import check_sees_both_ways
 from qvl_mdlm.recipe import MDLMRecipe
 from qvl_mdlm.sample import Sampling
+from qvl_mdlm.settings import write_settings
 
 
 def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:

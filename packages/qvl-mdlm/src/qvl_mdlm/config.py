@@ -1,4 +1,4 @@
-"""Configurations of a Qwen3-VL that is a masked diffusion model: those of the autoregressive one and four fields more.
+"""Configurations of a Qwen3-VL that is a masked diffusion model: those of the autoregressive one and a few fields more.
 
 A model type of their own keeps a converted checkpoint from being read as an autoregressive one, which would attend
 causally and write nonsense. The tower is the stock one or one of qvl-vision's.
@@ -26,6 +26,7 @@ class _Masked:
     pattern        which tokens see which: see `qvl_mdlm.pattern`
     block_size     tokens of a block in the pattern `block`
     mask_token_id  the token that stands where nothing is written yet: a spare row of the embedding
+    pad_to         to a multiple of how many tokens answers were filled up in training; None: they were not
     """
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -45,6 +46,7 @@ class MaskedConfig(_Masked, Qwen3VLConfig):
     pattern: str = "full"
     block_size: int | None = None
     mask_token_id: int | None = None
+    pad_to: int | None = None
 
 
 class MaskedMoeConfig(_Masked, Qwen3VLMoeConfig):
@@ -56,6 +58,7 @@ class MaskedMoeConfig(_Masked, Qwen3VLMoeConfig):
     pattern: str = "full"
     block_size: int | None = None
     mask_token_id: int | None = None
+    pad_to: int | None = None
 
 
 def masked_config(

@@ -65,11 +65,13 @@ def bound(
     collate: Callable[[Sequence[Encoded]], Batch],
     draws: int = 16,
     seed: int = 0,
+    places: Sequence[int] | None = None,
 ) -> Bound:
     """The negative ELBO of the labelled tokens of encoded chats.
 
     collate  `qvl_mdlm.batch.collation` of the model's pattern
     draws    masks of each sample (K)
+    places   number of each sample, which decides its masks: those of equal numbers are common; default: 0, 1, ...
     """
     device = model.get_input_embeddings().weight.device
     noise = Noise(masks="exact", times="stratified", strata=draws)
@@ -77,7 +79,7 @@ def bound(
     nats = np.zeros((len(samples), draws))
     tokens = np.zeros(len(samples), np.int64)
     for group in _by_tokens(
-        (place, draw, corruption(sample, seed, place * draws + draw))
+        (place, draw, corruption(sample, seed, (place if places is None else places[place]) * draws + draw))
         for place, sample in enumerate(samples)
         for draw in range(draws)
     ):

@@ -142,7 +142,9 @@ class Qwen3VLMoeForMaskedLM(_MaskedLM, Qwen3VLMoeForConditionalGeneration):
 def configured(config: Any, base: Model, diffusion: Diffusion) -> Any:
     """A checkpoint's configuration as a recipe's `diffusion` block has it; what `load_model` takes."""
     tokenizer = open_processor(base).tokenizer
-    return masked_config(config, tokenizer, diffusion.attention, diffusion.block_size, diffusion.mask_token_id)
+    masked = masked_config(config, tokenizer, diffusion.attention, diffusion.block_size, diffusion.mask_token_id)
+    masked.pad_to = diffusion.pad_to
+    return masked
 
 
 def freeze(model: Any, groups: Sequence[str]) -> int:

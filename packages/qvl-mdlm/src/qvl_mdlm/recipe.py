@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from qvl_core.recipe import blocks
 
-METRICS = ("exact_match", "nelbo")
+METRICS = ("exact_match", "nelbo", "choice_accuracy")
 
 
 class Diffusion(blocks.Block):

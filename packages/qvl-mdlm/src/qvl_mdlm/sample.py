@@ -114,14 +114,16 @@ def sample(
     prompts: Sequence[Encoded],
     sampling: Sampling,
     canvases: Sequence[Ids] | None = None,
+    spaced: Sequence[Ids] | None = None,
 ) -> list[Written]:
     """Answers, in the order of the prompts.
 
     prompts   chats up to and including the generation prompt (`qvl_data.chat.prompt`)
     canvases  (N,) of each: what is to stand behind its prompt, with mask tokens where it may be written; default: masks
               alone. What is given stays.
+    spaced    (k,) of each: places of a canvas whose token has to begin with a space
     """
-    writer = Writer(model, processor, prompts, sampling, canvases)
+    writer = Writer(model, processor, prompts, sampling, canvases, spaced)
     for _ in writer.steps():
         pass
     return writer.results()
@@ -133,6 +135,7 @@ class _Row:
 
     number: int
     canvas: Tensor  # (N,)
+    spaced: Tensor  # (N,) bool
     generator: torch.Generator
     forwards: int = 0
 
@@ -146,6 +149,7 @@ class Writer:
     prompts: Sequence[Encoded]
     sampling: Sampling
     canvases: Sequence[Ids] | None = None
+    spaced: Sequence[Ids] | None = None
     _done: dict[int, _Row] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -155,6 +159,7 @@ class Writer:
         self._device = self.model.get_input_embeddings().weight.device
         self._ends = torch.tensor(sorted({tokenizer.eos_token_id, tokenizer.pad_token_id}), device=self._device)
         self._never = never_written(config, tokenizer, self.sampling.suppress).to(self._device)
+        self._spaces = begin_with_space(config, tokenizer).to(self._device) if self.spaced is not None else None
         self._pad = int(tokenizer.pad_token_id)
 
     def steps(self) -> Iterator[Step]:
@@ -185,6 +190,8 @@ class Writer:
                     if waiting[place]:
                         row.forwards += len(hidden)
                         logits = self._logits([states[place, at] for states in hidden])
+                        if self._spaces is not None:
+                            logits = logits.masked_fill(row.spaced[start + at, None] & ~self._spaces, -torch.inf)
                         at, tokens = self._commit(row, at, logits, left)
                         row.canvas[start + at] = tokens
                     written.append((start + at).cpu().numpy())
@@ -210,10 +217,12 @@ class Writer:
     def _rows(self) -> list[_Row]:
         count = self.sampling.max_new_tokens
         given = self.canvases if self.canvases is not None else [np.full(count, self._mask)] * len(self.prompts)
+        spaced = self.spaced if self.spaced is not None else [np.zeros(0, np.int64)] * len(given)
         return [
             _Row(
                 number,
                 torch.from_numpy(np.array(canvas, np.int64)).to(self._device),
+                torch.from_numpy(np.isin(np.arange(len(canvas)), spaced[number])).to(self._device),
                 torch.Generator().manual_seed(mix(self.sampling.seed, "row", number)),
             )
             for number, canvas in enumerate(given)
@@ -289,6 +298,13 @@ def never_written(config: Any, tokenizer: Any, suppress: Sequence[int] = ()) -> 
     media = [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id]
     never[[config.mask_token_id, start, *media, *suppress]] = True
     return never
+
+
+def begin_with_space(config: Any, tokenizer: Any) -> Tensor:
+    """(V,) bool: tokens of a byte-level vocabulary whose text begins with a space."""
+    begins = torch.zeros(config.text_config.vocab_size, dtype=torch.bool)
+    begins[[number for token, number in tokenizer.get_vocab().items() if token.startswith("Ġ")]] = True
+    return begins
 
 
 def check_sampling(config: Any, sampling: Sampling, prompts: Sequence[Encoded]) -> None:
