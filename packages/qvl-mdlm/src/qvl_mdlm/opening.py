@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
     block: Model
     adapter: Path | None
-    configure: Callable[[Any], Any] | None
+    configure: Callable[[Any], Any]
 
 
 def open_masked(name: str, base: str | None = None, *, unconverted: bool = False) -> tuple[Any, Any]:
@@ -79,15 +79,15 @@ def find(name: str, base: str | None = None, unconverted: bool = False) -> Found
     if base is not None:
         raise BadInput(f"--base: {name} is no adapter and has no base; leave it out.")
     block = Model(name=str(folder))
-    if is_masked(block):
-        return Found(block, None, None)
-    if not unconverted:
+    masked = is_masked(block)
+    if not masked and not unconverted:
         raise BadInput(
             f"{name}: is an autoregressive model, which has not learned to denoise; convert it with `{COMMAND} convert "
             f"{name} --out FOLDER` and train that, or train with model.name={name}."
         )
-    log.warning("note: %s is autoregressive; it now attends both ways (full), which it has not learned to.", name)
-    return Found(block, None, partial(_converted, block))
+    if not masked:
+        log.warning("note: %s is autoregressive; it now attends both ways (full), which it has not learned to.", name)
+    return Found(block, None, partial(_masked, block))
 
 
 def is_masked(block: Model) -> bool:
@@ -102,12 +102,12 @@ def _adapter(folder: Path, base: str | None) -> Found:
             f"{folder}: no {FILE} there, which says how its base attends; copy it from the run's final/, or, if it is "
             "an autoregressive adapter, merge it with `qvl-sft merge` and convert the result."
         )
-    return Found(block, folder, None if settings is None else partial(_as_trained, block, settings))
+    return Found(block, folder, partial(_as_trained, block, settings) if settings else partial(_masked, block))
 
 
 def _as_trained(block: Model, settings: dict[str, Any], config: Any) -> Any:
     return with_settings(config, open_processor(block).tokenizer, settings)
 
 
-def _converted(block: Model, config: Any) -> Any:
+def _masked(block: Model, config: Any) -> Any:
     return masked_config(config, open_processor(block).tokenizer)
