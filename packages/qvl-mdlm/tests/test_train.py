@@ -24,9 +24,9 @@ from qvl_core.run import RunFolder
 from qvl_core.training.parts import Callbacks, Parts
 from qvl_data.convert import write_samples
 from qvl_mdlm import train
-from qvl_mdlm.config import SETTINGS
 from qvl_mdlm.model import Qwen3VLForMaskedLM
 from qvl_mdlm.recipe import RECIPE
+from qvl_mdlm.settings import SETTINGS
 
 STEPS = 4
 LORA = "tune={llm: {mode: lora, rank: 4, alpha: 8}}"
@@ -143,8 +143,8 @@ def test_an_adapter_says_how_its_base_attends(how: tuple[str, ...], learn: Calla
     assert (base / "model.safetensors").read_bytes() == before
     assert all(".lora_" in name for name in weights(run))
     settings = json.loads((run / "final" / SETTINGS).read_text(encoding="utf-8"))
-    pattern = settings.pop("pattern")
-    assert (pattern, settings["block_size"]) == (("block", 4) if how else ("full", None))
+    pattern, pad_to = settings.pop("pattern"), settings.pop("pad_to")
+    assert (pattern, settings["block_size"], pad_to) == (("block", 4, 8) if how else ("full", None, 8))
     model = Qwen3VLForMaskedLM.from_pretrained(base, attention=pattern, **settings)
     load_adapter(model, run / "final")
     trained = weights(run)

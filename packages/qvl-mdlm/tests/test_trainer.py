@@ -18,11 +18,11 @@ from qvl_data.chat import encode
 from qvl_data.row import read_row
 from qvl_mdlm.batch import Corruption, collate
 from qvl_mdlm.collator import create_qwen3_vl_collator
-from qvl_mdlm.config import SETTINGS
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.model import Qwen3VLForMaskedLM
 from qvl_mdlm.noise import Noise
 from qvl_mdlm.recipe import Diffusion
+from qvl_mdlm.settings import SETTINGS
 from qvl_mdlm.trainer import Qwen3VLTrainer
 
 LR, SEED = 0.1, 5

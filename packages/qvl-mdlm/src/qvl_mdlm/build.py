@@ -24,7 +24,6 @@ from qvl_core.training.world import World
 from qvl_data.sources import Mixture, mixtures
 from qvl_data.stream import ChatSamples, witness
 from qvl_mdlm.batch import Corruption, NoisedSamples, collation
-from qvl_mdlm.config import write_settings
 from qvl_mdlm.evaluate import Evaluation
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.model import configured

@@ -4,8 +4,6 @@ A model type of their own keeps a converted checkpoint from being read as an aut
 causally and write nonsense. The tower is the stock one or one of qvl-vision's.
 """
 
-import json
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
@@ -17,7 +15,6 @@ from qvl_vision.config import QVLVisionConfig
 
 Pattern = Literal["full", "prefix", "block"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
-SETTINGS = "diffusion.json"  # beside an adapter: how its base has to attend
 
 
 class _Masked:
@@ -129,9 +126,3 @@ def _check_same(config: Any, **asked: Any) -> None:
                 f"{name} {value}: the checkpoint was trained with {trained}; leave it out, or convert the "
                 "autoregressive model anew."
             )
-
-
-def write_settings(config: Any, folder: str | Path) -> None:
-    """Write beside an adapter what its base, which may be an autoregressive checkpoint, has to be converted with."""
-    settings = {name: getattr(config, name) for name in ("pattern", "block_size", "mask_token_id")}
-    (Path(folder) / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ from qvl_core.recipe.blocks import Model
 from qvl_core.training.engine import DTYPES, resolve_precision
 from qvl_mdlm.config import MaskedConfig, MaskedMoeConfig, masked_config
 from qvl_mdlm.probe import check_sees_both_ways
-from qvl_mdlm.settings import FILE, read_settings, with_settings
+from qvl_mdlm.settings import SETTINGS, read_settings, with_settings
 
 log = logging.getLogger(__name__)
 COMMAND = "qvl-mdlm"
@@ -99,8 +99,8 @@ def _adapter(folder: Path, base: str | None) -> Found:
     block, settings = base_of(folder, base), read_settings(folder)
     if settings is None and not is_masked(block):
         raise BadInput(
-            f"{folder}: no {FILE} there, which says how its base attends; copy it from the run's final/, or, if it is "
-            "an autoregressive adapter, merge it with `qvl-sft merge` and convert the result."
+            f"{folder}: no {SETTINGS} there, which says how its base attends; copy it from the run's final/, or, if "
+            "the adapter is autoregressive, merge it with `qvl-sft merge` and convert the result."
         )
     return Found(block, folder, partial(_as_trained, block, settings) if settings else partial(_masked, block))
 

@@ -8,18 +8,18 @@ from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
 from qvl_mdlm.config import masked_config
 
-FILE = "diffusion.json"
+SETTINGS = "diffusion.json"
 KEYS = ("pattern", "block_size", "mask_token_id", "pad_to")
 
 
-def write_settings(config: Any, folder: Path) -> None:
+def write_settings(config: Any, folder: str | Path) -> None:
     """Write what a masked diffusion model's configuration says of attention, masks and canvases."""
-    write_atomic(folder / FILE, json.dumps({key: getattr(config, key) for key in KEYS}) + "\n")
+    write_atomic(Path(folder) / SETTINGS, json.dumps({key: getattr(config, key) for key in KEYS}) + "\n")
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """What `write_settings` wrote; None if there is no such file. Raises BadInput for one that is something else."""
-    file = folder / FILE
+    file = folder / SETTINGS
     if not file.is_file():
         return None
     try:

@@ -36,10 +36,11 @@ from qvl_core.qwen3vl.loss import next_token_loss, token_losses
 from qvl_core.training.seeds import mix
 from qvl_mdlm.batch import Corruption, Noised, collate
 from qvl_mdlm.collator import create_qwen3_vl_collator, split
-from qvl_mdlm.config import MaskedConfig, MaskedMoeConfig, masked_config, write_settings
+from qvl_mdlm.config import MaskedConfig, MaskedMoeConfig, masked_config
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.noise import Noise
 from qvl_mdlm.recipe import Diffusion
+from qvl_mdlm.settings import write_settings
 
 STRATA = 32  # samples that share the interval of times between them in an evaluation
 
