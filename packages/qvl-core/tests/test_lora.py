@@ -243,6 +243,10 @@ def test_bad_adapter_folders(tmp_path: Path):
         save_file({**good, **change}, file)
         with pytest.raises(BadInput, match=sentence):
             load_adapter(base(), folder)
-    save_file({name: value for name, value in good.items() if "layers.0.mlp.up_proj.lora_B" not in name}, file)
-    with pytest.raises(BadInput, match=r"layers\.0\.mlp\.up_proj\.lora_B\.weight is missing"):
-        load_adapter(base(), folder)
+    for lost, sentence in (
+        ("layers.0.mlp.up_proj.lora_B", r"layers\.0\.mlp\.up_proj\.lora_B\.weight is missing"),
+        ("merger.norm.weight", r"merger\.norm\.weight is missing"),
+    ):
+        save_file({name: value for name, value in good.items() if lost not in name}, file)
+        with pytest.raises(BadInput, match=sentence):
+            load_adapter(base(), folder)

@@ -17,7 +17,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,6 +93,7 @@ def load_adapter(model: M, folder: Path) -> M:
     """
     config, values = foreign.read(folder)
     _check_base(model, folder)
+    promised = set(_in_full(model, config.modules_to_save or ()))
     if continued := hasattr(model, "peft_config"):
         _check_continued(model, folder, config, values)
     else:
@@ -108,7 +109,7 @@ def load_adapter(model: M, folder: Path) -> M:
             f"{file}: {frozen[0].removeprefix(PREFIX)} was trained in full, and is frozen here; train it as well, or "
             "make the adapter part of the base by merging it."
         )
-    if missing := sorted(key for key in own.keys() - values.keys() if is_adapter(key)):
+    if missing := sorted(key for key in own.keys() - values.keys() if is_adapter(key) or key in promised):
         raise BadInput(f"{file}: {missing[0]} is missing; it is not the file that belongs to its {CONFIG_FILE}.")
     with torch.no_grad():
         for key, value in values.items():
@@ -255,6 +256,14 @@ def _untie(model: Any) -> None:
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     for part in (config, config.text_config):
         part.tie_word_embeddings = False
+
+
+def _in_full(model: nn.Module, saved: Iterable[str]) -> Iterator[str]:
+    """Keys of the modules that `modules_to_save` names by the ends of their names, in whatever layout."""
+    ends = tuple("." + foreign.today(f"{PREFIX}{name}.").removeprefix(PREFIX) for name in saved)
+    for name, module in model.named_modules():
+        if ends and f".{name}.".endswith(ends):
+            yield from (_key(f"{name}.{inside}") for inside, _ in module.named_parameters(remove_duplicate=False))
 
 
 def _difference(start: Start, name: str, value: Tensor) -> Tensor:
