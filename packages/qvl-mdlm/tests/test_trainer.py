@@ -1,6 +1,10 @@
 """The trainer: the document's own example, and a step of it against the package's loss."""
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,8 @@ import torch
 from chats import row, rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from sharing import run
 from transformers import Qwen3VLForConditionalGeneration, TrainingArguments
 
 from qvl_core.errors import BadInput
@@ -296,3 +302,18 @@ def test_a_batch_of_prompts_alone_is_said(masked: Callable[..., Any], processor:
     )
     with pytest.raises(BadInput, match=r"nothing in this batch may be masked.*give rows with answers"):
         trainer.train()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_train_and_measure_as_one(base: Path, tmp_path: Path) -> None:
+    run(str(base), tmp_path / "one", 4)
+    script = Path(__file__).parent / "sharing.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run(
+        [*launch, str(base), str(tmp_path / "two"), "2"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    one, two = (load_file(tmp_path / name / "trained.safetensors") for name in ("one", "two"))
+    assert all((one[name] - two[name]).abs().max() < 1e-10 for name in one)
+    losses = [json.loads((tmp_path / name / "loss.json").read_text("utf-8")) for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
