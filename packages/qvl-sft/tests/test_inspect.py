@@ -85,6 +85,15 @@ def test_one_sample_by_its_id_or_number(recipe: list[str]) -> None:
     assert "--sample nobody: no sample has this id, and there are 5" in refused.err
 
 
+def test_a_number_beyond_a_list_that_is_measured(recipe: list[str]) -> None:
+    """An evaluation takes every sample once, whatever its source weighs."""
+    twice = ["--list", "validation", "data.validation.0.weight=2"]
+    assert "held out" in qvl_sft(*recipe, *twice, "--sample", "0").out
+    beyond = qvl_sft(*recipe, *twice, "--sample", "1")
+    assert (beyond.code, beyond.err.count("\n")) == (2, 1), beyond.err
+    assert "--sample 1: no sample has this id, and there are 1; give another one" in beyond.err
+
+
 def test_other_lists_and_what_is_learned(recipe: list[str]) -> None:
     assert "held out" in qvl_sft(*recipe, "--list", "validation", "data.train_on=none").out
     assert "2 learned" in qvl_sft(*recipe, "--list", "validation", "data.train_on=none").out

@@ -43,14 +43,19 @@ def inspect(
     if list_name not in lists:
         raise BadInput(f"--list {list_name}: the recipe has no such data; choose from {', '.join(lists)}.")
     stream = chat_samples(recipe, lists[list_name], recipe_processor(recipe))
-    items = _draws(recipe, stream) if list_name == "train" else stream.mixture.items()
-    chosen = [_find(stream.mixture, sample, items, recipe)] if sample else list(islice(items, samples))
+    trained = list_name == "train"
+    items = _draws(recipe, stream) if trained else stream.mixture.items()
+    if sample:
+        known = len(stream.mixture) if trained else stream.mixture.chosen  # an evaluation takes each once
+        chosen = [_find(stream.mixture, sample, items, known, recipe)]
+    else:
+        chosen = list(islice(items, samples))
     readings = [read_draw(stream, item) for item in chosen]
     console = Console()
     for reading in readings:
         console.print(shown(reading, stream.processor))
     if out is not None:
-        rows = _first_rows(recipe, stream) if list_name == "train" else None
+        rows = _first_rows(recipe, stream) if trained else None
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "inspect.html", page(recipe, name, list_name, readings, rows, stream.processor))
         print(out / "inspect.html")
@@ -81,8 +86,9 @@ def _draws(recipe: SFTRecipe, stream: ChatSamples) -> Iterator[Item]:
             yield stream.mixture.locate(stream.seed, position)
 
 
-def _find(mixture: Mixture, sample: str, items: Iterator[Item], recipe: SFTRecipe) -> Item:
-    if sample.isdecimal() and int(sample) < len(mixture):
+def _find(mixture: Mixture, sample: str, items: Iterator[Item], known: int, recipe: SFTRecipe) -> Item:
+    """The sample with this id, or number below `known`."""
+    if sample.isdecimal() and int(sample) < known:
         return next(islice(items, int(sample), None))
     for item in mixture.items():
         try:
@@ -91,7 +97,7 @@ def _find(mixture: Mixture, sample: str, items: Iterator[Item], recipe: SFTRecip
         except BadSample as error:
             if error.sample_id == sample:
                 return item
-    raise BadInput(f"--sample {sample}: no sample has this id, and there are {len(mixture):,}; give another one.")
+    raise BadInput(f"--sample {sample}: no sample has this id, and there are {known:,}; give another one.")
 
 
 def _first_rows(recipe: SFTRecipe, stream: ChatSamples) -> Rows:
