@@ -163,14 +163,10 @@ def test_rows_that_cannot_be_used_are_named(processor: Any) -> None:
         ChatCollator(processor)([rows()[0], {"text": "no chat"}])
     with pytest.raises(BadInput, match="over the limit of 8"):
         ChatCollator(processor, max_length=8)(rows())
-    weighted = Sample.model_validate(
-        {
-            "task": "chat",
-            "messages": [
-                {"role": "user", "parts": [{"type": "text", "text": "3"}]},
-                {"role": "assistant", "parts": [{"type": "text", "text": "9"}], "weight": 0.5},
-            ],
-        }
-    )
-    with pytest.raises(BadInput, match="weight"):
+    chat = {"user": "3", "assistant": "9"}
+    turns = [{"role": role, "parts": [{"type": "text", "text": text}]} for role, text in chat.items()] * 2
+    turns[1], turns[3] = turns[1] | {"weight": 0.5}, turns[3] | {"weight": 1.0}
+    weighted = Sample.model_validate({"id": "a", "task": "chat", "messages": turns})
+    with pytest.raises(BadInput, match=r"sample a: an answer has weight 0\.5, which only `qvl-sft train` serves"):
         ChatCollator(processor)([weighted])
+    assert ChatCollator(processor, train_on="last")([weighted])["labels"].ne(-100).sum() == 2  # the other is not learned

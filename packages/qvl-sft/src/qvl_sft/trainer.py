@@ -67,15 +67,15 @@ class ChatCollator:
         return read_row(row, f"row {number} of the batch", self.media_root, self.allow_root)
 
     def _encoded(self, sample: Sample) -> Encoded:
-        weights = [message.weight for message in sample.messages if message.trained]
-        if any(weight not in (None, 1) for weight in weights):
-            raise BadInput(
-                f"sample {sample.id}: an answer has weight {max(filter(None, weights)):g}, which only "
-                "`qvl-sft train` serves; remove it."
-            )
-        return encode(
+        encoded = encode(
             sample, self.processor, max_length=self.max_length, too_long=self.too_long, train_on=self.train_on
         )
+        if encoded.weights is not None:
+            weight = next(weight for weight in encoded.weights if weight not in (0, 1))
+            raise BadInput(
+                f"sample {sample.id}: an answer has weight {weight:g}, which only `qvl-sft train` serves; remove it."
+            )
+        return encoded
 
 
 def label_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
