@@ -67,6 +67,9 @@ def fail(kind):
     if kind == "weights on a full disk":
         from safetensors import SafetensorError
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    if kind == "memory":
+        import torch
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 TiB")
     if kind == "permission":
         raise PermissionError(errno.EACCES, "Permission denied", "runs/x")
     if kind == "library":
@@ -281,6 +284,12 @@ def test_an_unknown_verb_with_no_neighbour_lists_all(run):
         ("interrupt", 130, ""),
         ("disk", 1, "runs/x/model.safetensors: the disk is full; free some space and run the same command again."),
         ("weights on a full disk", 1, "the disk is full; free some space and run the same command again."),
+        (
+            "memory",
+            1,
+            "the device's memory is full; end what else uses it, or take smaller pictures, fewer bits "
+            "(--quant, model.quantization) or a larger device.",
+        ),
         ("permission", 1, "runs/x: not allowed to read or write here; change its permissions or choose another place."),
         (
             "library",

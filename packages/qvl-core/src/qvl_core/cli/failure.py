@@ -58,6 +58,11 @@ def _understood(error: Exception, command: str) -> tuple[int, str | None]:
     if _errno(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         place = f"{name}: " if (name := getattr(error, "filename", None)) else ""
         return 1, f"{place}the disk is full; free some space and run the same command again."
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it; a step of training says more
+        return 1, (
+            "the device's memory is full; end what else uses it, or take smaller pictures, fewer bits "
+            "(--quant, model.quantization) or a larger device."
+        )
     if isinstance(error, PermissionError) and error.filename:
         return (
             1,
