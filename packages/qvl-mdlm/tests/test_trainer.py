@@ -120,7 +120,7 @@ def test_the_example_of_the_document_runs(base: Path, tmp_path: Path, monkeypatc
     assert frozen
     assert not any(p.requires_grad for p in frozen)
     checkpoint = tmp_path / "outputs/checkpoint-12"
-    assert (checkpoint / SETTINGS).is_file()
+    assert json.loads((checkpoint / SETTINGS).read_text("utf-8"))["pad_to"] == 32
     assert (checkpoint / "tokenizer.json").is_file()
     assert f'"base_model_name_or_path": "{base}"' in (checkpoint / "adapter_config.json").read_text("utf-8")
 

@@ -86,8 +86,8 @@ class Qwen3VLTrainer(Trainer):
         self.diffusion = diffusion or Diffusion()
         config = self.model.config
         _check_settings(config, data_collator, self.diffusion)
-        pad_to = getattr(data_collator, "pad_to", self.diffusion.pad_to)
-        self._shape = shape_of(config, getattr(processor, "tokenizer", processor), pad_to)
+        config.pad_to = getattr(data_collator, "pad_to", self.diffusion.pad_to)  # evaluation fills canvases up alike
+        self._shape = shape_of(config, getattr(processor, "tokenizer", processor), config.pad_to)
         self._evaluated = 0  # batches of the evaluation under way
         self._measured: list[Tensor] = []  # (2, B) losses and shares of each of them
 
