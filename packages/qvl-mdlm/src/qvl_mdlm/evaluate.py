@@ -18,7 +18,7 @@ from torch import nn
 from qvl_core.errors import BadInput
 from qvl_core.evaluation import LEFT_OUT, evaluation_folder, write_lines
 from qvl_core.qwen3vl.encoded import Encoded
-from qvl_core.run import RunFolder, read_records, result
+from qvl_core.run import RunFolder, Scalar, read_records, result
 from qvl_core.training.world import World
 from qvl_data.answers import choices_of, references_of
 from qvl_data.chat import TrainOn, encode, prompt
@@ -275,7 +275,7 @@ def evaluate(
         if not predictions:
             raise BadInput(f"no sample can be used, such as: {read_records(run.path / LEFT_OUT)[0]['message']}")
         counts = {f"{name}_samples": len(found) for name, found in predictions.items()}
-        said = {"model": model, "data": " ".join(data), **counts, **figures}
+        said: dict[str, Scalar] = {"model": model, "data": " ".join(data), **counts, **figures}
         values = result("qvl-mdlm", seed=sampling.seed, complete=True, figures=said)
         run.write_result(values)
         evaluation_report(run, model)
