@@ -612,17 +612,23 @@ def test_the_best_checkpoint_comes_along_to_a_new_folder(tmp_path: Path) -> None
     assert final[0] == final[1]
 
 
-def test_what_was_best_by_another_figure_is_forgotten(tmp_path: Path) -> None:
+def test_what_was_best_by_another_figure_or_on_other_samples_is_forgotten(tmp_path: Path) -> None:
     recipe = toy_recipe(evaluate=STOPPING, checkpoint={"every": 4})
     with pytest.raises(Preempted):
         toy_run(tmp_path / "old", stopping_parts(SCORES, raising(signal.SIGTERM, 4)), recipe)
     other = {"every": 1, "early_stop": {"metric": "other", "mode": "max", "patience": 3}}
-    for name, evaluate, final_step, now in [("off", {"every": 1}, 8, "off"), ("other", other, 8, "other max")]:
+    for name, evaluate, final_step, now in [
+        ("off", {"every": 1}, 8, "off"),
+        ("other", other, 8, "other max on validation "),
+        ("fewer", {**STOPPING, "samples": 10}, 6, "score max on validation "),
+    ]:
         shutil.copytree(tmp_path / "old", tmp_path / name)
         outcome = toy_run(tmp_path / name, stopping_parts(SCORES, start=4), toy_recipe(evaluate=evaluate))
         assert (outcome.steps, outcome.final_step) == (8, final_step)
         (event,) = events(tmp_path / name, "early_stop_changed")
-        assert (event["was"], event["is"]) == ("score max", now)
+        assert event["was"].startswith("score max on validation ")
+        assert event["is"].startswith(now)
+        assert event["is"] != event["was"]
 
 
 def test_an_unknown_figure_names_those_there_are(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """How far a run has come: the part of its state that is not tensors, kept in each checkpoint's state.json."""
 
+import hashlib
+import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from qvl_core.errors import BadInput, QVLError
-from qvl_core.recipe.blocks import EarlyStop
+from qvl_core.recipe.blocks import EarlyStop, Recipe
 from qvl_core.run import Spent, spent
 from qvl_core.training.samples import Bad
 
@@ -19,7 +21,7 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     stale: int = 0  # evaluations since the best one
-    watched: str | None = None  # by which figure and how the best one was found
+    watched: str | None = None  # by which figure, how, and on which samples the best one was found
     owes_evaluation: bool = False  # asked to stop before or while it evaluated at this step
     skipped: int = 0  # steps that were not applied because a loss or gradient was not finite
     streak: int = 0  # of them, the last ones in a row
@@ -54,12 +56,9 @@ class Progress:
         """What is kept of a sample that was left out."""
         return self.bad.get(name) or asdict(Bad(name, self.dropped[name], message="", tolerated=True))
 
-    def watch(self, stop: EarlyStop | None) -> str | None:
+    def watch(self, recipe: Recipe) -> str | None:
         """Compare evaluations as the recipe says now. If they were compared otherwise, forget that, and say how."""
-        before, self.watched = (
-            self.watched,
-            None if stop is None else f"{stop.metric} {'max' if stop.larger_is_better else 'min'}",
-        )
+        before, self.watched = self.watched, _watched(recipe)
         if before == self.watched:
             return None
         self.best_step, self.best_value, self.stale = None, None, 0
@@ -90,3 +89,14 @@ class Progress:
                 f"the loss or gradient was not finite {self.streak} steps in a row, up to step {step}; nothing of "
                 "them was applied or saved: look at the samples that metrics.jsonl names, lower the rate, or use fp32."
             )
+
+
+def _watched(recipe: Recipe) -> str | None:
+    """What makes two evaluations comparable: `validation_loss min on validation 1f0c93ab`."""
+    stop, evaluate = recipe.evaluate.early_stop, recipe.evaluate
+    if stop is None:
+        return None
+    sources = [source.model_dump(mode="json") for source in recipe.data.validation]
+    measured = json.dumps([sources, evaluate.samples, evaluate.max_new_tokens])
+    samples = hashlib.sha256(measured.encode()).hexdigest()[:8]
+    return f"{stop.metric} {'max' if stop.larger_is_better else 'min'} on validation {samples}"
