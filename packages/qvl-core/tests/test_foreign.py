@@ -195,7 +195,7 @@ def test_other_methods_of_peft(tmp_path: Path):
         ({"target_modules": ["c_attn"]}, r"adapter_config\.json: does not fit this model \(.*c_attn"),
         ({"peft_type": "NEVER"}, r"adapter_config\.json: cannot be read"),
         ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is not known here; use the adapter with peft"),
-        ({"trainable_token_indices": [5, 6]}, "trainable_token_indices is not known here"),
+        ({"trainable_token_indices": {"lm_head": [5]}}, "trains tokens of other layers than embed_tokens; merge it"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication is not known here"),
         ({"use_kasa": True}, r"adapter_config\.json: use_kasa is known neither here nor to the peft that is installed"),
     ],

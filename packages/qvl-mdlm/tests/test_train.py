@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 import qvl_mdlm.build
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import load_model
-from qvl_core.qwen3vl.lora import load_adapter
+from qvl_core.qwen3vl.lora import load_adapter, merge_adapter
+from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.blocks import Model
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
@@ -25,6 +26,7 @@ from qvl_core.training.parts import Callbacks, Parts
 from qvl_data.convert import write_samples
 from qvl_mdlm import train
 from qvl_mdlm.model import Qwen3VLForMaskedLM
+from qvl_mdlm.plan import predict
 from qvl_mdlm.recipe import RECIPE
 from qvl_mdlm.settings import SETTINGS
 
@@ -158,6 +160,31 @@ def test_an_adapter_says_how_its_base_attends(how: tuple[str, ...], learn: Calla
         load_adapter(left_to_right, run / "final")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_mask_tokens_row_is_trained_beside_lora(tied: bool, learn: Callable[..., Path], tmp_path: Path) -> None:
+    start = tiny(tmp_path / "base", tied=tied)
+    recipe = (LORA, f"model.name={start}", "diffusion.mask_row=true")
+    run = learn("run", *recipe)
+    model = Qwen3VLForMaskedLM.from_pretrained(start)
+    mask = model.config.mask_token_id
+    before = model.get_input_embeddings().weight[mask].detach().clone()
+    found = {name: value for name, value in weights(run).items() if ".lora_" not in name}
+    (row,) = found.values()
+    assert row.shape == (1, len(before))
+    assert not torch.equal(row[0], before)
+    config = json.loads((run / "final/adapter_config.json").read_text(encoding="utf-8"))
+    assert config["trainable_token_indices"] == {"embed_tokens": [mask]}
+    (counted,) = [each for each in RunFolder(run).read_environment()["tune"] if each["group"] == "embed"]
+    assert (counted["mode"], counted["trainable"]) == ("rows", len(before))
+    planned = predict(load(RECIPE, "tiny", [*recipe, "data.train=x"], "qvl_mdlm"))
+    assert planned.trainable == sum(value.numel() for value in weights(run).values())
+    shown = torch.tensor([[mask, 5]])
+    load_adapter(model, run / "final")
+    assert torch.equal(model.get_input_embeddings()(shown)[0, 0], row[0])
+    merge_adapter(merged := Qwen3VLForMaskedLM.from_pretrained(start), run / "final")
+    assert torch.equal(merged.get_input_embeddings().weight[mask], row[0])
+
+
 # What cannot be meant, and what can
 
 
@@ -180,6 +207,7 @@ def test_an_adapter_says_how_its_base_attends(how: tuple[str, ...], learn: Calla
         (["diffusion.norm=mean"], "diffusion.norm"),
         (["sampling.threshold=0"], "sampling.threshold"),
         (["diffusion.patern=full"], "patern"),
+        (["diffusion.mask_row=true"], "`diffusion.mask_row` belongs to LoRA with `embed` frozen; remove it"),
     ],
 )
 def test_recipes_that_cannot_be_meant(changes: list[str], words: str) -> None:

@@ -40,7 +40,9 @@ def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
     lists = mixtures(recipe.data)  # before the model: what is wrong with the data is known at once
     base = base_of(recipe, run, world)
     configure = partial(configured, base=base, diffusion=recipe.diffusion)
-    model, processor, table = tuned_model(recipe, base, world, command="qvl-mdlm", configure=configure)
+    model, processor, table = tuned_model(
+        recipe, base, world, command="qvl-mdlm", configure=configure, rows=partial(embedding_rows, recipe)
+    )
     check_sees_both_ways(model)
     cache = open_features(recipe, model, run, world)
     samples = noised_samples(recipe, lists["train"], model.config, processor)
@@ -137,6 +139,11 @@ def _export(model: Any, processor: Any, base: Any, configure: Any, folder: Path,
     export(model, processor, base, folder, weights, configure=configure)
     if hasattr(model, "peft_config"):
         write_settings(model.config, folder)
+
+
+def embedding_rows(recipe: MDLMRecipe, config: Any) -> tuple[int, ...]:
+    """Rows of the embedding that are trained beside LoRA."""
+    return (config.mask_token_id,) if recipe.diffusion.mask_row else ()
 
 
 def _pace(recipe: MDLMRecipe, steps: int, samples: NoisedSamples) -> str:

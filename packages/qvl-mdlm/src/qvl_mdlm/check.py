@@ -24,7 +24,7 @@ from qvl_data.checking import first_samples, judge, leaks, read_list, show_lists
 from qvl_data.sources import mixtures
 from qvl_data.stream import witness
 from qvl_mdlm.batch import Noised, collation
-from qvl_mdlm.build import noised_samples
+from qvl_mdlm.build import embedding_rows, noised_samples
 from qvl_mdlm.config import masked_config
 from qvl_mdlm.recipe import MDLMRecipe
 
@@ -45,7 +45,12 @@ def check(recipe: MDLMRecipe, out: Path | None = None) -> None:
     diffusion, tokenizer = recipe.diffusion, processor.tokenizer
     config = masked_config(stock, tokenizer, diffusion.attention, diffusion.block_size, diffusion.mask_token_id)
     table = apply_tune(
-        meta_model(stock), recipe.tune, seed=0, optim=recipe.optim, quantization=recipe.model.quantization
+        meta_model(stock),
+        recipe.tune,
+        seed=0,
+        optim=recipe.optim,
+        quantization=recipe.model.quantization,
+        rows=embedding_rows(recipe, config),
     )
     streams = {name: noised_samples(recipe, mixture, config, processor) for name, mixture in lists.items()}
     facts = {name: read_list(lists[name], stream.chats.encode_item) for name, stream in streams.items()}

@@ -15,7 +15,8 @@ def plan(recipe: MDLMRecipe, gpu: str | None = None) -> None:
 
 def predict(recipe: MDLMRecipe, on: Card | None = None) -> MemoryPlan:
     """The plan of a recipe, on an H200 if no card is named."""
-    return planning.predict(recipe, open_config(recipe.model.name, recipe.model.revision), on)
+    rows = (0,) if recipe.diffusion.mask_row else ()  # one of them: which, makes no difference
+    return planning.predict(recipe, open_config(recipe.model.name, recipe.model.revision), on, rows)
 
 
 def advice(recipe: MDLMRecipe) -> str:

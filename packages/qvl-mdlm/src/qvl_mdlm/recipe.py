@@ -18,6 +18,8 @@ class Diffusion(blocks.Block):
     """Tokens of a block (`attention: block`)."""
     mask_token_id: Annotated[int, Field(ge=0)] | None = None
     """Row of the embedding that stands for what is masked; default: the first that no token has."""
+    mask_row: bool = False
+    """Train the embedding's row of the mask token beside LoRA, while the rest of `embed` is frozen."""
     pad_to: Annotated[int, Field(ge=1)] | None = 32
     """Fill answers with end tokens to a multiple of this: the model learns to stop. Blocks are always filled."""
     prompt_loss: bool = False
@@ -75,6 +77,13 @@ class MDLMRecipe(blocks.Recipe):
                 f"`model.attention: {self.model.attention}` would let the samples of a packed row see one another; set "
                 "`batch.packing: false`, or leave attention at auto"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mask_row_beside_lora(self) -> "MDLMRecipe":
+        modes = {group: block.mode for group, block in self.tune.items()}
+        if self.diffusion.mask_row and ("lora" not in modes.values() or modes.get("embed", "frozen") != "frozen"):
+            raise ValueError("`diffusion.mask_row` belongs to LoRA with `embed` frozen; remove it, or change `tune`")
         return self
 
     @model_validator(mode="after")

@@ -337,7 +337,7 @@ class _State:
         self.model = model
         self.contexts = [context]
         if sampling.guidance:
-            mask = model.model.language_model.embed_tokens.weight[mask_id]
+            mask = model.get_input_embeddings()(torch.tensor(mask_id, device=context.embeds.device))
             self.contexts.append(context.without_prompt(mask))
         self.pattern: str = model.config.pattern
         self.dual = sampling.cache == "dual"

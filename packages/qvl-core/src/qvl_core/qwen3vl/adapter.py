@@ -33,6 +33,8 @@ from qvl_core.qwen3vl.groups import is_adapter, is_tied
 from qvl_core.qwen3vl.initial import Start
 from qvl_core.qwen3vl.load import sees_both_ways, weights_sha256
 from qvl_core.qwen3vl.quantize import is_low_bit, is_quantized
+from qvl_core.qwen3vl.rows import LAYER, add_rows, merge_rows, rows_of
+from qvl_core.qwen3vl.rows import NAME as ROWS
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,6 +43,7 @@ SCHEMA = "qvl.adapter/1"
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 PREFIX = "base_model.model."
+DELTA = ".token_adapter.trainable_tokens_delta"  # what peft calls trained rows
 
 
 def save_adapter(
@@ -74,6 +77,8 @@ def save_adapter(
     config.revision = revision
     config.target_modules = sorted(config.target_modules)
     config.modules_to_save = list(_whole_modules(model, {name for name in trained if not is_adapter(name)})) or None
+    if rows := rows_of(model):
+        config.trainable_token_indices = {LAYER: list(rows)}
     config.ensure_weight_tying = is_tied(model) and EMBEDDING in trained
     if config.ensure_weight_tying:  # peft reads the shared matrix from both places
         values[HEAD] = values[EMBEDDING].clone()
@@ -109,7 +114,8 @@ def load_adapter(model: M, folder: Path) -> M:
             f"{file}: {frozen[0].removeprefix(PREFIX)} was trained in full, and is frozen here; train it as well, or "
             "make the adapter part of the base by merging it."
         )
-    if missing := sorted(key for key in own.keys() - values.keys() if is_adapter(key) or key in promised):
+    needed = promised | {key for key in own if is_adapter(key) or key.endswith(DELTA)}
+    if missing := sorted(needed & own.keys() - values.keys()):
         raise BadInput(f"{file}: {missing[0]} is missing; it is not the file that belongs to its {CONFIG_FILE}.")
     with torch.no_grad():
         for key, value in values.items():
@@ -143,6 +149,8 @@ def merge_adapter(base_model: M, folder: Path) -> M:
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(base_model.get_submodule(parent), child, layer.to(dtype))
+    if rows_of(base_model):
+        merge_rows(base_model)
     del base_model.peft_config
     base_model.requires_grad_(False)
     return base_model
@@ -207,6 +215,7 @@ def _prepare(model: nn.Module, folder: Path, config: Any, values: Mapping[str, T
         _untie(model)
     # Fully trained modules are put in place by the caller, without peft's second copy.
     config.modules_to_save, config.ensure_weight_tying, config.inference_mode = None, False, True
+    rows, config.trainable_token_indices = _rows(folder, config), None
     try:
         inject(model, config)
     except ValueError as error:
@@ -215,6 +224,17 @@ def _prepare(model: nn.Module, folder: Path, config: Any, values: Mapping[str, T
     for name, parameter in model.named_parameters():
         if is_adapter(name):
             parameter.data = parameter.data.float()
+    if rows:
+        add_rows(model, rows, learned=False)
+
+
+def _rows(folder: Path, config: Any) -> list[int]:
+    """The rows of the embedding that an adapter has trained."""
+    given = config.trainable_token_indices or {}
+    rows = given if isinstance(given, list) else given.get(LAYER, [])
+    if isinstance(given, dict) and given.keys() - {LAYER}:
+        raise BadInput(f"{folder / CONFIG_FILE}: trains tokens of other layers than {LAYER}; merge it with peft.")
+    return list(rows)
 
 
 def _check_continued(model: nn.Module, folder: Path, config: Any, values: Mapping[str, Tensor]) -> None:
@@ -225,6 +245,8 @@ def _check_continued(model: nn.Module, folder: Path, config: Any, values: Mappin
     file = folder / CONFIG_FILE
     if hasattr(model, "lora_start"):
         raise BadInput(f"{file}: an adapter that is continued has its first values; set tune's `init` to zero.")
+    if (rows := _rows(folder, config)) != (own := list(rows_of(model))):
+        raise BadInput(f"{file}: rows of the embedding are trained there ({rows}) and here ({own}); train the same.")
     if config.use_dora != model.peft_config["default"].use_dora:  # type: ignore[union-attr,index]
         raise BadInput(f"{file}: dora is {str(config.use_dora).lower()} there; set tune's `dora` to the same.")
     if is_tied(model) and _untied(model, values):
@@ -285,4 +307,5 @@ def _whole_modules(module: nn.Module, trained: set[str], prefix: str = "") -> It
 def _key(name: str) -> str:
     """A parameter's name in adapter_model.safetensors: peft's prefix, no adapter name, no wrapper."""
     name = re.sub(r"(\.lora_\w+)\.default", r"\1", name).replace(".base_layer.", ".")
+    name = re.sub(rf"\.{ROWS}$", DELTA, name)
     return PREFIX + name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")

@@ -35,7 +35,7 @@ _KNOWN = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "target_parameters",
     "layers_to_transform", "layers_pattern", "modules_to_save", "ensure_weight_tying", "bias", "lora_bias",
-    "fan_in_fan_out", "use_rslora", "use_dora",
+    "fan_in_fan_out", "use_rslora", "use_dora", "trainable_token_indices",
     "lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "megatron_config", "megatron_core", "qalora_group_size", "runtime_config",
 }  # fmt: skip

@@ -6,7 +6,7 @@ cache = open_features(recipe, model, run, world)
 loss = partial(token_loss, speed=recipe.speed, cache=cache)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,19 @@ def check_weights_only(model: Model) -> None:
 
 
 def tuned_model(
-    recipe: Recipe, base: Model, world: World, *, command: str, configure: Callable[[Any], Any] | None = None
+    recipe: Recipe,
+    base: Model,
+    world: World,
+    *,
+    command: str,
+    configure: Callable[[Any], Any] | None = None,
+    rows: Callable[[Any], Sequence[int]] = lambda _: (),
 ) -> tuple[Any, Any, TuneTable]:
     """The model with its tune groups set up, its processor, and the tune table.
 
     command    that merges adapters, for a message
     configure  as `load_model` takes it
+    rows       of a model's configuration, the rows of the embedding that are trained beside LoRA
     """
     precision = resolve_precision(recipe.train.precision, world.device)
     if recipe.speed.compile:
@@ -72,7 +79,14 @@ def tuned_model(
         plain, precision=precision, device=device, seed=recipe.train.seed, configure=configure
     )
     apply_media(processor, recipe.media)
-    table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim, quantization=held)
+    table = apply_tune(
+        model,
+        recipe.tune,
+        seed=recipe.train.seed,
+        optim=recipe.optim,
+        quantization=held,
+        rows=rows(model.config),
+    )
     if held:
         quantize(model, held, world.device)
         model.to(world.device)

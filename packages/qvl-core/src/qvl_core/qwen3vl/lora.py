@@ -10,7 +10,7 @@ trained in full beside LoRA are trained in place too (no second copy in memory).
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from qvl_core.qwen3vl.foreign import CONFIG_FILE
 from qvl_core.qwen3vl.groups import GROUPS, decays, group_of, is_adapter, is_tied, layers_of, linear_targets
 from qvl_core.qwen3vl.initial import doubled, set_first_values
 from qvl_core.qwen3vl.quantize import is_low_bit, quantized_layers, size
+from qvl_core.qwen3vl.rows import NAME as ROWS
+from qvl_core.qwen3vl.rows import add_rows
 from qvl_core.recipe.blocks import Group, Optim, Quantization
 from qvl_core.training.parts import ParameterGroup
 
@@ -95,10 +97,12 @@ def apply_tune(
     optim: Optim | None = None,
     groups: Mapping[str, str] = GROUPS,
     quantization: Quantization | None = None,
+    rows: Sequence[int] = (),
 ) -> TuneTable:
     """Freeze the model, inject adapters, and let gradients through what `tune` trains; trained weights become fp32.
 
     quantization  what `quantize` will then do to the frozen weights: it has to agree, and LoftQ makes up for it
+    rows          rows of the embedding that are trained beside LoRA, while the others are frozen
 
     The adapters' first values depend on the seed and the weights alone, not on device or precision. Outside fp32 the
     model then has to run under autocast, as the loop does. Raises BadInput for a block that cannot be meant for it.
@@ -106,6 +110,8 @@ def apply_tune(
     optim = optim or Optim()
     targets = _check(model, tune, groups, quantization)
     _check_tied(model, tune, optim)
+    if rows and (not targets or ("embed" in tune and tune["embed"].mode != "frozen")):
+        raise BadInput("tune: rows of the embedding are trained beside LoRA and with embed frozen; change one of them.")
     chosen = {group: _last_layers(model, group, tune[group].layers) for group in tune}
     targets = {group: [name for name in names if _inside(name, chosen[group])] for group, names in targets.items()}
     parameters = dict.fromkeys(groups, 0)
@@ -122,6 +128,9 @@ def apply_tune(
             if start is not None:
                 setattr(model, "lora_start", start)  # noqa: B010 - an attribute of our own on a library's class
     trainable = dict.fromkeys(groups, 0)
+    if rows:
+        add_rows(model, rows)
+        trainable["embed"] = model.get_parameter(f"{EMBEDDING.removesuffix('.weight')}.{ROWS}").numel()
     for name, parameter in model.named_parameters():
         group = group_of(name, groups)
         mode = tune[group].mode if group in tune else "frozen"
@@ -133,6 +142,10 @@ def apply_tune(
     def row(group: str) -> Row:
         block = tune.get(group, Group())
         notes = _notes(block, quantization if quantization and group in quantization.groups else None)
+        if group == "embed" and rows:
+            return Row(
+                group, "rows", parameters[group], trainable[group], None, _rates(block, optim or Optim())[0], 0.0
+            )
         if block.mode == "frozen":
             return Row(group, "frozen", parameters[group], 0, notes=notes)
         lr, weight_decay = _rates(block, optim)

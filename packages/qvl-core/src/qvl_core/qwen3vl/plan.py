@@ -129,8 +129,11 @@ def plan_memory(
     optim: Optim | None = None,
     quantization: Quantization | None = None,
     device: Device = "cuda",
+    embedding_rows: Sequence[int] = (),
 ) -> MemoryPlan:
     """Memory and time of one device; `config` is a preset's or a checkpoint's. Raises BadInput for a bad tune block.
+
+    embedding_rows  are trained beside LoRA: see `lora.apply_tune`
 
     MoE models are taken at the experts' active width, which is an estimate: their layers were not counted. So is DoRA
     outside fp32, and what a swapped tower keeps.
@@ -143,7 +146,7 @@ def plan_memory(
     work = batch if isinstance(batch, Workload) else Workload.of(batch, world)
     model = meta_model(config)
     low = quantized_layers(model, quantization) if quantization else []
-    table = apply_tune(model, tune, seed=0, optim=optim, quantization=quantization)
+    table = apply_tune(model, tune, seed=0, optim=optim, quantization=quantization, rows=embedding_rows)
     half = precision != "fp32"
     shapes = Shapes(config, tune, half, attention, work, device, speed.label_rows)
     own = 2 if half else 4  # bytes of a frozen number

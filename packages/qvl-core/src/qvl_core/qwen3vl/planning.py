@@ -4,7 +4,7 @@ planned = predict(recipe, open_config(recipe.model.name))
 print(verdict(planned, card("4090"), lambda: advice(recipe, ...)))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from qvl_core.cards import Card, card
@@ -12,8 +12,10 @@ from qvl_core.qwen3vl.plan import GIB, PEAK_FLOPS, MemoryPlan, plan_memory
 from qvl_core.recipe.blocks import Recipe
 
 
-def predict(recipe: Recipe, config: Any, on: Card | None = None) -> MemoryPlan:
+def predict(recipe: Recipe, config: Any, on: Card | None = None, rows: Sequence[int] = ()) -> MemoryPlan:
     """The plan of a recipe for a model of this configuration, on an H200 if no card is named.
+
+    rows  of the embedding that are trained beside LoRA
 
     `auto` precision is taken as bf16, as on any recent GPU.
     """
@@ -33,6 +35,7 @@ def predict(recipe: Recipe, config: Any, on: Card | None = None) -> MemoryPlan:
         speed=recipe.speed,
         optim=recipe.optim,
         quantization=recipe.model.quantization,
+        embedding_rows=rows,
     )
 
 
