@@ -205,7 +205,8 @@ def nelbo(model: Any, processor: Any, samples: Sequence[Sample]) -> float:
     """Nats per answer, with what fills its canvas."""
     shape = shape_of(model.config, processor.tokenizer, CANVAS)
     encoded = [encode(sample, processor) for sample in samples]
-    return bound(model, encoded, shape, collation(processor, True, patterned=False), draws=8).mean
+    patterned = model.config.pattern != "full"
+    return bound(model, encoded, shape, collation(processor, True, patterned), draws=8).mean
 
 
 def film(model: Any, processor: Any, samples: Sequence[Sample]) -> list[list[Step]]:
