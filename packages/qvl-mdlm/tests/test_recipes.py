@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from asking import digits
-from command import qvl_mdlm
+from invoking import qvl_mdlm
 
 from qvl_core.qwen3vl.load import open_config
 from qvl_core.qwen3vl.lora import apply_tune
@@ -70,12 +70,11 @@ def test_its_header_counts_right(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_tiny_learns_to_answer(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     lists = f"data={{train: {data}, validation: {data}, test: {data}}}"
-    changes = ["train.steps=120", "optim.lr=2.5e-3", "evaluate.every=120", "checkpoint.every=60"]
+    changes = ["evaluate.every=null", "checkpoint.every=125"]
     done = qvl_mdlm("train", "tiny", lists, *changes, "--out", str(out))
     assert done.code == 0, done.err
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert result["test_exact_match"] >= 0.5  # chance is 0.1; the whole recipe reaches 0.8 and more
-    assert result["test_loss"] < 0.2
+    assert result["test_exact_match"] >= 0.8  # as the recipe's head promises; chance is 0.1
     assert (out / "report.html").is_file()
 
 
@@ -117,7 +116,7 @@ def test_full_training_of_a_large_model_at_a_high_rate_is_doubted() -> None:
         (["model.attention=sdpa"], "set `batch.packing: false`"),
         (["evaluate.metrics=[bleu]"], "there is no 'bleu'"),
         (["diffusion.mask_token_id=900"], "none to spare"),
-        (["diffusion.attension=full"], 'did you mean "attention"'),
+        (["diffusion.attension=full"], 'did you mean "diffusion.attention"'),
     ],
 )
 def test_what_cannot_be_meant(changes: list[str], words: str, data: Path) -> None:
@@ -133,4 +132,4 @@ def test_a_canvas_that_is_too_long_says_what_to_do(tmp_path: Path) -> None:
         "check", "tiny", f"data={{train: {tmp_path / 'data'}}}", "batch.max_length=24", "diffusion.pad_to=64"
     )
     assert done.code == 2
-    assert "lower diffusion.pad_to" in done.out + done.err
+    assert "lower diffusion.pad_to" in " ".join(done.out.split())  # lines wrap

@@ -18,6 +18,7 @@ from torch import Tensor
 from qvl_core.qwen3vl.batch import Batch, assemble, four_rows, padded
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 from qvl_core.training.samples import Bad, LeftOut
+from qvl_data.sources import Item
 from qvl_data.stream import ChatSamples
 from qvl_mdlm.layout import Layout, Shape
 from qvl_mdlm.noise import Noise
@@ -107,7 +108,14 @@ class NoisedSamples:
 
     def encode(self, position: int) -> Noised:
         """Raises LeftOut for a sample that cannot be used, also if its canvas makes it too long."""
-        sample = self.corruption(self.chats.encode(position // self._each), self.seed, position)
+        return self._noised(self.chats.encode(position // self._each), position)
+
+    def encode_item(self, item: Item) -> Noised:
+        """One draw of the mixture, with the masks of position 0. Raises LeftOut."""
+        return self._noised(self.chats.encode_item(item), 0)
+
+    def _noised(self, chat: Encoded, position: int) -> Noised:
+        sample = self.corruption(chat, self.seed, position)
         if len(sample) > self.max_length:
             message = (
                 f"sample {sample.id}: {len(sample)} tokens with its canvas is over the limit of {self.max_length}; "

@@ -53,7 +53,7 @@ def check(recipe: MDLMRecipe, out: Path | None = None) -> None:
         rows=embedding_rows(recipe, config),
     )
     streams = {name: noised_samples(recipe, mixture, config, processor) for name, mixture in lists.items()}
-    facts = {name: read_list(lists[name], stream.chats.encode_item) for name, stream in streams.items()}
+    facts = {name: read_list(lists[name], stream.encode_item) for name, stream in streams.items()}
     show_lists(facts, console)
 
     samples = streams["train"]

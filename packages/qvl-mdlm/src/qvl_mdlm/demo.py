@@ -164,6 +164,7 @@ def trained_masked(out: Path, base: Path, seed: int, size: Size) -> Path:
         f"data={{train: {json.dumps(str(out / 'data'))}}}",
         f"train={{steps: {size.masked}, seed: {seed}}}",
         "speed.cache_features=0.1",
+        f"diffusion.pad_to={CANVAS}",
         "evaluate.every=null",
     ]
     run = out / "runs" / "masked"
