@@ -27,6 +27,9 @@ WORDS = {
     "sft": """
 r= lora_alpha target_modules modules_to_save load_in_4bit use_gradient_checkpointing use_rslora loftq_config
 max_steps optim= seed packing attn_implementation BitsAndBytesConfig train_on_responses_only
+bias= task_type bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype gradient_accumulation_steps
+warmup_steps logging_steps output_dir save_steps save_total_limit eval_steps evaluation_strategy remove_unused_columns
+per_device_eval_batch_size device_map
 """,
     "mdlm": """
 accelerate sbatch KoDocumentTableVisualSFT [train:1000,test:100] messages image Memory flash_attention_2
