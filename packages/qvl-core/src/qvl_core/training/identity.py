@@ -38,6 +38,7 @@ def identity(
             "seed": recipe.train.seed,
             "clip": recipe.train.clip,
             "precision": precision,
+            "tf32": recipe.train.tf32,
             **recipe.train.model_dump(mode="json", include=set(train)),
         },
     }
