@@ -2,7 +2,11 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +16,14 @@ from invoking import qvl_mdlm, write_adapter, write_choices
 from safetensors.torch import load_file
 
 from qvl_core.errors import BadInput
-from qvl_core.run import read_records
+from qvl_core.run import RunFolder, read_records
 from qvl_data.asked import asked
 from qvl_data.chat import encode, prompt
 from qvl_data.sources import Mixture
 from qvl_mdlm import infill, open_masked
 from qvl_mdlm.batch import collation
 from qvl_mdlm.canvas import pieces
-from qvl_mdlm.evaluate import answered, figures_of
+from qvl_mdlm.evaluate import Evaluation, answered, figures_of
 from qvl_mdlm.form import read_form
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.likelihood import bound
@@ -247,3 +251,37 @@ def test_a_settings_file_of_something_else(adapter: Path, tmp_path: Path) -> Non
     (broken / "diffusion.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(BadInput, match="is not what training writes"):
         open_masked(str(broken))
+
+
+def test_two_processes_find_what_one_finds(opened: Any, data: Path, tmp_path: Path) -> None:
+    model, processor = opened
+    lists = {"test": Mixture(str(data), "test")}
+    shape = shape_of(model.config, processor.tokenizer)
+    how = Sampling(max_new_tokens=4, steps=2)
+    evaluation = Evaluation(lists, processor, shape, ("nelbo", "exact_match", "choice_accuracy"), how, draws=2)
+    meet, values = Barrier(2), [None, None]
+
+    def gather(rank: int, value: Any) -> list[Any]:
+        values[rank] = value
+        meet.wait()
+        found = list(values)
+        meet.wait()
+        return found
+
+    def measure(rank: int, size: int) -> dict[str, float]:
+        run = RunFolder(tmp_path / f"{rank}-of-{size}")
+        run.path.mkdir()
+        world = SimpleNamespace(
+            rank=rank, size=size, gather=partial(gather, rank) if size > 1 else lambda value: [value]
+        )
+        return evaluation.measure(model, world, True, run, limit=5)  # type: ignore[arg-type]
+
+    alone = measure(0, 1)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(measure, (0, 1), (2, 2)))
+    assert together[0] == together[1] == pytest.approx(alone, rel=1e-5)
+    lines = [(tmp_path / name / "predictions.jsonl").read_text(encoding="utf-8") for name in ("0-of-1", "0-of-2")]
+    ids = [[json.loads(line)["id"] for line in text.splitlines()] for text in lines]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 5
+    assert not (tmp_path / "1-of-2/predictions.jsonl").exists()
