@@ -110,9 +110,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Every demo on real digits: `nox -s demo -- --seed 1`; reports in runs/demo and runs/demo-vision."""
+    """Every demo on real digits: `nox -s demo -- --seed 1`; reports in runs/demo, -vision and -mdlm."""
     project(session, "qvl-sft", "demo", "--out", "runs/demo", *session.posargs)
     project(session, "qvl-vision", "demo", "--out", "runs/demo-vision", *session.posargs)
+    project(session, "qvl-mdlm", "demo", "--out", "runs/demo-mdlm", *session.posargs)
 
 
 @nox.session
