@@ -1,0 +1,98 @@
+"""The figures that docs/sft states are those of benchmarks/results and of `plan`, as they are now."""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qvl_core.qwen3vl.plan import GIB, Workload, plan_memory
+from qvl_core.qwen3vl.presets import config
+from qvl_core.recipe.blocks import Group, Optim, Quantization, Speed
+
+ROOT = Path(__file__).parents[1]
+CASES = {  # row of the page: case of the benchmark
+    "full": "small, full, picture",
+    "LoRA": "small, lora, picture",
+    "QLoRA": "small, qlora, picture",
+    "three pictures in a sample": "small, full, pictures",
+    "a clip in a sample": "small, full, video",
+}
+TAKEN_AWAY = {
+    "packing": "padded",
+    "label rows": "full_logits",
+    "the fused optimizer": "unfused",
+    "patches as a product": "conv_patches",
+}
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs/sft" / name).read_text("utf-8")
+
+
+def row(name: str, first: str) -> list[str]:
+    """The cells behind the first one in the last row of a page's tables that begins with it."""
+    lines = [line for line in page(name).splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in lines[-1].strip("|").split("|")[1:]]
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text("utf-8"))
+    return found
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+
+def after(words: str, text: str) -> list[float]:
+    """The two numbers behind some words."""
+    return numbers(text.partition(words)[2])[:2]
+
+
+def test_speed() -> None:
+    ratios: dict[str, dict[str, float]] = {case["case"]: {} for case in result("throughput")["results"]}
+    for case in result("throughput")["results"]:
+        for group in case["groups"]:
+            ratios[case["case"]] |= group["ratios"]
+    for name, case in CASES.items():
+        stated = numbers(" ".join(row("speed.md", name)))
+        assert stated == pytest.approx([ratios[case][arm] for arm in ("trainer", "tuned", "trl")], abs=0.051), name
+    full, lora = ratios["small, full, picture"], ratios["small, lora, picture"]
+    text = " ".join(page("speed.md").split()).partition("With one thing taken away")[2]
+    for words, arm in TAKEN_AWAY.items():
+        assert after(words, text) == pytest.approx([full[arm], lora[arm]], abs=0.0051), words
+    assert after("in place of one large mask", text) == pytest.approx(
+        [full["dense_mask"], full["two_gradients"]], abs=0.0051
+    )
+    assert after("(LoRA:", text) == pytest.approx([lora["with_gradients"], 1 / lora["cached"]], abs=0.0051)
+
+
+def test_learning() -> None:
+    mean = result("learning")["mean"]
+    for group in ("llm", "merger", "vision"):
+        figures = (mean["base_mirrored"], mean[f"{group}_mirrored"], mean[f"{group}_shuffled"])
+        assert row("methods.md", f"`{group}`") == [f"{figure:.2f}" for figure in figures]
+    for name, arm in (("new samples alone", "no_replay"), ("with replay", "replay")):
+        assert row("methods.md", name) == [f"{mean[f'{arm}_{data}']:.2f}" for data in ("parity", "digits")]
+
+
+@pytest.mark.slow
+def test_the_corrected_table() -> None:
+    plan = partial(plan_memory, config("Qwen3-VL-8B"), batch=Workload(2048), precision="bf16", recompute=True)
+    groups = ("llm", "merger", "deepstack_mergers", "vision", "embed", "lm_head")
+    every, lora = {group: Group(mode="full") for group in groups}, {"llm": Group(mode="lora", rank=16)}
+    whole, small = plan(tune=every), plan(tune=every, optim=Optim(name="adamw_8bit"))
+    shared = plan(tune=every, world=8, strategy="fsdp2")
+    assert numbers(row("methods.md", "full")[-1]) == [round(one.peak / GIB, 1) for one in (whole, small, shared)]
+    assert row("methods.md", "full")[1] == f"{whole.trainable / 1e9:.2f}B"
+    for name, kind in (("LoRA", None), ("QLoRA", "nf4"), ("int8", "int8")):
+        low = kind and Quantization.model_validate({"kind": kind})
+        rows, logits = (plan(tune=lora, quantization=low, speed=Speed(label_rows=on)) for on in (True, False))
+        _, trained, all_logits, label_rows = row("methods.md", name)
+        assert trained == f"{rows.trainable / 1e6:.2f}M"
+        assert all_logits in ("", f"{logits.peak / GIB:.1f}")
+        assert numbers(label_rows) == [round(size / GIB, 1) for size in (rows.peak, rows.rows["frozen weights"])]
+    assert f"at most {whole.flops / plan(tune=lora).flops:.1f} times as fast" in page("methods.md")
