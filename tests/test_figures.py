@@ -89,7 +89,7 @@ def test_the_corrected_table() -> None:
     assert numbers(row("methods.md", "full")[-1]) == [round(one.peak / GIB, 1) for one in (whole, small, shared)]
     assert row("methods.md", "full")[1] == f"{whole.trainable / 1e9:.2f}B"
     for name, kind in (("LoRA", None), ("QLoRA", "nf4"), ("int8", "int8")):
-        low = kind and Quantization.model_validate({"kind": kind})
+        low = Quantization.model_validate({"kind": kind}) if kind else None
         rows, logits = (plan(tune=lora, quantization=low, speed=Speed(label_rows=on)) for on in (True, False))
         _, trained, all_logits, label_rows = row("methods.md", name)
         assert trained == f"{rows.trainable / 1e6:.2f}M"

@@ -164,7 +164,9 @@ def test_rows_that_cannot_be_used_are_named(processor: Any) -> None:
     with pytest.raises(BadInput, match="over the limit of 8"):
         ChatCollator(processor, max_length=8)(rows())
     chat = {"user": "3", "assistant": "9"}
-    turns = [{"role": role, "parts": [{"type": "text", "text": text}]} for role, text in chat.items()] * 2
+    turns: list[dict[str, Any]] = [
+        {"role": role, "parts": [{"type": "text", "text": text}]} for role, text in chat.items()
+    ] * 2
     turns[1], turns[3] = turns[1] | {"weight": 0.5}, turns[3] | {"weight": 1.0}
     weighted = Sample.model_validate({"id": "a", "task": "chat", "messages": turns})
     with pytest.raises(BadInput, match=r"sample a: an answer has weight 0\.5, which only `qvl-sft train` serves"):
