@@ -165,7 +165,7 @@ def _table(timings: Sequence[Timing]) -> Table:
     """Speeds, and how they relate to the plain way's at the same length."""
     plain = {one.ratio: one.tokens_per_second for one in timings if one.way == "uncached"}
     shown = Table()
-    for column in ("prompt:answer", "way", "tokens/s", "× uncached", "forwards a token", "same tokens"):
+    for column in ("tokens", "way", "a second", "× plain", "forwards each", "same"):
         shown.add_column(column, justify="left" if column == "way" else "right")
     for one in sorted(timings, key=lambda one: one.ratio):
         shown.add_row(
