@@ -1,6 +1,7 @@
 """The average of the trained weights: what it is, what uses it, and what it leaves alone."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from toy import SIZE, STEPS, ToyBatches, network, toy_parts, toy_recipe
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, Preempted
 from qvl_core.recipe.blocks import Recipe
-from qvl_core.training import checkpoint
+from qvl_core.training import average, checkpoint
 from qvl_core.training.average import Average
 from qvl_core.training.engine import Engine
 from qvl_core.training.parts import Callbacks
+from qvl_core.training.sharding import local
 from qvl_core.training.world import World
 
 CPU = torch.device("cpu")
@@ -134,6 +136,30 @@ def test_killed_and_resumed_bit_identically(tmp_path: Path) -> None:
     names = [f"{last}/{kind}-00000.safetensors" for kind in ("weights", "optimizer", "average")]
     for file in ("final/model.safetensors", *names):
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("call", [14, 18], ids=["before the evaluation", "after it"])
+def test_a_request_to_stop_leaves_no_weights_half_exchanged(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first evaluation exchanges four tensors by calls 13 to 16, after the start and two updates, and 17 to 20."""
+    done = 0
+
+    def signalled(tensor: Tensor) -> Tensor:
+        nonlocal done
+        done += 1
+        if done == call:
+            signal.raise_signal(signal.SIGTERM)
+        return local(tensor)
+
+    blocks = {"evaluate": {"every": 2}}
+    monkeypatch.setattr(average, "local", signalled)
+    with pytest.raises(Preempted):
+        toy_run(tmp_path / "run", toy_parts(network()), recipe(**blocks))
+    for name in ("run", "whole"):
+        toy_run(tmp_path / name, toy_parts(network()), recipe(**blocks))
+    final = [load_file(tmp_path / name / "final/model.safetensors") for name in ("run", "whole")]
+    assert equal(*final)
 
 
 def test_another_decay_is_another_run_unless_it_is_allowed(tmp_path: Path) -> None:

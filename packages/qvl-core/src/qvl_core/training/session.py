@@ -2,14 +2,14 @@
 
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from qvl_core.errors import BadInput, Preempted, QVLError
 from qvl_core.recipe.blocks import Recipe
@@ -153,7 +153,7 @@ class Session:
         self.progress.owes_evaluation = not final
         self.stop_if_asked()
         try:
-            with self._log.paused(), self._request.interruptible(self.world.size == 1):
+            with self._log.paused():
                 figures = self._measure(final)
         except Interrupted:
             self.stop()
@@ -222,11 +222,20 @@ class Session:
         evaluate, preview = self.parts.evaluate, self.parts.preview
         figures: dict[str, float] = {}
         if evaluate:
-            figures = self.engine.call(lambda model: evaluate(model, self.world, final))
+            figures = self._call(lambda model: evaluate(model, self.world, final))
         if preview:
             folder, step = self.run.samples, self.step
-            self.engine.call(lambda model: self.world.on_first(lambda: preview(model, folder, step)))
+            self._call(lambda model: self.world.on_first(lambda: preview(model, folder, step)))
         return figures
+
+    def _call(self, measure: Callable[[nn.Module], Any]) -> Any:
+        """Let the engine call it. A request to stop interrupts it, but not the exchange of weights around it."""
+
+        def interruptible(model: nn.Module) -> Any:
+            with self._request.interruptible(self.world.size == 1):
+                return measure(model)
+
+        return self.engine.call(interruptible)
 
     def _restore(self, resume: Path | None, allow_change: bool) -> list[tuple[str, dict[str, str]]]:
         """Continue from `resume`, else from the newest whole checkpoint of the run, else start at step 0."""
