@@ -144,6 +144,21 @@ def kept(model: nn.Module, batch: Batch) -> dict[int, int]:
     return {address: size for address, (_, size) in alive.items()}
 
 
+def test_dropout_is_drawn_alike(base: nn.Module, batches: dict[str, Batch], monkeypatch: Any) -> None:
+    """Also where layers are computed twice: the same masks, and so the same gradients to the bit."""
+    monkeypatch.setattr(offload, "MINIMUM", 0)
+    dropped = LORA.model_copy(update={"dropout": 0.2})
+
+    def seeded(speed: Speed, recompute: Any, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        model = tuned(base, {"llm": dropped, "vision": dropped}, speed, recompute)
+        torch.manual_seed(seed)
+        return step(model, batches["packed"], speed)
+
+    wanted = seeded(PLAIN, False)
+    assert seeded(PLAIN, False, seed=1)[0] != wanted[0]
+    compare(seeded(switch(offload=True), True), wanted, 0)
+
+
 def test_recompute_saves_the_memory_of_its_group(base: nn.Module, batches: dict[str, Batch]) -> None:
     size = {
         name: sum(kept(tuned(base, TUNES["full"], PLAIN, recompute), batches["packed"]).values())
