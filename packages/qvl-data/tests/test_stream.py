@@ -56,6 +56,15 @@ def test_what_is_too_long_is_left_out_under_its_name(mixture, processor):
             assert bad.id == f"{samples.mixture.datasets[0].file}:{item.index + 1} ({whole.encode(position).id})"
 
 
+def test_what_will_be_cut_has_room_up_to_the_limit(tmp_path, processor):
+    turns = [turn for i in range(4) for turn in (("user", f"q{i}"), ("assistant", f"a{i}"))]
+    write_samples([build(*turns, id="long")], tmp_path / "train.parquet")
+    chats = Mixture(str(tmp_path))
+    limit = ChatSamples(chats, processor, seed=0, max_length=1000).length(0) - 1
+    samples = ChatSamples(chats, processor, seed=0, max_length=limit, too_long="cut")
+    assert len(samples.encode(0)) <= limit == samples.length(0)
+
+
 def test_bad_samples_are_named_and_counted_by_reason(tmp_path, processor):
     rows = [
         {"id": "a", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},

@@ -87,9 +87,8 @@ class _Reader:
         learned = (sample.labels != IGNORE).astype(np.float32)
         self._weights = (learned if sample.weights is None else learned * sample.weights).tolist()
         self._names = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
-        self.start, self._end, self._opens, self._closes = (
-            tokenizer.convert_tokens_to_ids(name)
-            for name in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+        self.start, self._end, self._opens = (
+            tokenizer.convert_tokens_to_ids(name) for name in ("<|im_start|>", "<|im_end|>", "<|vision_start|>")
         )
         self._met = [0, 0, 0]  # runs of each type
 
@@ -136,10 +135,9 @@ class _Reader:
 
     def _is_stamp(self, first: int, last: int) -> bool:
         """Whether a text is the time that the processor writes before a frame."""
-        before, after = self._ids[first - 1], self._ids[last : last + 1]
-        inside = before == self._opens or (before == self._closes and self._types[first - 2] == 2)
+        after = self._ids[last : last + 1]  # where a clip begins, no frame follows its first <|vision_start|>
         frame = after == [self._opens] and self._types[last + 1 : last + 2] == [2]
-        return inside and frame and _STAMP.fullmatch(self._decoded(self._ids[first:last])) is not None
+        return frame and _STAMP.fullmatch(self._decoded(self._ids[first:last])) is not None
 
     def _spelled(self, ids: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Tokens that spell whole characters: the bytes of one may lie in several."""
