@@ -133,7 +133,7 @@ def _gallery(test: Sequence[Sample], texts: Sequence[str]) -> Pictures:
 def _schedules(found: Mapping[str, "Answers"]) -> list[Block]:
     rows = [
         {
-            "schedule": {"full": "one token a pass", "reduced": "threshold 0.8"}.get(name, name),
+            "schedule": {"full": "one token a pass", "reduced": "threshold 0.8", "1 steps": "1 step"}.get(name, name),
             "forward passes per token": round(one.forwards_per_token, 2),
             "right": round(one.accuracy, 3),
             "tokens / CPU-s": round(one.tokens_per_second),
@@ -178,7 +178,7 @@ def _honest(values: Mapping[str, Any]) -> Text:
         f"Here denoising is {said} the base. A pass of the base computes one token behind its cache; one of the "
         "denoising model computes prompt and canvas anew, because under full attention every written token changes "
         "all others. Fewer passes pay where a pass costs the same for one token as for many, as on a GPU with few "
-        "rows; `prefix` and `block` attention have exact caches (`qvl-mdlm bench`)."
+        "rows; prefix and block attention have exact caches (qvl-mdlm bench)."
     )
 
 
