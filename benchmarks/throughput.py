@@ -1,6 +1,6 @@
 """Real (not padding) tokens per second of training, QVL against the trainers people use, on one CPU thread.
 
-    python benchmarks/throughput.py [--quick] [--steps 12]
+    python benchmarks/throughput.py [--quick] [--steps 12] [--only ARM ...]
 
 qvl      qvl_core.training.loop.fit: packed rows, per-document attention, head on label rows in chunks, fused AdamW
 trainer  transformers.Trainer with a padding collator and the model's own loss, as the documents write it; its default
@@ -14,7 +14,9 @@ Cases: all weights trained, LoRA, QLoRA (nf4); one picture in each sample, three
 And, to know each gain alone, QVL with one thing taken away: padded (rows instead of packing), full_logits (head on
 every row), dense_mask (the library's block-diagonal mask), two_gradients (one matrix for the head and another for the
 embedding), unfused (AdamW one tensor at a time), conv_patches (Conv3d), with_gradients (the frozen tower is recorded);
-and with one thing added, cached (the frozen tower's features from disk, as in all epochs but the first).
+and with one thing added, cached (the frozen tower's features from disk, as in all epochs but the first), recomputed
+(activations computed again in the backward pass, which costs time and saves memory) and compiled (torch.compile).
+Length grouping alone is tuned against trainer; offloading needs a GPU (tests/gpu/test_speed_gpu.py).
 
 Every arm starts from the same weights and makes the same steps of 8 samples, each with media of 64 x 64 pixels, of
 log-normal length up to 300 tokens, the last fifth of which are labels. Arms are processes that take turns, one step
@@ -54,8 +56,9 @@ TOLERANCE = 1e-4  # of the mean loss over labels
 TRL = "trl==1.16.0"
 OPPONENTS = ("qvl", "trainer", "tuned", "grouped", "trl")
 MEGABATCHES = {"tuned": None, "grouped": 50}  # batches that are sorted together; None: the library's choice
-ABLATIONS = ("qvl", "padded", "full_logits", "dense_mask", "two_gradients", "unfused", "conv_patches")
-WITH_ADAPTERS = ("qvl", "padded", "full_logits", "unfused", "conv_patches", "with_gradients", "cached")
+ADDED = ("recomputed", "compiled")
+ABLATIONS = ("qvl", "padded", "full_logits", "dense_mask", "two_gradients", "unfused", "conv_patches", *ADDED)
+WITH_ADAPTERS = ("qvl", "padded", "full_logits", "unfused", "conv_patches", "with_gradients", "cached", *ADDED)
 
 
 @dataclass(frozen=True)
@@ -367,13 +370,36 @@ def missed(cases: Sequence[Case], records: Sequence[dict[str, Any]]) -> list[str
     ]
 
 
+def add(arms: Sequence[str], steps: int) -> None:
+    """Measure arms beside QVL in the small cases that have them, and put them into the last result."""
+    last = json.loads(RESULT.read_text(encoding="utf-8"))
+    for case, before in zip(CASES, last["results"], strict=True):
+        names = ["qvl", *(arm for arm in arms if arm in case.ablations)]
+        if case.body == "small" and len(names) > 1:
+            measured, versions = measure(case, [names], 2, steps)
+            others = [group for group in before["groups"] if set(group["ratios"]) != set(names)]
+            before["groups"] = others + measured["groups"]
+            last["versions"] |= versions
+    told = {"left_out": last["left_out"], "missed": last["missed"], "results": last["results"]}
+    record.write(RESULT, last["versions"], {"threads": 1}, **told)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few steps, without the ablations; writes nothing")
     parser.add_argument(
         "--steps", type=int, default=12, help="timed steps of a small body; a tiny one makes four times as many"
     )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="ARM",
+        help="of the things taken away or added these alone, added to the last result",
+    )
     options = parser.parse_args()
+    if options.only:
+        add(options.only, options.steps)
+        return
     quick = options.quick
     why_not = trl_failure()
     if why_not:

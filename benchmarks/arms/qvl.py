@@ -37,6 +37,7 @@ SWITCHED = {  # arms that are a switch of the recipe
     "unfused": {"fused_optimizer": False},
     "conv_patches": {"linear_patches": False},
     "with_gradients": {"frozen_features": False},
+    "compiled": {"compile": True},
 }
 
 
@@ -87,7 +88,7 @@ def recipe(folder: Path, steps: int, arm: str) -> blocks.Recipe:
             "batch": {"size": 8},
             "optim": {"lr": 1e-4},
             "schedule": {"name": "constant"},
-            "train": {"steps": steps, "precision": "fp32"},
+            "train": {"steps": steps, "precision": "fp32", "recompute": arm == "recomputed"},
             "speed": SWITCHED.get(arm, {}),
         }
     )
@@ -100,7 +101,7 @@ def prepared(settings: blocks.Recipe) -> tuple[Any, Any]:
     lora.apply_tune(model, settings.tune, seed=0, quantization=settings.model.quantization)
     if settings.model.quantization:
         quantize(model, settings.model.quantization)
-    speed_up(model, settings.speed)
+    speed_up(model, settings.speed, settings.train.recompute)
     return model, processor
 
 
