@@ -67,6 +67,10 @@ def test_speed() -> None:
     assert after("in place of one large mask", text) == pytest.approx(
         [full["dense_mask"], full["two_gradients"]], abs=0.0051
     )
+    for words, arm in (("Computing activations again takes", "recomputed"), ("compiled layers", "compiled")):
+        assert after(words, text) == pytest.approx([full[arm], lora[arm]], abs=0.0051), words
+    grouping = after("Length grouping alone makes the Trainer", text)[0]
+    assert grouping == pytest.approx(full["trainer"] / full["grouped"], abs=0.0051)
     assert after("(LoRA:", text) == pytest.approx([lora["with_gradients"], 1 / lora["cached"]], abs=0.0051)
 
 
