@@ -89,8 +89,8 @@ def test_check_shows_what_is_masked(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["tune={llm: {mode: lora, rank: 16}}"], "rank 16 did not convert"),
-        (["tune={llm: {mode: lora, rank: 64}}", "sampling.threshold=0.9"], "joint predictions stayed poor"),
+        (["tune={llm: {mode: lora, rank: 8}}"], "no rank below 16 was seen to convert"),
+        (["sampling.steps=4"], "whether they agree or not"),
         (["tune={merger: {mode: full}}"], "tune.llm is frozen"),
         (["diffusion.pad_to=null"], "sampling has to know the length"),
         (["evaluate.max_new_tokens=12"], "no multiple of diffusion.pad_to 8"),

@@ -29,7 +29,7 @@ from qvl_mdlm.config import masked_config
 from qvl_mdlm.recipe import MDLMRecipe
 
 MASK = "░"
-ENOUGH_RANK = 64  # measured: rank 16 does not convert, rank 64 does for one token at a time (docs/mdlm)
+RANK = 16  # the lowest that was seen to convert (benchmarks/conversion.py)
 LARGE = 1e9  # parameters; smaller models bear higher rates
 
 
@@ -92,20 +92,16 @@ def warnings(recipe: MDLMRecipe, parameters: int) -> Iterator[str]:
     llm = recipe.tune.get("llm")
     if llm is None or llm.mode == "frozen":
         yield "tune.llm is frozen: attention that sees both ways is new to it, and it is what has to learn."
-    elif llm.mode == "lora":
-        if llm.rank < ENOUGH_RANK:
-            yield (
-                f"tune.llm.rank {llm.rank}: rank 16 did not convert an autoregressive model, rank {ENOUGH_RANK} did "
-                "for one token at a time; raise it, or train in full."
-            )
-        together = recipe.sampling.threshold is not None or (
-            recipe.sampling.steps is not None and recipe.sampling.steps < recipe.evaluate.max_new_tokens
+    elif llm.mode == "lora" and llm.rank < RANK:
+        yield (
+            f"tune.llm.rank {llm.rank}: no rank below {RANK} was seen to convert a model, and {RANK} needs three times "
+            "the steps of full training; raise it, or train in full."
         )
-        if together:
-            yield (
-                "sampling writes several tokens at once, and tune.llm is LoRA: its joint predictions stayed poor where "
-                "it was measured; train in full for that."
-            )
+    if recipe.sampling.steps is not None and recipe.sampling.steps < recipe.evaluate.max_new_tokens:
+        yield (
+            f"sampling.steps {recipe.sampling.steps} writes several tokens at once whether they agree or not; "
+            "`sampling: {threshold: 0.9, eos_guard: true}` writes together what is certain alone."
+        )
     rate = (llm.lr if llm is not None and llm.lr is not None else recipe.optim.lr) if llm else recipe.optim.lr
     if llm is not None and llm.mode == "full" and parameters > LARGE and rate > 1e-4:
         yield f"tune.llm: {rate:g} is high for full training of a model of this size; 1e-5 to 5e-5 is usual."
