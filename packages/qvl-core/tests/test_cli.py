@@ -35,16 +35,18 @@ main = app.main
     "recipe.py": "from qvl_core.recipe.blocks import Recipe as RECIPE\n",
     "train.py": """
 import os
+import sys
 
 def train(recipe, out, fresh, resume, allow_change):
-    print(f"train rank={os.environ.get('RANK')} lr={recipe.optim.lr} nproc={recipe.parallel.nproc}",
-          f"out={out.as_posix()} fresh={fresh} resume={resume} allow_change={allow_change}")
+    said = (f"train rank={os.environ.get('RANK')} lr={recipe.optim.lr} nproc={recipe.parallel.nproc} "
+            f"out={out.as_posix()} fresh={fresh} resume={resume} allow_change={allow_change}")
+    sys.stdout.write(said + "\\n")  # in one piece: two processes share a pipe
     return {"loss": 1.0}
 """,
     "check.py": "def check(recipe, out):\n    return f'checked {recipe.model.name}, rendered to {out}'\n",
     "plan.py": "def plan(recipe, gpu):\n    return f'{recipe.model.name} fits' + (f' on {gpu}' if gpu else '')\n",
     "demo.py": "def demo(out, seed):\n    return f'demo {out.as_posix()} {seed}'\n",
-    "tiny.py": "def tiny(folder, seed):\n    return f'tiny {folder.as_posix()} {seed}'\n",
+    "tiny.py": "def tiny(folder, seed, thinking):\n    return f'tiny {folder.as_posix()} {seed} {thinking}'\n",
     "report.py": "def report(run):\n    return f'{run.name}/report.html'\n",
     "fail.py": """
 import errno
@@ -217,7 +219,7 @@ def test_the_other_common_verbs(run):
     assert run("plan", "small") == (0, "tiny fits", "")
     assert run("demo", "--out", "d", "--seed", "3") == (0, "demo d 3", "")
     assert run("demo") == (0, "demo runs/demo 0", "")
-    assert run("tiny", "t") == (0, "tiny t 0", "")
+    assert run("tiny", "t") == (0, "tiny t 0 False", "")
     assert run("report", "runs/x") == (0, "x/report.html", "")
     assert run("report", "runs/y") == (2, "", "runs/y: there is no such run folder.")
 

@@ -162,7 +162,7 @@ def test_a_hub_name_without_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         BadInput,
-        match=r"Qwen/Nothing at revision v1 is no folder here and is not in the local cache and .* `hf download Qwen/",
+        match=r"Qwen/Nothing at revision v1 is no folder here, is not in the local cache, and .* `hf download Qwen/",
     ):
         find_folder("Qwen/Nothing", "v1")
     assert commit_of("Qwen/Nothing") is None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chats import row, rows
+from conversations import row, rows
 from safetensors.torch import save_model
 from transformers import AutoProcessor, TrainingArguments
 

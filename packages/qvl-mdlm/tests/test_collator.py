@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from asking import digits
-from chats import parts, picture, row, rows
+from conversations import parts, picture, row, rows
 from datasets import Dataset
 
 from qvl_core.errors import BadInput

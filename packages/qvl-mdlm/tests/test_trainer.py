@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from chats import row, rows
+from conversations import row, rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file

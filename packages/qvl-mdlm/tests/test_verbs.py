@@ -1,5 +1,6 @@
 """convert, sample, infill, evaluate, bench and merge, as they are called."""
 
+import copy
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -259,7 +260,7 @@ def test_two_processes_find_what_one_finds(opened: Any, data: Path, tmp_path: Pa
     shape = shape_of(model.config, processor.tokenizer)
     how = Sampling(max_new_tokens=4, steps=2)
     evaluation = Evaluation(lists, processor, shape, ("nelbo", "exact_match", "choice_accuracy"), how, draws=2)
-    meet, values = Barrier(2), [None, None]
+    meet, values = Barrier(2, timeout=120), [None, None]  # of one that fails the other is told
 
     def gather(rank: int, value: Any) -> list[Any]:
         values[rank] = value
@@ -274,7 +275,8 @@ def test_two_processes_find_what_one_finds(opened: Any, data: Path, tmp_path: Pa
         world = SimpleNamespace(
             rank=rank, size=size, gather=partial(gather, rank) if size > 1 else lambda value: [value]
         )
-        return evaluation.measure(model, world, True, run, limit=5)  # type: ignore[arg-type]
+        own = copy.deepcopy(model)  # prompts are read by a hook on the model: threads do not share one
+        return evaluation.measure(own, world, True, run, limit=5)  # type: ignore[arg-type]
 
     alone = measure(0, 1)
     with ThreadPoolExecutor(2) as pool:
