@@ -14,9 +14,9 @@ from qvl_data.asked import asked, media_file
 from qvl_data.chat import prompt
 from qvl_data.sample import Media
 from qvl_mdlm.canvas import pieces
-from qvl_mdlm.infill import begin, filled
+from qvl_mdlm.infill import Filled, begin, filled
 from qvl_mdlm.opening import open_masked
-from qvl_mdlm.sample import Sampling, Step, Writer
+from qvl_mdlm.sample import Sampling, Step, Writer, Written
 
 STYLES = {"mask": "dim", "new": "bold black on green", "old": "default", "end": "dim"}
 
@@ -37,10 +37,7 @@ def sample(
     writer = Writer(model, processor, [prompt(asked(question, media), processor)[0]], sampling)
     seconds = _write(writer, watch)
     (written,) = writer.results()
-    print(printable(written.text, "\n\t"))
-    if watch:
-        print(took(written.tokens, written.forwards, seconds))
-    return written.text
+    return _told(written, seconds if watch else None)
 
 
 def infill(
@@ -59,11 +56,15 @@ def infill(
     model, processor = open_masked(name, base)
     writer, form = begin(model, processor, question, answer, media, sampling)
     seconds = _write(writer, watch)
-    found = filled(writer, form)
-    print(printable(found.text, "\n\t"))
-    if watch:
-        print(took(found.tokens, found.forwards, seconds))
-    return found.text
+    return _told(filled(writer, form), seconds if watch else None)
+
+
+def _told(written: Written | Filled, seconds: float | None) -> str:
+    """Print an answer, and what it took if that is to be told."""
+    print(printable(written.text, "\n\t"))
+    if seconds is not None:
+        print(took(written.tokens, written.forwards, seconds))
+    return written.text
 
 
 def took(tokens: int, forwards: int, seconds: float) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from qvl_core.errors import BadInput
 from qvl_core.evaluation import LEFT_OUT, evaluation_folder, write_lines
+from qvl_core.predictions import by_list, write_predictions
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.run import RunFolder, Scalar, read_records, result
 from qvl_core.training.world import World
@@ -31,7 +32,7 @@ from qvl_data.sources import Item, Mixture, read_sources
 from qvl_mdlm.batch import collation
 from qvl_mdlm.layout import Shape, shape_of
 from qvl_mdlm.likelihood import Bound, bound
-from qvl_mdlm.prediction import Prediction, by_list, read_predictions, write_predictions
+from qvl_mdlm.prediction import Prediction, read_predictions
 from qvl_mdlm.recipe import METRICS
 from qvl_mdlm.sample import Sampling, sample
 

@@ -1,14 +1,9 @@
 """One measured sample, as evaluations write it down. No torch is imported here."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from qvl_core.errors import BadInput
-from qvl_core.evaluation import write_lines
-from qvl_core.run import read_records
-
-FILE = "predictions.jsonl"
+from qvl_core.predictions import read_as
 
 
 @dataclass(frozen=True)
@@ -46,19 +41,4 @@ class Prediction:
 
 def read_predictions(folder: Path) -> list[Prediction]:
     """The predictions that an evaluation left in a folder; empty if there are none. Raises BadInput."""
-    try:
-        return [Prediction(**record) for record in read_records(folder / FILE)]
-    except TypeError as error:
-        raise BadInput(f"{folder / FILE}: is not what evaluate writes ({error}); evaluate again.") from None
-
-
-def write_predictions(folder: Path, predictions: Iterable[Prediction]) -> None:
-    write_lines(folder / FILE, [asdict(prediction) for prediction in predictions])
-
-
-def by_list(predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:
-    """The predictions of each list, in the order first seen."""
-    lists: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        lists.setdefault(prediction.list, []).append(prediction)
-    return lists
+    return read_as(Prediction, folder)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from qvl_core.predictions import by_list
 from qvl_core.report import Block, Figure, Figures, Picture, Pictures, Section, Table, run_sections, write
 from qvl_core.report import report as core_report
 from qvl_core.run import RunFolder
-from qvl_mdlm.prediction import Prediction, by_list, read_predictions
+from qvl_mdlm.prediction import Prediction, read_predictions
 
 SHOWN = 24  # answers of each kind
 SHORT = 40  # letters of an answer that fit below a small picture

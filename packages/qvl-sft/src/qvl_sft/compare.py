@@ -16,12 +16,13 @@ from rich.table import Table
 
 from qvl_core.errors import BadInput
 from qvl_core.evaluation import evaluation_folder
+from qvl_core.predictions import FILE, write_predictions
 from qvl_core.run import RunFolder, result
 from qvl_sft.asking import Asking
 from qvl_sft.judge import judge_again
 from qvl_sft.metrics import tallies
 from qvl_sft.metrics.bootstrap import differences, sign_test
-from qvl_sft.prediction import FILE, Prediction, read_predictions, write_predictions
+from qvl_sft.prediction import Prediction, read_predictions
 
 SHOWN = 24  # samples of each direction whose pictures are shown
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from qvl_core.errors import BadInput
 from qvl_core.evaluation import LEFT_OUT, evaluation_folder, write_lines
+from qvl_core.predictions import write_predictions
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import generate
 from qvl_core.qwen3vl.loss import token_losses
@@ -32,7 +33,7 @@ from qvl_sft.asking import MAX_NEW_TOKENS, Asking
 from qvl_sft.batch import Collate, collation
 from qvl_sft.figures import Found, figures_of, scored, worst
 from qvl_sft.metrics import METRICS, boxes, tallies
-from qvl_sft.prediction import Prediction, read_predictions, write_predictions
+from qvl_sft.prediction import Prediction, read_predictions
 from qvl_sft.references import check_lists, fields_of
 
 PICTURES = 24  # first samples of a list whose pictures are kept for the report

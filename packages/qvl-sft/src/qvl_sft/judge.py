@@ -11,10 +11,11 @@ from rich.table import Table
 
 from qvl_core.errors import BadInput
 from qvl_core.evaluation import LEFT_OUT
+from qvl_core.predictions import FILE, by_list, write_predictions
 from qvl_core.run import RunFolder, read_records, result
 from qvl_sft.figures import ByGroup, Estimate, Found, Judged, figures_of, scored
 from qvl_sft.metrics import tallies
-from qvl_sft.prediction import FILE, Prediction, by_list, read_predictions, write_predictions
+from qvl_sft.prediction import Prediction, read_predictions
 from qvl_sft.references import check_offers, offered_by
 
 

@@ -1,15 +1,11 @@
 """One answered question, as evaluations write it down and metrics read it. No torch is imported here."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qvl_core.errors import BadInput
-from qvl_core.evaluation import write_lines
-from qvl_core.run import read_records
-
-FILE = "predictions.jsonl"
+from qvl_core.predictions import read_as
 
 _THOUGHT, _OPENS = "</think>", "<think>"
 
@@ -60,19 +56,4 @@ def spoken(text: str) -> str:
 
 def read_predictions(folder: Path) -> list[Prediction]:
     """The predictions that an evaluation left in a folder; empty if there are none. Raises BadInput."""
-    try:
-        return [Prediction(**record) for record in read_records(folder / FILE)]
-    except TypeError as error:
-        raise BadInput(f"{folder / FILE}: is not what evaluate writes ({error}); evaluate again.") from None
-
-
-def write_predictions(folder: Path, predictions: Iterable[Prediction]) -> None:
-    write_lines(folder / FILE, [asdict(prediction) for prediction in predictions])
-
-
-def by_list(predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:
-    """The predictions of each list, in the order first seen."""
-    lists: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        lists.setdefault(prediction.list, []).append(prediction)
-    return lists
+    return read_as(Prediction, folder)

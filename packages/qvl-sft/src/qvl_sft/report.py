@@ -6,13 +6,14 @@ from pathlib import Path
 
 import yaml
 
+from qvl_core.predictions import by_list
 from qvl_core.report import Block, Figure, Figures, Matrix, Section, Table, run_sections, write
 from qvl_core.report import report as core_report
 from qvl_core.run import RunFolder
 from qvl_sft.figures import ByGroup, Judged, is_right, worst
 from qvl_sft.gallery import box_note, gallery
 from qvl_sft.metrics import METRICS, tallies
-from qvl_sft.prediction import Prediction, by_list, read_predictions
+from qvl_sft.prediction import Prediction, read_predictions
 
 SHOWN = 24  # answers of each kind
 LABELS = 20  # at most, for a confusion matrix
