@@ -89,7 +89,7 @@ def test_check_shows_what_is_masked(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["tune={llm: {mode: lora, rank: 8}}"], "no rank below 16 was seen to convert"),
+        (["tune={llm: {mode: lora, rank: 8}}"], "no rank below 16 was tried"),
         (["sampling.steps=4"], "whether they agree or not"),
         (["tune={merger: {mode: full}}"], "tune.llm is frozen"),
         (["diffusion.pad_to=null"], "sampling has to know the length"),

@@ -29,7 +29,7 @@ from qvl_mdlm.config import masked_config
 from qvl_mdlm.recipe import MDLMRecipe
 
 MASK = "░"
-RANK = 16  # the lowest that was seen to convert (benchmarks/conversion.py)
+RANK = 16  # the lowest that was tried, and converted (benchmarks/conversion.py)
 LARGE = 1e9  # parameters; smaller models bear higher rates
 
 
@@ -94,8 +94,8 @@ def warnings(recipe: MDLMRecipe, parameters: int) -> Iterator[str]:
         yield "tune.llm is frozen: attention that sees both ways is new to it, and it is what has to learn."
     elif llm.mode == "lora" and llm.rank < RANK:
         yield (
-            f"tune.llm.rank {llm.rank}: no rank below {RANK} was seen to convert a model, and {RANK} needs three times "
-            "the steps of full training; raise it, or train in full."
+            f"tune.llm.rank {llm.rank}: no rank below {RANK} was tried, and {RANK} needed three times the steps of "
+            "full training to convert a tiny model; raise it, or train in full."
         )
     if recipe.sampling.steps is not None and recipe.sampling.steps < recipe.evaluate.max_new_tokens:
         yield (

@@ -53,7 +53,7 @@ class Bound:
 
     @property
     def perplexity(self) -> float:
-        """Upper bound of the perplexity per token."""
+        """Upper bound of the perplexity per token of the canvas, what fills it up included."""
         return float(np.exp(self.nats.mean(1).sum() / self.tokens.sum()))
 
 

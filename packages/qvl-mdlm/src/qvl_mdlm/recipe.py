@@ -29,7 +29,7 @@ class Diffusion(blocks.Block):
     masks: Literal["exact", "bernoulli"] = "exact"
     """exact: a number is drawn, then so many tokens; bernoulli: each token for itself, which spreads far more."""
     times: Literal["stratified", "antithetic", "iid"] = "stratified"
-    """How times are drawn: spread over the samples of a batch, in mirrored pairs, or each for itself."""
+    """How times are drawn: spread over samples in the run's order, in mirrored pairs, or each for itself."""
     complementary: bool = False
     """Show each sample twice, with a mask and with its complement (`schedule: linear`)."""
     weight: Literal["scheduler", "uniform"] = "scheduler"
