@@ -2,10 +2,11 @@
 
     python benchmarks/conversion.py [--steps 600] [--seed 0] [--out FILE]
 
-A tiny Qwen3-VL learns to say, in one of four phrasings, which digit a picture shows (the base of `qvl-mdlm demo`). From
-there, each time anew: converted only; LoRA on all linear layers, of rank 16 and 64; full training with each attention.
-The bound is in nats per answer of 16 tokens, of which ln 4 = 1.39 are the phrasing. An answer is right
-if it is a phrasing, letter for letter, with the right digit; 360 test pictures, one token a pass, several at once by a threshold, and in four passes.
+A tiny Qwen3-VL learns to say, in one of four phrasings, which digit a picture shows (the base of `qvl-mdlm demo`).
+From there, each time anew: converted only; LoRA on all linear layers, of rank 16 and 64; full training with each
+attention. The bound is in nats per answer of 16 tokens, of which ln 4 = 1.39 are the phrasing. An answer is right if
+it is a phrasing, letter for letter, with the right digit; 360 test pictures, one token a pass, several at once by a
+threshold, and in four passes.
 
 Writes benchmarks/results/conversion.json; with --arms, these arms of it anew, if seed and steps are its own. About 80
 CPU seconds for each arm at 600 steps.
