@@ -289,8 +289,8 @@ def test_an_unknown_verb_with_no_neighbour_lists_all(run):
         (
             "memory",
             1,
-            "the device's memory is full; end what else uses it, or take smaller pictures, fewer bits "
-            "(--quant, model.quantization) or a larger device.",
+            "the device's memory is full; end what else uses it, or take smaller pictures, a model of fewer bits or "
+            "parameters, or a larger device.",
         ),
         ("permission", 1, "runs/x: not allowed to read or write here; change its permissions or choose another place."),
         (

@@ -60,8 +60,8 @@ def _understood(error: Exception, command: str) -> tuple[int, str | None]:
         return 1, f"{place}the disk is full; free some space and run the same command again."
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it; a step of training says more
         return 1, (
-            "the device's memory is full; end what else uses it, or take smaller pictures, fewer bits "
-            "(--quant, model.quantization) or a larger device."
+            "the device's memory is full; end what else uses it, or take smaller pictures, a model of fewer bits or "
+            "parameters, or a larger device."
         )
     if isinstance(error, PermissionError) and error.filename:
         return (

@@ -17,29 +17,34 @@ def advice(recipe: R, predict: Predict[R]) -> str:
 
     predict  the method's own plan of a recipe
     """
-    now = predict(recipe).peak
-    knobs = ((words, peak_of(changed, predict)) for words, changed in _knobs(recipe))
-    peaks = sorted((peak, words) for words, peak in knobs if peak is not None)
-    less = [f"{words} ({peak / GIB:.1f} GiB)" for peak, words in peaks if peak < 0.9 * now]
+    now = _needed(predict(recipe))
+    knobs = ((words, needed_by(changed, predict)) for words, changed in _knobs(recipe))
+    sizes = sorted((size, words) for words, size in knobs if size is not None)
+    less = [f"{words} ({size / GIB:.1f} GiB)" for size, words in sizes if size < 0.9 * now]
     remedy = f"set {', or '.join(less)}" if less else "lower media.max_pixels, or take a larger device"
     return f"by the plan a step needs {now / GIB:.1f} GiB: {remedy}{_more_devices(recipe, now, predict)}"
 
 
-def peak_of(recipe: R, predict: Predict[R]) -> int | None:
+def needed_by(recipe: R, predict: Predict[R]) -> int | None:
     """Bytes; None for what does not go together (DoRA and fewer bits), or not here (a library is missing)."""
     try:
         if recipe.model.quantization is not None:
             check_library(recipe.model.quantization)
-        return predict(recipe).peak
+        return _needed(predict(recipe))
     except BadInput:
         return None
+
+
+def _needed(planned: MemoryPlan) -> int:
+    """What a card has to have: the peak and the reserve, as the verdict on it counts."""
+    return planned.peak + planned.reserve
 
 
 def _more_devices(recipe: R, now: int, predict: Predict[R]) -> str:
     """What four devices would need, if there is one now and the weights can be shared."""
     if recipe.model.quantization is not None or (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1) > 1:
         return ""
-    each = predict(_with(recipe, "parallel", strategy="fsdp2", nproc=4)).peak
+    each = _needed(predict(_with(recipe, "parallel", strategy="fsdp2", nproc=4)))
     words = f", or parallel: {{strategy: fsdp2, nproc: 4}} for {each / GIB:.1f} GiB on each of four"
     return words if each < 0.9 * now else ""
 
@@ -53,7 +58,7 @@ def _knobs(recipe: R) -> Iterator[tuple[str, R]]:
     micro = batch.micro or (1 if batch.size is None else -(-batch.size // processes))
     if micro > 1:
         yield f"batch.micro: {micro // 2}", _with(recipe, "batch", micro=micro // 2)
-    if batch.tokens is not None:
+    if batch.tokens is not None and batch.too_long != "error":  # else a sample that is too long then ends the run
         half = batch.max_length // 2
         yield f"batch.max_length: {half}", _with(recipe, "batch", max_length=half)
     if not recipe.speed.offload:
