@@ -33,6 +33,7 @@ from torch.nn.functional import cross_entropy
 
 from qvl_core.qwen3vl.head import label_nll
 from qvl_core.qwen3vl.tiny import tiny_config, tiny_processor
+from qvl_core.training.samples import Place
 from qvl_mdlm.bench import random_prompts
 from qvl_mdlm.config import masked_config
 from qvl_mdlm.model import Qwen3VLForMaskedLM
@@ -113,10 +114,12 @@ def case(width: int) -> Case:
     weight = torch.empty(VOCABULARY, width).normal_(std=0.02, generator=generator)
     targets = torch.randint(VOCABULARY, (ROWS,), generator=generator)
     weights = torch.zeros(ROWS)
-    noise = Noise(strata=ANSWERS)
+    noise = Noise()
     for answer in range(ANSWERS):
         start = (2 * answer + 1) * LENGTH  # behind its prompt, which is as long
-        weights[start : start + LENGTH] = torch.from_numpy(noise.draw(np.zeros(LENGTH, int), 0, answer)[1])
+        weights[start : start + LENGTH] = torch.from_numpy(
+            noise.draw(np.zeros(LENGTH, int), 0, Place(0, answer, ANSWERS))[1]
+        )
     return hidden, weight, targets, weights
 
 

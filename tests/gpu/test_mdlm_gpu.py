@@ -9,6 +9,7 @@ import torch
 from qvl_core.qwen3vl.load import open_processor
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.blocks import Model
+from qvl_core.training.samples import Place
 from qvl_data.chat import encode, prompt
 from qvl_data.example.digits import digits_dataset
 from qvl_mdlm.batch import Corruption, collation
@@ -33,9 +34,8 @@ def test_packed_kernels_are_sdpa_over_padded_rows(base):
     packed = Qwen3VLForMaskedLM.from_pretrained(base, dtype=torch.bfloat16).cuda().eval()
     padded = Qwen3VLForMaskedLM.from_pretrained(base, dtype=torch.bfloat16, attn_implementation="sdpa").cuda().eval()
     corrupt = Corruption(shape_of(packed.config, processor.tokenizer, 16), Noise(), packed.config.mask_token_id)
-    noised = [
-        corrupt(encode(one, processor), 0, place) for place, one in enumerate(digits_dataset("digit", "test")[:6])
-    ]
+    digits = digits_dataset("digit", "test")[:6]
+    noised = [corrupt(encode(one, processor), 0, Place(0, slot, 6)) for slot, one in enumerate(digits)]
     with torch.no_grad():
         states = []
         for model, packing in ((packed, True), (padded, False)):

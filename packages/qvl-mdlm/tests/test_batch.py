@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -22,12 +22,12 @@ from qvl_core.qwen3vl.loss import next_token_loss, token_losses
 from qvl_core.qwen3vl.tiny import THINKING_TEMPLATE
 from qvl_core.recipe.blocks import Batch
 from qvl_core.training.batches import SampleBatches
-from qvl_core.training.samples import LeftOut
+from qvl_core.training.samples import LeftOut, Place
 from qvl_data.convert import write_samples
 from qvl_data.sample import Sample
 from qvl_data.sources import Mixture
 from qvl_data.stream import ChatSamples, witness
-from qvl_mdlm.batch import Corruption, Noised, NoisedSamples, collate
+from qvl_mdlm.batch import Corruption, Noised, Noising, collate
 from qvl_mdlm.layout import Marks, Shape
 from qvl_mdlm.noise import EPS, Noise
 
@@ -129,14 +129,34 @@ def shape_for(processor: Any, name: str) -> Shape:
     return Shape(merge=MERGE, pad_id=tokenizer.pad_token_id, marks=Marks.of(tokenizer), **SHAPES[name])
 
 
-def noised_samples(
-    mixture: Mixture, processor: Any, name: str = "full", noise: Noise | None = None, **options: Any
-) -> NoisedSamples:
-    prompts = options.pop("prompts", False)
-    shape = shape_for(processor, name)
-    chats = ChatSamples(mixture, processor, 0, 4096, prompts=prompts, taken=shape.length)
+@dataclass
+class Masks:
+    """Chats, and what is learned from each at its place, eight in a step."""
+
+    chats: ChatSamples
+    noising: Noising
+
+    @property
+    def corruption(self) -> Corruption:
+        return self.noising.corruption
+
+    def pair(self, position: int) -> list[Noised]:
+        return self.noising(self.chats.encode(position), place_of(position))
+
+    def encode(self, position: int) -> Noised:
+        return self.pair(position)[0]
+
+
+def place_of(position: int) -> Place:
+    return Place(*divmod(position, 8), 8)
+
+
+def masks_of(
+    mixture: Mixture, processor: Any, name: str = "full", noise: Noise | None = None, prompts: bool = False
+) -> Masks:
     mask = max(processor.tokenizer.get_vocab().values()) + 1
-    return NoisedSamples(chats, Corruption(shape, noise or Noise(), mask), options.get("seed", 0), 4096)
+    noising = Noising(Corruption(shape_for(processor, name), noise or Noise(), mask), 0, 4096, in_rows=True)
+    return Masks(ChatSamples(mixture, processor, 0, 4096, prompts=prompts, taken=noising.taken), noising)
 
 
 def filled(run: int, multiple: int | None) -> int:
@@ -175,7 +195,7 @@ def test_exactly_what_is_learned_is_masked(
     mixture: Mixture, processor: Any, thinking: Any, name: str, prompts: bool, template: str
 ) -> None:
     processor = processor if template == "Instruct" else thinking
-    masks = noised_samples(mixture, processor, name, Noise(weight="uniform"), prompts=prompts)
+    masks = masks_of(mixture, processor, name, Noise(weight="uniform"), prompts=prompts)
     for position in range(len(mixture)):
         sample = mixture.sample(mixture.locate(0, position))
         chat = masks.chats.encode(position)
@@ -183,7 +203,7 @@ def test_exactly_what_is_learned_is_masked(
         learned = np.array(weights) > 0
         seen = np.zeros(len(ids), bool)
         for draw in range(24):
-            noised = masks.corruption(chat, 0, draw)
+            noised = masks.corruption(chat, 0, Place(0, draw, 24))
             masked = noised.labels != IGNORE
             np.testing.assert_array_equal(np.where(masked, noised.labels, noised.ids), ids, sample.id)
             assert (noised.ids[masked] == masks.corruption.mask_token_id).all()
@@ -198,30 +218,29 @@ def test_exactly_what_is_learned_is_masked(
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_length_is_known_before(mixture: Mixture, processor: Any, name: str) -> None:
     for prompts in (False, True) if name.startswith("full") else (False,):
-        masks = noised_samples(mixture, processor, name, prompts=prompts)
+        masks = masks_of(mixture, processor, name, prompts=prompts)
         for position in range(len(mixture)):
-            assert masks.length(position) == len(masks.encode(position))
-    pairs = noised_samples(mixture, processor, name, Noise(complementary=True))
-    assert len(pairs) == 2 * len(mixture)
-    assert [pairs.length(position) for position in (6, 7)] == [len(pairs.encode(position)) for position in (6, 7)]
+            assert masks.chats.length(position) == len(masks.encode(position))
+    pairs = masks_of(mixture, processor, name, Noise(complementary=True))
+    for position in (6, 7):  # in a packed row
+        assert pairs.chats.length(position) == sum(map(len, pairs.pair(position)))
 
 
 def test_a_canvas_that_is_too_long_is_left_out_under_its_name(mixture: Mixture, processor: Any) -> None:
-    whole = noised_samples(mixture, processor, "prefix")
+    whole = masks_of(mixture, processor, "prefix")
     limit = max(len(whole.chats.encode(position)) for position in range(len(mixture)))
-    masks = replace(whole, max_length=limit)
     long = next(position for position in range(len(mixture)) if len(whole.encode(position)) > limit)
     for drop in (False, True):
         with pytest.raises(
             LeftOut, match=rf"tokens with its canvas is over the limit of {limit}; raise batch"
         ) as caught:
-            replace(masks, drop=drop).encode(long)
+            replace(whole.noising, max_length=limit, drop=drop)(whole.chats.encode(long), place_of(long))
         assert (caught.value.bad.reason, caught.value.bad.tolerated) == ("too_long", drop)
 
 
 def test_media_behind_the_last_answer_go_with_their_tokens(mixture: Mixture, processor: Any) -> None:
     for name in SHAPES:
-        masks = noised_samples(mixture, processor, name)
+        masks = masks_of(mixture, processor, name)
         for position in range(len(mixture)):
             noised = masks.encode(position)
             for kind, grid, pixels in (
@@ -242,42 +261,72 @@ def taken_apart(noised: Noised) -> tuple[bytes, ...]:
 
 @pytest.mark.parametrize("complementary", [False, True])
 def test_a_position_has_its_masks_whoever_reads_it(mixture: Mixture, processor: Any, complementary: bool) -> None:
-    masks = noised_samples(mixture, processor, "block", Noise(complementary=complementary))
+    masks = masks_of(mixture, processor, "block", Noise(complementary=complementary))
     read: dict[int, list[Any]] = {}
     for (world, micro), step in product([(1, None), (1, 2), (2, 1), (4, 3)], (0, 3)):  # slots, however they are dealt
         batch = Batch(size=8, micro=micro, max_length=4096)
-        loop = SampleBatches(pickle.loads(pickle.dumps(masks)), batch, 0, lambda found: found, witness(processor))
+        chats, noising = pickle.loads(pickle.dumps((masks.chats, masks.noising)))
+        loop = SampleBatches(chats, batch, 0, lambda found: found, witness(processor), noising)
         found = {}
         for rank in range(world):
             plan = loop.plan(step, rank, world)
             for (_, rows), built in zip(plan.micros, loop.build(plan), strict=True):
                 noised = [one for one in built.batch or [] if isinstance(one, Noised)]
-                found.update(zip([position for (position,) in rows], map(taken_apart, noised), strict=True))
+                each = len(masks.pair(0))
+                parts = [tuple(map(taken_apart, noised[at : at + each])) for at in range(0, len(noised), each)]
+                found.update(zip([position for (position,) in rows], parts, strict=True))
                 assert built.count == sum(one.share for one in noised)
         assert sorted(found) == list(range(8 * step, 8 * step + 8))
         read.setdefault(step, []).append(found)
     for each in read.values():
         assert all(found == each[0] for found in each)
-    assert taken_apart(masks.encode(5)) != taken_apart(replace(masks, seed=1).encode(5))
+    other = replace(masks.noising, seed=1)(masks.chats.encode(5), place_of(5))[0]
+    assert taken_apart(masks.encode(5)) != taken_apart(other)
+
+
+@pytest.mark.parametrize("times", ["stratified", "antithetic"])
+@pytest.mark.parametrize(
+    "batch",
+    [{"size": 6}, {"size": 6, "group_by_length": True}, {"tokens": 1024, "max_length": 256, "packing": True}],
+    ids=["size", "grouped", "packed"],
+)
+def test_times_are_spread_over_the_samples_of_each_step(
+    mixture: Mixture, processor: Any, batch: dict[str, Any], times: Any
+) -> None:
+    chats = masks_of(mixture, processor).chats
+    noise = Noise(times=times)
+    loop = SampleBatches(chats, Batch.model_validate(batch), 0, list, witness(processor), lambda chat, _: [chat])
+    for step in range(4):
+        rows = loop.rows(step)
+        places = {position: place for rank in range(2) for position, place in loop.plan(step, rank, 2).places.items()}
+        assert sorted(places) == sorted(position for row in rows for position in row)
+        n = len(places)
+        assert n > 1
+        found = {place.slot: noise.times_of(1, 0, place)[0] for place in places.values()}
+        if times == "stratified":
+            assert sorted(int(time * n) for time in found.values()) == list(range(n))
+        else:
+            assert [found[slot] + found[slot + 1] for slot in range(0, n - 1, 2)] == pytest.approx([1] * (n // 2))
+        assert {place.step for place in places.values()} == {step}
 
 
 @pytest.mark.slow
 def test_another_process_draws_the_same() -> None:
     code = (
-        "import numpy as np, hashlib; from qvl_mdlm.noise import Noise;"
-        "drawn = [Noise().draw(np.arange(40) // 10, 3, p) for p in range(20)];"
+        "import numpy as np, hashlib; from qvl_mdlm.noise import Noise; from qvl_core.training.samples import Place;"
+        "drawn = [Noise().draw(np.arange(40) // 10, 3, Place(1, p, 20)) for p in range(20)];"
         "print(hashlib.sha256(b''.join(m.tobytes() + w.tobytes() for m, w in drawn)).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    drawn = [Noise().draw(np.arange(40) // 10, 3, position) for position in range(20)]
+    drawn = [Noise().draw(np.arange(40) // 10, 3, Place(1, slot, 20)) for slot in range(20)]
     assert hashlib.sha256(b"".join(m.tobytes() + w.tobytes() for m, w in drawn)).hexdigest() == there
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_pair_masks_each_token_once(mixture: Mixture, processor: Any, name: str) -> None:
-    masks = noised_samples(mixture, processor, name, Noise(complementary=True))
+    masks = masks_of(mixture, processor, name, Noise(complementary=True))
     for pair in range(len(mixture)):
-        one, other = (masks.encode(2 * pair + half) for half in (0, 1))
+        one, other = masks.pair(pair)
         assert one.id == other.id
         first, second = (each.labels != IGNORE for each in (one, other))
         assert not (first & second).any()
@@ -304,7 +353,7 @@ def batch_of(processor: Any, noised: list[Noised], name: str, packing: bool) -> 
 
 @pytest.mark.parametrize("name", ["full", "prefix", "block"])
 def test_packed_is_padded_is_single(models: dict[str, Any], mixture: Mixture, processor: Any, name: str) -> None:
-    masks, model = noised_samples(mixture, processor, name), models[name]
+    masks, model = masks_of(mixture, processor, name), models[name]
     noised = [masks.encode(position) for position in range(len(mixture) - 9, len(mixture))]
     assert any(one.images is not None for one in noised)
     with torch.no_grad():
@@ -346,8 +395,8 @@ def test_the_loss_is_the_formula(models: dict[str, Any], mixture: Mixture, proce
     positions = range(len(mixture) - 6, len(mixture))
     for schedule, masks, weight in product(("linear", "cosine"), ("exact", "bernoulli"), ("scheduler", "uniform")):
         noise = Noise(schedule=schedule, masks=masks, weight=weight)  # type: ignore[arg-type]
-        source = noised_samples(mixture, processor, "full", noise)
-        source.corruption = replace(source.corruption, norm=norm)
+        source = masks_of(mixture, processor, "full", noise)
+        source.noising = replace(source.noising, corruption=replace(source.corruption, norm=norm))
         noised = [source.encode(position) for position in positions]
         loss = next_token_loss(model, batch_of(processor, noised, "full", True)).item()
         found = loss / sum(one.count for one in noised)
@@ -359,7 +408,7 @@ def test_the_loss_is_the_formula(models: dict[str, Any], mixture: Mixture, proce
             logits = model(**inputs).logits[0]  # all of them
             nll = torch.nn.functional.cross_entropy(logits, torch.from_numpy(text), reduction="none")
             places = one.ids == source.corruption.mask_token_id
-            (time,) = noise.times_of(1, 0, position)
+            (time,) = noise.times_of(1, 0, place_of(position))
             chat = source.chats.encode(position)
             own = np.ones(len(text)) if chat.weights is None else chat.weights[: len(text)]
             factors = np.where(places, own * plain_weight(noise, time, int(places.sum()), one_length(chat)), 0)
@@ -381,7 +430,7 @@ def one_length(chat: Encoded) -> int:
 def test_the_head_on_masked_rows_has_the_gradients_of_all_logits(
     models: dict[str, Any], mixture: Mixture, processor: Any, name: str
 ) -> None:
-    masks, model = noised_samples(mixture, processor, name), models[name]
+    masks, model = masks_of(mixture, processor, name), models[name]
     batch = batch_of(processor, [masks.encode(position) for position in range(5)], name, True)
     gradients = []
     for label_rows in (True, False):
@@ -397,7 +446,7 @@ def test_the_head_on_masked_rows_has_the_gradients_of_all_logits(
 def test_a_batch_without_a_mask_costs_nothing_and_has_gradients(
     models: dict[str, Any], mixture: Mixture, processor: Any
 ) -> None:
-    masks, model = noised_samples(mixture, processor, "full"), models["full"]
+    masks, model = masks_of(mixture, processor, "full"), models["full"]
     blank = [replace(one, ids=np.where(one.labels != IGNORE, one.labels, one.ids), labels=np.full(len(one), IGNORE))
              for one in map(masks.encode, range(3))]  # fmt: skip
     batch = batch_of(processor, blank, "full", True)

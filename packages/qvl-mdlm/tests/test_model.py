@@ -30,6 +30,7 @@ from qvl_core.qwen3vl.load import load_model
 from qvl_core.qwen3vl.recompute import recompute_layers
 from qvl_core.qwen3vl.tiny import tiny_config
 from qvl_core.recipe.blocks import Model
+from qvl_core.training.samples import Place
 from qvl_data.chat import encode
 from qvl_mdlm.batch import Corruption, PatternBatch, collate
 from qvl_mdlm.layout import shape_of
@@ -165,7 +166,7 @@ def test_gradients_flow_both_ways_in_training(base: Path, checkpointing: str) ->
 
 def corrupted(model: Any, processor: Any, samples: list[Encoded], pad_to: int | None = 4) -> list[Encoded]:
     corruption = Corruption(shape_of(model.config, processor.tokenizer, pad_to), Noise(), model.config.mask_token_id)
-    return [corruption(sample, 0, place) for place, sample in enumerate(samples)]
+    return [corruption(sample, 0, Place(0, slot, len(samples))) for slot, sample in enumerate(samples)]
 
 
 def batch_of(model: Any, processor: Any, samples: list[Encoded], packing: bool) -> Batch:

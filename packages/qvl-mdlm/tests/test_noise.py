@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qvl_core.training.samples import Place
 from qvl_mdlm.noise import EPS, Noise, probability, rate, time_of, weight
 
 V, L = 16, 5  # vocabulary and length of the example: 2^5 masks are enumerated
@@ -42,12 +43,17 @@ def nelbo(table: dict[tuple[bool, ...], np.ndarray]) -> float:
 def estimates(table: dict[tuple[bool, ...], np.ndarray], noise: Noise, draws: int) -> np.ndarray:
     """(draws,) estimates; of a complementary pair the mean of both halves is one."""
     segments = np.zeros(L, int)
-    each = 2 if noise.complementary else 1
+    halves = (False, True) if noise.complementary else (False,)
     values = []
-    for position in range(draws * each):
-        masked, weights = noise.draw(segments, 7, position)
+    for place, other in product(places(draws), halves):
+        masked, weights = noise.draw(segments, 7, place, other)
         values.append(float((table[tuple(masked.tolist())] * weights).sum()))
-    return np.array(values).reshape(draws, each).mean(1)
+    return np.array(values).reshape(draws, len(halves)).mean(1)
+
+
+def places(draws: int) -> list[Place]:
+    """Of so many samples, 32 in a step."""
+    return [Place(*divmod(draw, 32), 32) for draw in range(draws)]
 
 
 def test_the_enumerated_bound_is_the_mean_over_all_orders(
@@ -66,7 +72,7 @@ def test_the_enumerated_bound_is_the_mean_over_all_orders(
 ESTIMATORS = {
     "bernoulli": Noise(masks="bernoulli", times="iid"),
     "bernoulli, cosine": Noise(masks="bernoulli", times="iid", schedule="cosine"),
-    "bernoulli, stratified": Noise(masks="bernoulli", times="stratified", strata=8),
+    "bernoulli, stratified": Noise(masks="bernoulli", times="stratified"),
     "bernoulli, antithetic": Noise(masks="bernoulli", times="antithetic"),
     "bernoulli pair": Noise(masks="bernoulli", times="iid", complementary=True),
     "exact": Noise(masks="exact", times="iid"),
@@ -98,38 +104,38 @@ def test_exact_counts_have_a_fifth_of_the_spread_of_bernoulli_masks(
 @given(
     n=st.integers(1, 40),
     seed=st.integers(0, 2**32),
-    pair=st.integers(0, 500),
+    step=st.integers(0, 500),
     masks=st.sampled_from(["bernoulli", "exact"]),
 )
-def test_a_pair_masks_every_token_once(n: int, seed: int, pair: int, masks: str) -> None:
+def test_a_pair_masks_every_token_once(n: int, seed: int, step: int, masks: str) -> None:
     noise = Noise(masks=masks, complementary=True)  # type: ignore[arg-type]
     segments = np.zeros(n, int)
-    (one, _), (other, _) = (noise.draw(segments, seed, position) for position in (2 * pair, 2 * pair + 1))
+    (one, _), (other, _) = (noise.draw(segments, seed, Place(step, 3, 8), half) for half in (False, True))
     np.testing.assert_array_equal(one, ~other)
 
 
 @given(
     segments=st.lists(st.integers(-1, 3), min_size=1, max_size=60),
     seed=st.integers(0, 2**32),
-    position=st.integers(0, 10**6),
+    step=st.integers(0, 10**6),
     schedule=st.sampled_from(["linear", "cosine"]),
     masks=st.sampled_from(["bernoulli", "exact"]),
     times=st.sampled_from(["iid", "stratified", "antithetic"]),
 )
 def test_only_what_may_be_masked_is_and_only_that_weighs(
-    segments: list[int], seed: int, position: int, schedule: str, masks: str, times: str
+    segments: list[int], seed: int, step: int, schedule: str, masks: str, times: str
 ) -> None:
     noise = Noise(schedule=schedule, masks=masks, times=times)  # type: ignore[arg-type]
-    places = np.array(segments)
-    masked, weights = noise.draw(places, seed, position)
-    assert not masked[places < 0].any()
+    own, place = np.array(segments), Place(step, 1, 3)
+    masked, weights = noise.draw(own, seed, place)
+    assert not masked[own < 0].any()
     assert (weights[~masked] == 0).all()
     assert np.isfinite(weights).all()
     assert (weights[masked] >= 0).all()
     if masks == "exact":
         for segment in set(segments) - {-1}:
-            assert masked[places == segment].any()
-    again = noise.draw(places, seed, position)
+            assert masked[own == segment].any()
+    again = noise.draw(own, seed, place)
     np.testing.assert_array_equal(again[0], masked)
     np.testing.assert_array_equal(again[1], weights)
 
@@ -143,17 +149,24 @@ def test_weights_are_the_derivative_of_the_schedule(schedule: str) -> None:
     assert sum(probability(count, 7, schedule) for count in range(1, 8)) == pytest.approx(1)  # type: ignore[arg-type]
 
 
-def test_stratified_times_fill_each_stratum_once() -> None:
-    noise = Noise(times="stratified", strata=16)
-    times = [noise.times_of(1, 3, draw)[0] for draw in range(32, 48)]
-    assert sorted(int(time * 16) for time in times) == list(range(16))
+@given(n=st.integers(1, 40), step=st.integers(0, 10**6))
+def test_stratified_times_of_a_step_fill_each_stratum_once(n: int, step: int) -> None:
+    noise = Noise(times="stratified")
+    times = [noise.times_of(1, 3, Place(step, slot, n))[0] for slot in range(n)]
+    assert sorted(int(time * n) for time in times) == list(range(n))
+
+
+def test_antithetic_times_mirror_two_and_two_of_a_step() -> None:
+    times = [Noise(times="antithetic").times_of(1, 3, Place(7, slot, 5))[0] for slot in range(5)]
+    assert [times[0] + times[1], times[2] + times[3]] == pytest.approx([1, 1])
+    assert len(set(times)) == 5
 
 
 def test_times_of_the_blocks_of_a_sample_are_spread_over_the_interval() -> None:
-    times = Noise(times="stratified").times_of(8, 3, 5)
+    times = Noise(times="stratified").times_of(8, 3, Place(5, 0, 4))
     assert sorted(int(((time - times[0]) % 1.0) * 8 + 0.5) % 8 for time in times) == list(range(8))
 
 
 def test_a_bernoulli_time_is_never_zero() -> None:
-    masked, weights = Noise(masks="bernoulli", times="iid").draw(np.zeros(10_000, int), 0, 0)
+    masked, weights = Noise(masks="bernoulli", times="iid").draw(np.zeros(10_000, int), 0, Place(0, 0, 1))
     assert weights[masked].max() <= 1 / EPS

@@ -20,6 +20,7 @@ from transformers import Qwen3VLForConditionalGeneration, TrainingArguments
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.loss import next_token_loss
+from qvl_core.training.samples import Place
 from qvl_data.chat import encode
 from qvl_data.row import read_row
 from qvl_mdlm.batch import Corruption, collate
@@ -156,12 +157,11 @@ CASES: dict[str, tuple[dict[str, Any], Diffusion]] = {
 
 def own_step(model: Any, processor: Any, diffusion: Diffusion) -> dict[str, torch.Tensor]:
     """The weights after an SGD step on the package's own loss, each sample alone in its forward."""
-    pairs = 2 if diffusion.complementary else 1
-    noise = Noise(diffusion.schedule, diffusion.masks, diffusion.times, diffusion.weight, pairs == 2, strata=4)
+    halves = (False, True) if diffusion.complementary else (False,)
     shape = shape_of(model.config, processor.tokenizer, pad_to=8)
-    corrupt = Corruption(shape, noise, model.config.mask_token_id, diffusion.norm)
+    corrupt = Corruption(shape, Noise.of(diffusion), model.config.mask_token_id, diffusion.norm)
     samples = [encode(read_row(each, ""), processor) for each in rows()]
-    noised = [corrupt(samples[place // pairs], SEED, place) for place in range(4 * pairs)]
+    noised = [corrupt(one, SEED, Place(0, slot, 4), half) for slot, one in enumerate(samples) for half in halves]
     patterned = model.config.pattern != "full"
     for one in noised:
         batch = collate([one], packing=False, patterned=patterned, merge=2, pad_id=shape.pad_id)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -16,10 +17,12 @@ from rich.table import Table
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
 from qvl_core.qwen3vl.encoded import Encoded
-from qvl_core.training.samples import Bad, LeftOut, Samples
+from qvl_core.training.samples import Bad, LeftOut
 
 from .order import order
 from .sources import Item, Mixture, shared
+
+T = TypeVar("T")
 
 ENCODED = 2000  # samples of a list that are encoded in full, pictures and all: a fixed random choice of a longer list
 SHOWN = 2  # samples of the first batch that are printed
@@ -68,12 +71,15 @@ def show_lists(facts: dict[str, ListFacts], console: Console) -> None:
             console.print(f"{name}: {count} x {reason}, such as: {example}", style="red", markup=False)
 
 
-def first_samples(samples: Samples, rows: Sequence[tuple[int, ...]]) -> Iterator[Encoded]:
-    """The first SHOWN samples of a step's rows that can be used."""
+def first_samples(at: Callable[[int], T], rows: Sequence[tuple[int, ...]]) -> Iterator[T]:
+    """The first SHOWN samples of a step's rows that can be used.
+
+    at  what stands at a position of the run's order; raises LeftOut
+    """
     shown = 0
     for position in (position for row in rows for position in row):
         try:
-            yield samples.encode(position)
+            yield at(position)
         except LeftOut:
             continue
         shown += 1

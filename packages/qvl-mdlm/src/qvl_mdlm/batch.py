@@ -1,4 +1,4 @@
-"""From chats to noised batches: what is masked is decided where a sample is read, from (seed, position) alone.
+"""From chats to noised batches: what is masked is decided where a sample is read, from the seed and its place alone.
 
 So a resumed run masks what the uninterrupted one would have, and the same for any number of processes, workers and
 micro-batches. A `Noised` sample is an `Encoded` one whose labels stand at the masks, each with its weight; the common
@@ -17,9 +17,7 @@ from torch import Tensor
 
 from qvl_core.qwen3vl.batch import Batch, assemble, four_rows, padded
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
-from qvl_core.training.samples import Bad, LeftOut
-from qvl_data.sources import Item
-from qvl_data.stream import ChatSamples
+from qvl_core.training.samples import Bad, LeftOut, Place
 from qvl_mdlm.layout import Layout, Shape
 from qvl_mdlm.noise import Noise
 from qvl_mdlm.pattern import visible
@@ -59,9 +57,9 @@ class Corruption:
     mask_token_id: int
     norm: Norm = "token"
 
-    def __call__(self, sample: Encoded, seed: int, position: int) -> Noised:
+    def __call__(self, sample: Encoded, seed: int, place: Place, other: bool = False) -> Noised:
         laid = self.shape.lay_out(sample)
-        masked, weights = self.noise.draw(laid.segments, seed, position)
+        masked, weights = self.noise.draw(laid.segments, seed, place, other)
         return noised(laid, masked, weights * laid.weights, self.mask_token_id, self.norm)
 
 
@@ -85,44 +83,41 @@ def noised(laid: Layout, masked: Array, weights: Array, mask_token_id: int, norm
     )
 
 
-@dataclass
-class NoisedSamples:
-    """The order of a mixture's chats, each noised; of a complementary pair, one chat stands at two positions."""
+@dataclass(frozen=True)
+class Noising:
+    """What is learned from a chat at its place in a step: it with masks, and with the complement of a pair beside it.
 
-    chats: ChatSamples
+    max_length  tokens of a sample, its canvas included; of a pair, if both share a packed row (`in_rows`)
+    drop        samples that are too long are left out without a word (`too_long: drop`)
+    """
+
     corruption: Corruption
     seed: int
     max_length: int
+    in_rows: bool = False
     drop: bool = False
-    """Whether samples that are too long are left out without a word (`too_long: drop`)."""
+
+    def __call__(self, chat: Encoded, place: Place) -> list[Noised]:
+        """Raises LeftOut for a chat that its canvas makes too long."""
+        halves = (False, True) if self.corruption.noise.complementary else (False,)
+        made = [self.corruption(chat, self.seed, place, other) for other in halves]
+        tokens = len(made[0]) * self._each
+        if tokens > self.max_length:
+            what = "its canvas" if self._each == 1 else "its canvas and its complement"
+            message = (
+                f"sample {chat.id}: {tokens} tokens with {what} is over the limit of {self.max_length}; "
+                "raise batch.max_length, or lower diffusion.pad_to"
+            )
+            raise LeftOut(Bad(chat.id, "too_long", message, self.drop))
+        return made
+
+    def taken(self, tokens: int, runs: Sequence[tuple[int, int]]) -> int:
+        """Room in a row for a chat of `tokens` tokens with these answers (see `ChatSamples.taken`)."""
+        return self.corruption.shape.length(tokens, runs) * self._each
 
     @property
     def _each(self) -> int:
-        return 2 if self.corruption.noise.complementary else 1
-
-    def __len__(self) -> int:
-        return len(self.chats) * self._each
-
-    def length(self, position: int) -> int:
-        return self.chats.length(position // self._each)
-
-    def encode(self, position: int) -> Noised:
-        """Raises LeftOut for a sample that cannot be used, also if its canvas makes it too long."""
-        return self._noised(self.chats.encode(position // self._each), position)
-
-    def encode_item(self, item: Item) -> Noised:
-        """One draw of the mixture, with the masks of position 0. Raises LeftOut."""
-        return self._noised(self.chats.encode_item(item), 0)
-
-    def _noised(self, chat: Encoded, position: int) -> Noised:
-        sample = self.corruption(chat, self.seed, position)
-        if len(sample) > self.max_length:
-            message = (
-                f"sample {sample.id}: {len(sample)} tokens with its canvas is over the limit of {self.max_length}; "
-                "raise batch.max_length, or lower diffusion.pad_to"
-            )
-            raise LeftOut(Bad(sample.id, "too_long", message, self.drop))
-        return sample
+        return 2 if self.in_rows and self.corruption.noise.complementary else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

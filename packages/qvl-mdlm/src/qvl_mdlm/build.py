@@ -23,7 +23,7 @@ from qvl_core.training.parts import Parts
 from qvl_core.training.world import World
 from qvl_data.sources import Mixture, mixtures
 from qvl_data.stream import ChatSamples, witness
-from qvl_mdlm.batch import Corruption, NoisedSamples, collation
+from qvl_mdlm.batch import Corruption, Noising, collation
 from qvl_mdlm.evaluate import Evaluation
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.model import configured
@@ -45,7 +45,8 @@ def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
     )
     check_sees_both_ways(model)
     cache = open_features(recipe, model, run, world)
-    samples = noised_samples(recipe, lists["train"], model.config, processor)
+    noising = noising_of(recipe, model.config, processor)
+    samples = chat_samples(recipe, lists["train"], processor, noising)
     collate = collation(processor, recipe.batch.packing, patterned=model.config.pattern != "full")
     batches = SampleBatches(
         samples,
@@ -53,13 +54,14 @@ def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
         recipe.train.seed,
         collate if cache is None else CachedCollate(collate, cache),
         witness(processor),
+        noising,
     )
     steps = batches.steps_of(recipe.train)
     measured = {name: mixture for name, mixture in lists.items() if name != "train"}
     evaluation = Evaluation(
         measured,
         processor,
-        samples.corruption.shape,
+        noising.corruption.shape,
         recipe.evaluate.metrics,
         sampling_of(recipe),
         train_on=recipe.data.train_on,
@@ -95,30 +97,27 @@ def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
     )
 
 
-def noised_samples(recipe: MDLMRecipe, mixture: Mixture, config: Any, processor: Any) -> NoisedSamples:
-    """The endless, seeded order of a mixture's chats, noised."""
-    diffusion, batch = recipe.diffusion, recipe.batch
-    shape = shape_of(config, processor.tokenizer, diffusion.pad_to)
-    noise = Noise(
-        diffusion.schedule,
-        diffusion.masks,
-        diffusion.times,
-        diffusion.weight,
-        diffusion.complementary,
-        strata=max(1, (batch.size or 32) // (2 if diffusion.complementary else 1)),
-    )
-    chats = ChatSamples(
+def chat_samples(recipe: MDLMRecipe, mixture: Mixture, processor: Any, noising: Noising) -> ChatSamples:
+    """The endless, seeded order of a mixture's chats, not noised yet."""
+    return ChatSamples(
         mixture,
         processor,
         recipe.train.seed,
-        batch.max_length,
-        batch.too_long,
+        recipe.batch.max_length,
+        recipe.batch.too_long,
         train_on=recipe.data.train_on,
-        prompts=diffusion.prompt_loss,
-        taken=shape.length,
+        prompts=recipe.diffusion.prompt_loss,
+        taken=noising.taken,
     )
-    corruption = Corruption(shape, noise, config.mask_token_id, diffusion.norm)
-    return NoisedSamples(chats, corruption, recipe.train.seed, batch.max_length, batch.too_long == "drop")
+
+
+def noising_of(recipe: MDLMRecipe, config: Any, processor: Any) -> Noising:
+    """What becomes of a chat in training."""
+    diffusion, batch = recipe.diffusion, recipe.batch
+    shape = shape_of(config, processor.tokenizer, diffusion.pad_to)
+    corruption = Corruption(shape, Noise.of(diffusion), config.mask_token_id, diffusion.norm)
+    in_rows = batch.tokens is not None
+    return Noising(corruption, recipe.train.seed, batch.max_length, in_rows, drop=batch.too_long == "drop")
 
 
 def sampling_of(recipe: MDLMRecipe) -> Sampling:
@@ -146,7 +145,7 @@ def embedding_rows(recipe: MDLMRecipe, config: Any) -> tuple[int, ...]:
     return (config.mask_token_id,) if recipe.diffusion.mask_row else ()
 
 
-def _pace(recipe: MDLMRecipe, steps: int, samples: NoisedSamples) -> str:
+def _pace(recipe: MDLMRecipe, steps: int, samples: ChatSamples) -> str:
     batch = recipe.batch
     amount = f"{batch.size} samples" if batch.size else f"up to {batch.tokens:,} tokens"
     return f"{steps} steps of {amount}; one epoch is {len(samples):,} samples"

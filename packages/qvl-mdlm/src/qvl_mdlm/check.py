@@ -14,17 +14,19 @@ from rich.text import Text
 from qvl_core.files import write_atomic
 from qvl_core.printable import printable
 from qvl_core.qwen3vl.budgets import apply_media
+from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.load import open_config, open_processor
 from qvl_core.qwen3vl.lora import apply_tune
 from qvl_core.qwen3vl.panels import panels, picture_sizes
 from qvl_core.qwen3vl.presets import meta_model
 from qvl_core.qwen3vl.transcript import read
 from qvl_core.training.batches import SampleBatches
+from qvl_core.training.samples import Place
 from qvl_data.checking import first_samples, judge, leaks, read_list, show_lists, write_bad
 from qvl_data.sources import mixtures
 from qvl_data.stream import witness
 from qvl_mdlm.batch import Noised, collation
-from qvl_mdlm.build import embedding_rows, noised_samples
+from qvl_mdlm.build import chat_samples, embedding_rows, noising_of
 from qvl_mdlm.config import masked_config
 from qvl_mdlm.recipe import MDLMRecipe
 
@@ -52,19 +54,27 @@ def check(recipe: MDLMRecipe, out: Path | None = None) -> None:
         quantization=recipe.model.quantization,
         rows=embedding_rows(recipe, config),
     )
-    streams = {name: noised_samples(recipe, mixture, config, processor) for name, mixture in lists.items()}
-    facts = {name: read_list(lists[name], stream.encode_item) for name, stream in streams.items()}
+    noising = noising_of(recipe, config, processor)
+    streams = {name: chat_samples(recipe, mixture, processor, noising) for name, mixture in lists.items()}
+    facts = {
+        name: read_list(lists[name], lambda item, stream=stream: noising(stream.encode_item(item), Place(0, 0, 1))[0])
+        for name, stream in streams.items()
+    }
     show_lists(facts, console)
 
     samples = streams["train"]
     collate = collation(processor, recipe.batch.packing, patterned=config.pattern != "full")
-    batches = SampleBatches(samples, recipe.batch, recipe.train.seed, collate, witness(processor))
+    batches = SampleBatches(samples, recipe.batch, recipe.train.seed, collate, witness(processor), noising)
     console.print(f"first batch (seed {recipe.train.seed}); what may be masked is green:", style="bold")
     rows = batches.rows(0)
-    noised = first_samples(samples, rows)
-    for whole, masked in zip(first_samples(samples.chats, rows), noised, strict=False):
+    places = batches.places(0, rows)
+
+    def at(position: int) -> tuple[Encoded, Noised]:
+        chat = samples.encode(position)
+        return chat, noising(chat, places[position])[0]
+
+    for whole, masked in first_samples(at, rows):
         console.print(panels(whole.id, read(whole, tokenizer), picture_sizes(whole, processor)))
-        assert isinstance(masked, Noised)
         console.print(canvas_text(masked, tokenizer, config.mask_token_id))
     console.print(table.rich())
     console.print(f"the mask is row {config.mask_token_id:,} of the embedding; attention {config.pattern}")

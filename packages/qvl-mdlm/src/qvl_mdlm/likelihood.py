@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.loss import token_losses
+from qvl_core.training.samples import Place
 from qvl_mdlm.batch import Corruption, Noised
 from qvl_mdlm.layout import Shape
 from qvl_mdlm.noise import Noise
@@ -74,12 +75,11 @@ def bound(
     places   number of each sample, which decides its masks: those of equal numbers are common; default: 0, 1, ...
     """
     device = model.get_input_embeddings().weight.device
-    noise = Noise(masks="exact", times="stratified", strata=draws)
-    corruption = Corruption(shape, noise, model.config.mask_token_id)
+    corruption = Corruption(shape, Noise(masks="exact", times="stratified"), model.config.mask_token_id)
     nats = np.zeros((len(samples), draws))
     tokens = np.zeros(len(samples), np.int64)
     for group in _by_tokens(
-        (place, draw, corruption(sample, seed, (place if places is None else places[place]) * draws + draw))
+        (place, draw, corruption(sample, seed, Place(place if places is None else places[place], draw, draws)))
         for place, sample in enumerate(samples)
         for draw in range(draws)
     ):

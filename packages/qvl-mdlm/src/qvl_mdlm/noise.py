@@ -1,4 +1,4 @@
-"""How much of a text is masked, which tokens, and what each masked token weighs: all a function of (seed, position).
+"""How much of a text is masked, which tokens, and what each masked token weighs: all a function of (seed, place).
 
 A time t in (0, 1] masks a token with the rate r(t) = 1 - alpha(t): t under the linear schedule, cos(pi/2 (1 - t)) under
 the cosine one. The negative ELBO (Sahoo et al. 2024, arXiv:2406.07524, eq. 10) weighs a masked token with
@@ -8,6 +8,9 @@ the cosine one. The negative ELBO (Sahoo et al. 2024, arXiv:2406.07524, eq. 10) 
 - exact      a random subset of l of the n tokens; l is drawn as ceil(n r(t)) would be, and a token weighs 1 / (l P(l)),
              n / l if linear. The same mean, without the spread of l (facts: a fiftieth of the deviation at best).
 
+Times are spread over the samples of a step, whatever they are and however they are dealt: `stratified` gives each of n
+samples an n-th of the interval of its own, in random order; `antithetic` mirrors the second of two in the first.
+
 A complementary pair masks a text once and then what was left (LaViDa: Li et al. 2025, arXiv:2505.16839): each token is
 learned from once. Both halves have the law of a single draw, so the weights are those of one.
 
@@ -15,13 +18,17 @@ Shapes: T tokens of a layout, S segments (tokens that are noised to the same deg
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl_core.training.samples import Place
 from qvl_core.training.seeds import mix
+
+if TYPE_CHECKING:
+    from qvl_mdlm.recipe import Diffusion
 
 Array = NDArray[Any]
 Schedule = Literal["linear", "cosine"]
@@ -33,28 +40,27 @@ EPS = 1e-3  # smallest time of a Bernoulli mask; the bias is 0.0006 % (facts)
 
 @dataclass(frozen=True)
 class Noise:
-    """What a recipe's `diffusion` block says of noise.
-
-    strata  draws that share the unit interval between them, if times are stratified
-    """
+    """What a recipe's `diffusion` block says of noise."""
 
     schedule: Schedule = "linear"
     masks: Masks = "exact"
     times: Times = "stratified"
     weight: Weight = "scheduler"
     complementary: bool = False
-    strata: int = 32
 
-    def draw(self, segments: Array, seed: int, position: int) -> tuple[Array, Array]:
+    @staticmethod
+    def of(diffusion: "Diffusion") -> "Noise":
+        """The noise of a recipe."""
+        return Noise(**{field.name: getattr(diffusion, field.name) for field in fields(Noise)})
+
+    def draw(self, segments: Array, seed: int, place: Place, other: bool = False) -> tuple[Array, Array]:
         """What is masked (T,) bool and the weight of each token (T,) float32, 0 where nothing is masked.
 
         segments  (T,) number of each token's segment, -1: never masked
-        position  of the sample in the run's endless order; of a complementary pair 2k and 2k + 1 are one draw
+        other     the other half of a complementary pair
         """
-        other = self.complementary and position % 2 == 1
-        draw = position // 2 if self.complementary else position
-        rng = np.random.default_rng(mix(seed, "masks", draw))
-        times = self.times_of(int(segments.max(initial=-1)) + 1, seed, draw)
+        rng = _rng(seed, "masks", place)
+        times = self.times_of(int(segments.max(initial=-1)) + 1, seed, place)
         masked, weights = np.zeros(len(segments), bool), np.zeros(len(segments), np.float32)
         for segment, time in enumerate(times):
             places = np.flatnonzero(segments == segment)
@@ -63,23 +69,21 @@ class Noise:
             weights[places[chosen]] = weight if self.weight == "scheduler" else 1.0
         return masked, weights
 
-    def times_of(self, count: int, seed: int, draw: int) -> Array:
-        """The times (S,) in [0, 1) of the segments of a draw."""
-        first = self._time(seed, draw)
+    def times_of(self, count: int, seed: int, place: Place) -> Array:
+        """The times (S,) in [0, 1) of the segments of a sample."""
         if self.times == "iid":
-            return np.array([first, *np.random.default_rng(mix(seed, "times", draw)).random(max(0, count - 1))])[:count]
-        turned = np.random.default_rng(mix(seed, "segments", draw)).permutation(count)
-        return (first + turned / max(1, count)) % 1.0  # each uniform, and spread over the interval together
+            return _rng(seed, "times", place).random(count)
+        turned = _rng(seed, "segments", place).permutation(count)
+        # Each uniform, and spread over the interval together.
+        return (self._time(seed, place) + turned / max(1, count)) % 1.0
 
-    def _time(self, seed: int, draw: int) -> float:
+    def _time(self, seed: int, place: Place) -> float:
+        """The first time of a sample in [0, 1)."""
         if self.times == "antithetic":
-            time = _uniform(seed, draw // 2)
-            return time if draw % 2 == 0 else (1.0 - time) % 1.0
-        if self.times == "iid":
-            return _uniform(seed, draw)
-        window, place = divmod(draw, self.strata)
-        strata = np.random.default_rng(mix(seed, "strata", window)).permutation(self.strata)
-        return float((strata[place] + _uniform(seed, draw)) / self.strata)
+            time = float(_rng(seed, "times", place._replace(slot=place.slot // 2)).random())
+            return time if place.slot % 2 == 0 else (1.0 - time) % 1.0
+        strata = np.random.default_rng(mix(seed, "strata", place.step)).permutation(place.of)
+        return float((strata[place.slot] + _rng(seed, "times", place).random()) / place.of)
 
     def _segment(self, n: int, time: float, rng: np.random.Generator, other: bool) -> tuple[Array, float]:
         """Which of n tokens are masked (l,), and what each weighs; with `other`, the rest in their place."""
@@ -120,5 +124,5 @@ def probability(count: int, n: int, schedule: Schedule) -> float:
     return time_of(count / n, schedule) - time_of((count - 1) / n, schedule)
 
 
-def _uniform(*parts: int) -> float:
-    return float(np.random.default_rng(mix("time", *parts)).random())
+def _rng(seed: int, what: str, place: Place) -> np.random.Generator:
+    return np.random.default_rng(mix(seed, what, place.step, place.slot))

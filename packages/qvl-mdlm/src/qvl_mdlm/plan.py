@@ -16,7 +16,12 @@ def plan(recipe: MDLMRecipe, gpu: str | None = None) -> None:
 def predict(recipe: MDLMRecipe, on: Card | None = None) -> MemoryPlan:
     """The plan of a recipe, on an H200 if no card is named."""
     rows = (0,) if recipe.diffusion.mask_row else ()  # one of them: which, makes no difference
-    return planning.predict(recipe, open_config(recipe.model.name, recipe.model.revision), on, rows)
+    batch = recipe.batch
+    if recipe.diffusion.complementary and batch.size:  # packed rows have room for both halves of a pair
+        micro = None if batch.micro is None else 2 * batch.micro
+        recipe = recipe.model_copy(update={"batch": batch.model_copy(update={"size": 2 * batch.size, "micro": micro})})
+    config = open_config(recipe.model.name, recipe.model.revision)
+    return planning.predict(recipe, config, on, rows)
 
 
 def advice(recipe: MDLMRecipe) -> str:

@@ -29,9 +29,9 @@ class Diffusion(blocks.Block):
     masks: Literal["exact", "bernoulli"] = "exact"
     """exact: a number is drawn, then so many tokens; bernoulli: each token for itself, which spreads far more."""
     times: Literal["stratified", "antithetic", "iid"] = "stratified"
-    """How times are drawn: spread over samples in the run's order, in mirrored pairs, or each for itself."""
+    """How times are drawn: spread over the samples of a step, in mirrored pairs of them, or each for itself."""
     complementary: bool = False
-    """Show each sample twice, with a mask and with its complement (`schedule: linear`)."""
+    """Show each sample twice in its step, with a mask and with its complement (`schedule: linear`)."""
     weight: Literal["scheduler", "uniform"] = "scheduler"
     """What a masked token counts: as the bound on the likelihood asks, or 1."""
     norm: Literal["token", "sequence", "batch"] = "token"

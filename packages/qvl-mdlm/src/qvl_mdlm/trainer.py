@@ -10,9 +10,9 @@
     trainer.train()
 
 Masks are drawn on the host before a step's first forward, from (args.seed, step, place of the sample in the step's
-global batch): a resumed run masks what the uninterrupted one would have, and more processes or accumulated
-micro-batches change nothing. Their losses are sums over what could be masked in the whole step. Evaluation draws the
-same masks every time.
+global batch), with times spread over that batch: a resumed run masks what the uninterrupted one would have, and more
+processes or accumulated micro-batches change nothing. Their losses are sums over what could be masked in the whole
+step. Evaluation draws the same masks every time.
 
 Shapes: B samples of a micro-batch, N masked tokens.
 """
@@ -33,6 +33,7 @@ from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.encoded import IGNORE
 from qvl_core.qwen3vl.loss import next_token_loss, token_losses
+from qvl_core.training.samples import Place
 from qvl_core.training.seeds import mix
 from qvl_mdlm.batch import Corruption, Noised, collate
 from qvl_mdlm.collator import create_qwen3_vl_collator, split
@@ -42,7 +43,7 @@ from qvl_mdlm.noise import Noise
 from qvl_mdlm.recipe import Diffusion
 from qvl_mdlm.settings import write_settings
 
-STRATA = 32  # samples that share the interval of times between them in an evaluation
+SPREAD = 32  # samples of an evaluation, in order, whose times are spread over the interval together
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Qwen3VLTrainer(Trainer):
         whole = self.args.gradient_accumulation_steps * world * size  # samples of a step
         for micro, inputs in enumerate(islice(epoch_iterator, num_batches)):
             slot = (micro * world + self.args.process_index) * size
-            batch, shares = self._noised(inputs, self.args.seed, self.state.global_step * whole + slot, whole)
+            batch, shares = self._noised(inputs, self.args.seed, Place(self.state.global_step, slot, whole))
             share += int(shares.sum())
             found.append({"input_ids": batch.input_ids, "noised": batch})
         count = torch.tensor(share, device=device)
@@ -124,7 +125,7 @@ class Qwen3VLTrainer(Trainer):
         if "noised" in inputs:
             batch = inputs["noised"]
         else:
-            batch, shares = self._noised(inputs, self.args.seed, 0, len(inputs["input_ids"]))
+            batch, shares = self._noised(inputs, self.args.seed, Place(0, 0, len(inputs["input_ids"])))
             num_items_in_batch = int(shares.sum())
         batch = batch.to(self.args.device, non_blocking=True)
         total: Tensor = model(call=partial(next_token_loss, batch=batch))
@@ -140,9 +141,9 @@ class Qwen3VLTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
         """The loss of a batch at the masks of its place in the evaluation."""
-        place = (self._evaluated * self.args.world_size + self.args.process_index) * self.args.eval_batch_size
+        first = (self._evaluated * self.args.world_size + self.args.process_index) * self.args.eval_batch_size
         self._evaluated += 1
-        batch, shares = self._noised(inputs, mix(self.args.seed, "evaluation"), place, STRATA)
+        batch, shares = self._noised(inputs, mix(self.args.seed, "evaluation"), Place(0, first, SPREAD))
         batch = batch.to(self.args.device)
         assert batch.weights is not None
         weighted = model(call=partial(token_losses, batch=batch)) * batch.weights  # (N,)
@@ -176,11 +177,10 @@ class Qwen3VLTrainer(Trainer):
         if self.args.should_save and isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
             write_settings(self.model.config, output_dir or self.args.output_dir)
 
-    def _noised(self, inputs: dict[str, Any], seed: int, first: int, strata: int) -> tuple[Batch, Tensor]:
+    def _noised(self, inputs: dict[str, Any], seed: int, first: Place) -> tuple[Batch, Tensor]:
         """A collator's batch with masks, and the share of each sample (B,) in the loss's denominator.
 
-        first   place of the batch's first sample in the endless order
-        strata  samples that share the interval of times between them
+        first  place of the batch's first sample; those that do not fit into its step begin further ones
         """
         samples = split(inputs, self.model.config)
         if not bool((inputs["labels"] != IGNORE).any()):
@@ -189,20 +189,16 @@ class Qwen3VLTrainer(Trainer):
                 "or learn prompts as well: create_qwen3_vl_collator(processor, mask_prompt_loss=False)."
             )
         config, diffusion = self.model.config, self.diffusion
-        each = 2 if diffusion.complementary else 1
-        noise = Noise(
-            diffusion.schedule, diffusion.masks, diffusion.times, diffusion.weight, diffusion.complementary, strata
-        )
-        corrupt = Corruption(self._shape, noise, config.mask_token_id, diffusion.norm)
-        noised: list[Noised] = [
-            corrupt(sample, seed, (first + row) * each + half)
-            for row, sample in enumerate(samples)
-            for half in range(each)
-        ]
+        halves = (False, True) if diffusion.complementary else (False,)
+        corrupt = Corruption(self._shape, Noise.of(diffusion), config.mask_token_id, diffusion.norm)
+        noised: list[Noised] = []
+        for row, sample in enumerate(samples):
+            further, slot = divmod(first.slot + row, first.of)
+            noised += [corrupt(sample, seed, Place(first.step + further, slot, first.of), half) for half in halves]
         patterned = config.pattern != "full"
         pad = self._shape.pad_id
         batch = collate(noised, packing=False, patterned=patterned, merge=self._shape.merge, pad_id=pad)
-        return batch, torch.tensor([sample.share for sample in noised]).view(-1, each).sum(1)
+        return batch, torch.tensor([sample.share for sample in noised]).view(-1, len(halves)).sum(1)
 
 
 def _check_taken(args: TrainingArguments, options: dict[str, Any]) -> None:

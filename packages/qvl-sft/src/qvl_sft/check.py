@@ -53,7 +53,7 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     samples = chat_samples(recipe, lists["train"], processor)
     batches = chat_batches(recipe, samples)
     console.print(f"first batch (seed {recipe.train.seed}); what is learned from is green:", style="bold")
-    for sample in first_samples(samples, batches.rows(0)):
+    for sample in first_samples(samples.encode, batches.rows(0)):
         sizes = picture_sizes(sample, processor)
         console.print(panels(sample.id, read(sample, processor.tokenizer), sizes))
     table: TuneTable = apply_tune(

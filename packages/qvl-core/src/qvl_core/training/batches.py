@@ -10,15 +10,15 @@ with `batch.size` every step is full, so one step may hold the end of an epoch a
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.recipe.blocks import Batch, Train
 from qvl_core.training.parts import Micro, TensorBatch
-from qvl_core.training.samples import LeftOut, Samples
+from qvl_core.training.samples import LeftOut, Place, Samples
 from qvl_core.training.seeds import mix
 
 WINDOW = 4096
@@ -32,6 +32,9 @@ class Plan:
 
     micros: tuple[tuple[int, tuple[Row, ...]], ...]
     witness: bool  # several processes: each forward has to use the vision tower, or they would wait for one another
+    places: Mapping[int, Place] = field(
+        default_factory=dict
+    )  # of each sample here, by position, if it is to be finished
 
 
 @dataclass
@@ -40,6 +43,8 @@ class SampleBatches:
 
     `collate` turns encoded samples into tensors; `witness` is a sample without labels but with a picture, which joins a
     micro-batch without pictures when several processes train: it changes no gradient and keeps them in step.
+    `finish` makes of a sample what is learned from it, one sample or several, once its place in the step is known, so
+    that noise can be spread evenly over a step; it raises LeftOut as `samples` do.
     """
 
     samples: Samples
@@ -47,6 +52,7 @@ class SampleBatches:
     seed: int
     collate: Callable[[Sequence[Encoded]], TensorBatch]
     witness: Encoded
+    finish: Callable[[Encoded, Place], Sequence[Encoded]] | None = None
 
     def __post_init__(self) -> None:
         self._starts = [0]  # first step of each window planned so far
@@ -63,10 +69,16 @@ class SampleBatches:
         share = math.ceil(len(rows) / world)  # every process makes as many forwards as the one with most rows
         micro = self.batch.micro or (1 if self.batch.tokens else share)
         micros = tuple((rank + world * first, tuple(mine[first : first + micro])) for first in range(0, share, micro))
-        return Plan(micros, witness=world > 1)
+        return Plan(micros, world > 1, self.places(step, mine) if self.finish else {})
 
     def build(self, plan: Plan) -> list[Micro]:
-        return [self._micro(slot, rows, plan.witness) for slot, rows in plan.micros]
+        return [self._micro(slot, rows, plan) for slot, rows in plan.micros]
+
+    def places(self, step: int, rows: Iterable[Row]) -> dict[int, Place]:
+        """Places of the samples of some of a step's rows, by position."""
+        order = [position for row in self.rows(step) for position in row]
+        slots = {position: slot for slot, position in enumerate(order)}
+        return {position: Place(step, slots[position], len(order)) for row in rows for position in row}
 
     def rows(self, step: int) -> list[Row]:
         """The global batch of a step."""
@@ -93,15 +105,17 @@ class SampleBatches:
             ends.append(self.steps(train.epochs))
         return min(ends)
 
-    def _micro(self, slot: int, rows: Sequence[Row], witness: bool) -> Micro:
-        samples, bad = [], []
+    def _micro(self, slot: int, rows: Sequence[Row], plan: Plan) -> Micro:
+        samples: list[Encoded] = []
+        bad = []
         for position in (position for row in rows for position in row):
             try:
-                samples.append(self.samples.encode(position))
+                sample = self.samples.encode(position)
+                samples += [sample] if self.finish is None else self.finish(sample, plan.places[position])
             except LeftOut as error:
                 bad.append(error.bad)
         names, tokens, count = tuple(s.id for s in samples), sum(map(len, samples)), sum(s.count for s in samples)
-        if witness and all(sample.images is None and sample.videos is None for sample in samples):
+        if plan.witness and all(sample.images is None and sample.videos is None for sample in samples):
             samples.append(self.witness)
         return Micro(self.collate(samples) if samples else None, count, slot, names, tokens, tuple(bad))
 

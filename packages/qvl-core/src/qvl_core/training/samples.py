@@ -4,7 +4,7 @@ Imports no torch, so that data packages can speak this language without it.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
@@ -29,6 +29,14 @@ class LeftOut(BadInput):
 
     def __str__(self) -> str:
         return self.bad.message
+
+
+class Place(NamedTuple):
+    """Where a sample stands in training, however the step is dealt: what is random about it is a function of this."""
+
+    step: int
+    slot: int  # 0, 1, ... among the samples of the step
+    of: int  # samples of the step
 
 
 class Samples(Protocol):
