@@ -11,7 +11,8 @@ from asking import prompts
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
-from qvl_mdlm.context import read_prompts, run
+from qvl_mdlm.commit import choose, shares, together
+from qvl_mdlm.context import prefill, read_prompts, run, run_canvas
 from qvl_mdlm.pattern import visible
 from qvl_mdlm.sample import Sampling, Writer, never_written, sample
 
@@ -109,16 +110,27 @@ def test_cached_is_uncached_token_for_token(
 def test_a_batch_of_unequal_prompts_is_its_singles(
     models: dict[str, Any], processor: Any, asked: list[Encoded], name: str, how: Sampling
 ) -> None:
-    together = sample(models[name], processor, asked, how)
-    if how.temperature or how.remasking == "random":  # draws depend on the number of the prompt
-        alone = [sample(models[name], processor, asked[: number + 1], how)[number] for number in range(len(asked))]
-    else:
-        alone = [sample(models[name], processor, [prompt], how)[0] for prompt in asked]
-    for one, other in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(one.ids, other.ids)
-        assert one.forwards == other.forwards
-    again = sample(models[name], processor, asked, how)
-    assert [a.text for a in again] == [a.text for a in together]
+    together = sample(models[name], processor, asked, how, keys=range(4))
+    alone = [sample(models[name], processor, [one], how, keys=[key])[0] for key, one in enumerate(asked)]
+    backwards = sample(models[name], processor, asked[::-1], how, keys=range(3, -1, -1))[::-1]
+    for one, *others in zip(together, alone, backwards, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(one.ids, other.ids)
+            assert one.forwards == other.forwards
+
+
+def test_what_is_drawn_follows_the_seed_and_the_key(
+    models: dict[str, Any], processor: Any, asked: list[Encoded]
+) -> None:
+    def drawn(keys: list[int | str] | None, seed: int = 0) -> list[list[int]]:
+        how = Sampling(max_new_tokens=LENGTH, temperature=1.0, seed=seed)
+        return [one.ids.tolist() for one in sample(models["full"], processor, [asked[1]] * 3, how, keys=keys)]
+
+    first, second, third = drawn([7, "eight", 7])
+    assert first == third != second
+    assert drawn([0, 7, 1])[1] == first
+    assert drawn([7, 0, 1], seed=1)[0] != first
+    assert len(set(map(tuple, drawn(None)))) == 1  # the same sample three times
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -200,17 +212,100 @@ def test_the_guard_writes_end_tokens_last(models: dict[str, Any], processor: Any
     assert first_end(True) == LENGTH - 3  # nothing but end tokens is wished for
 
 
-def test_gumbel_draws_follow_the_softmax() -> None:
-    from qvl_mdlm.commit import choose
-
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_gumbel_draws_follow_the_softmax(temperature: float) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64).expand(20_000, 3)
-    drawn = choose(logits, 2.0, torch.Generator().manual_seed(0))
-    wanted = (logits[0] / 2.0).softmax(-1)
+    uniform = torch.rand(logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drawn = choose(logits, temperature, uniform)
+    wanted = (logits[0] / temperature).softmax(-1)
     found = torch.bincount(drawn, minlength=3) / len(drawn)
     assert (found - wanted).abs().max() < 4 * (0.25 / len(drawn)) ** 0.5
-    llada = choose(logits, 2.0, torch.Generator().manual_seed(0), "llada")
-    exponential = torch.bincount(llada, minlength=3) / len(llada)
-    assert (exponential - wanted).abs().max() < 0.02  # at any temperature but in another form: see the facts
+    assert torch.equal(choose(logits, temperature, uniform, "llada"), drawn)  # another way to write the same
+
+
+@pytest.mark.parametrize(("length", "block"), [(16, 16), (16, 4), (9, 4), (10, 4), (5, 1), (7, 3)])
+def test_each_block_has_its_share_of_the_steps(length: int, block: int) -> None:
+    sizes = [min(block, length - start) for start in range(0, length, block)]
+    for steps in range(len(sizes), length + 1):
+        found = shares(steps, length, block)
+        assert sum(found) == steps
+        assert all(1 <= share <= size for share, size in zip(found, sizes, strict=True))
+    assert shares(8, 16, 4) == [2, 2, 2, 2]
+
+
+def test_rows_are_judged_together_as_far_as_there_is_room() -> None:
+    assert list(together([3, 3, 3], 6)) == [slice(0, 2), slice(2, 3)]
+    assert list(together([9, 0, 1], 6)) == [slice(0, 1), slice(1, 3)]
+    assert list(together([4], 0)) == [slice(0, 1)]
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_little_room_changes_no_token(
+    models: dict[str, Any], processor: Any, asked: list[Encoded], how: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = sample(models["full"], processor, asked, how)
+    monkeypatch.setattr("qvl_mdlm.sample.CHUNK", 1)
+    for one, other in zip(wide, sample(models["full"], processor, asked, how), strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "forwards", "prefills"),
+    [
+        ("full", {}, 8, 0),
+        ("full", {"steps": 2, "guidance": 1.0}, 4, 0),
+        ("full", {"cache": "dual", "block": 4}, 8 + 2, 0),  # everything anew for each block
+        ("prefix", {}, 8, 1),
+        ("prefix", {"cache": "none"}, 8, 0),
+        ("prefix", {"steps": 2, "guidance": 1.0}, 4, 2),
+        ("block", {"steps": 2}, 2 + 1, 1),  # the first block is read once it is finished
+    ],
+)
+def test_every_pass_is_counted(
+    models: dict[str, Any],
+    processor: Any,
+    asked: list[Encoded],
+    name: str,
+    how: dict[str, Any],
+    forwards: int,
+    prefills: int,
+) -> None:
+    passes = []
+    body = models[name].model.language_model
+    hook = body.register_forward_hook(lambda _, __, output: passes.append(output.last_hidden_state.shape[1]))
+    try:
+        (written,) = sample(
+            models[name], processor, asked[:1], Sampling(max_new_tokens=LENGTH, early_stop=False, **how)
+        )
+    finally:
+        hook.remove()
+    assert (written.forwards, written.prefills) == (forwards, prefills)
+    assert len(passes) == forwards + prefills
+    assert passes[:prefills] == [len(asked[0])] * prefills
+
+
+def test_a_step_waits_for_the_device_once_and_copies_no_prompt(
+    models: dict[str, Any], processor: Any, asked: list[Encoded]
+) -> None:
+    heads, rooms = [], set()
+    model = models["prefix"]
+    hook = model.lm_head.register_forward_hook(lambda _, __, logits: heads.append(len(logits)))
+    writer = Writer(model, processor, asked, Sampling(max_new_tokens=LENGTH, early_stop=False))
+    try:
+        for number, step in enumerate(writer.steps()):
+            assert len(heads) == number + 1  # one head for all rows, of what was masked
+            assert heads[-1] == len(step.rows) * (LENGTH - number)
+    finally:
+        hook.remove()
+    context = read_prompts(model, processor, asked)
+    cache = prefill(model, context, LENGTH)
+    canvas = torch.full((len(asked), LENGTH), model.config.mask_token_id)
+    with torch.no_grad():
+        for _ in range(3):
+            run_canvas(model, context, canvas, 0, cache)
+            rooms.add(tuple(keys.data_ptr() for keys, _ in cache.pairs))
+    assert len(rooms) == 1
+    assert cache.get_seq_length() == max(map(len, asked))
 
 
 def test_the_dual_cache_answers_and_says_what_it_is(
@@ -231,6 +326,10 @@ def test_the_dual_cache_answers_and_says_what_it_is(
         ("block", Sampling(max_new_tokens=8, block=2), "trained with blocks of 4"),
         ("prefix", Sampling(max_new_tokens=8, cache="dual"), "whose cache is exact"),
         ("full", Sampling(max_new_tokens=40_000), "over the model's 32768; lower it"),
+        ("full", Sampling(max_new_tokens=8, steps=2, block=2), "has 4 blocks of 2, and each takes a step; give 4"),
+        ("block", Sampling(max_new_tokens=8, steps=1), "has 2 blocks of 4, and each takes a step; give 2"),
+        ("full", Sampling(suppress=(999_999,)), "suppress 999999: there is no such token; ids are from 0 to"),
+        ("full", Sampling(suppress=(-1,)), "suppress -1: there is no such token"),
     ],
 )
 def test_what_cannot_be_meant(
@@ -240,8 +339,48 @@ def test_what_cannot_be_meant(
         sample(models[name], processor, asked, how)
 
 
-def test_two_ways_to_say_how_many() -> None:
-    with pytest.raises(BadInput, match="steps and threshold"):
-        Sampling(steps=4, threshold=0.9)
-    with pytest.raises(BadInput, match="must be from 1 to the 8"):
-        Sampling(max_new_tokens=8, steps=9)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"canvases": [np.zeros(8, int), np.zeros(7, int)]}, "canvas 1: has 7 tokens where max_new_tokens is 8"),
+        ({"canvases": [np.zeros(8, int)]}, "canvases: are 1, for 2 prompts; give one for each"),
+        ({"canvases": [np.zeros(8, int), np.full(8, 99_999)]}, "canvas 1: has ids outside of 0 to"),
+        ({"keys": [1, 2, 3]}, "keys: are 3, for 2 prompts"),
+        ({"spaced": []}, "spaced: are 0, for 2 prompts"),
+    ],
+)
+def test_what_does_not_fit_together(
+    models: dict[str, Any], processor: Any, asked: list[Encoded], given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BadInput, match=words):
+        sample(models["full"], processor, asked[:2], Sampling(max_new_tokens=8), **given)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"steps": 4, "threshold": 0.9}, "steps and threshold"),
+        ({"max_new_tokens": 8, "steps": 9}, "must be from 1 to the 8"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0: must be a number of at least 1"),
+        ({"block": 0}, "block 0: must be a number of at least 1"),
+        ({"temperature": -0.5}, "temperature -0.5: must be a number of at least 0"),
+        ({"temperature": float("nan")}, "temperature nan: must be"),
+        ({"guidance": float("inf")}, "guidance inf: must be"),
+        ({"threshold": 1.5}, "threshold 1.5: is a probability"),
+        ({"remasking": "chance"}, "remasking chance: choose of confidence, margin, entropy, random"),
+        ({"cache": "yes"}, "cache yes: choose of auto, none, dual"),
+    ],
+)
+def test_what_no_model_can_do(how: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        Sampling(**how)
+
+
+def test_something_has_to_be_left_to_write(models: dict[str, Any], processor: Any, asked: list[Encoded]) -> None:
+    everything = tuple(range(models["full"].config.text_config.vocab_size))
+    with pytest.raises(BadInput, match="leaves no token that could be written"):
+        sample(models["full"], processor, asked, Sampling(suppress=everything))
+
+
+def test_no_prompt_is_no_answer(models: dict[str, Any], processor: Any) -> None:
+    assert sample(models["full"], processor, [], Sampling()) == []

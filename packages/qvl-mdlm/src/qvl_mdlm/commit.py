@@ -1,54 +1,58 @@
 """What is written at the masks of a canvas in one step: which token, how sure, and which of them stay. Pure functions.
 
-Shapes: M masked places of one row, V vocabulary.
+Shapes: M masked places, m of them in one row, V vocabulary.
 """
 
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Remasking = Literal["confidence", "margin", "entropy", "random"]
+Sureness = Literal["confidence", "margin", "entropy"]
+Remasking = Literal[Sureness, "random"]
 Gumbel = Literal["standard", "llada"]
 
 
-def choose(logits: Tensor, temperature: float, generator: torch.Generator, gumbel: Gumbel = "standard") -> Tensor:
-    """A token for each masked place (M,), from its logits (M, V): the likeliest, or drawn at a temperature.
+def choose(logits: Tensor, temperature: float, uniform: Tensor, gumbel: Gumbel = "standard") -> Tensor:
+    """A token drawn for each masked place (M,), from its logits (M, V) and numbers (M, V) from [0, 1) in fp64.
 
-    standard  argmax of logits / temperature + Gumbel noise, a draw from softmax(logits / temperature)
-    llada     argmax of exp(logits) / (-log u)^temperature, as LLaDA has it (facts: not a draw from that softmax); for
-              comparison
+    standard  argmax of logits / temperature + Gumbel noise: a draw from softmax(logits / temperature)
+    llada     argmax of exp(logits) / (-log u)^temperature, as LLaDA's code has it: its logarithm is temperature times
+              what standard looks at, so the draw is the same; for comparison
+
+    Noise is fp64: fp32 cuts its tail off, which lowers the temperature (Zheng et al. 2024, arXiv:2409.02908).
     """
-    if temperature == 0:
-        return logits.argmax(-1)
-    uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float64).clamp_min(1e-300).to(logits.device)
-    wide = logits.double()
+    exponential = uniform.clamp(1e-300, 1 - 2**-53).log_().neg_()
     if gumbel == "llada":
-        return (wide - temperature * (-uniform.log()).log()).argmax(-1)
-    return (wide / temperature - (-uniform.log()).log()).argmax(-1)
+        return (logits.double().exp() / exponential**temperature).argmax(-1)
+    return exponential.log_().neg_().add_(logits, alpha=1 / temperature).argmax(-1)
 
 
-def sureness(logits: Tensor, tokens: Tensor, by: Remasking, generator: torch.Generator) -> Tensor:
-    """How sure the model is of each token (M,): the higher, the earlier it is written.
+def probability_of(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability of each token (M,), and the logarithm (M,) of what exp(logits) (M, V) is divided by for that."""
+    norm = logits.logsumexp(-1)
+    return (logits.gather(-1, tokens[:, None])[:, 0] - norm).exp(), norm
+
+
+def sureness(logits: Tensor, norm: Tensor, probability: Tensor, by: Sureness) -> Tensor:
+    """How sure the model is of each token (M,), from `probability_of`: the higher, the earlier it is written.
 
     confidence  its probability
     margin      the likeliest token's probability less the second's
     entropy     less the entropy of the place, in nats
-    random      drawn
     """
-    if by == "random":
-        return torch.rand(len(tokens), generator=generator, dtype=torch.float64).to(logits.device)
-    probabilities = logits.double().softmax(-1)  # (M, V)
-    if by == "confidence":
-        return probabilities.gather(-1, tokens[:, None])[:, 0]
     if by == "margin":
-        first, second = probabilities.topk(2, -1).values.unbind(-1)
+        first, second = (logits.topk(2, -1).values - norm[:, None]).exp().unbind(-1)
         return first - second
-    return torch.special.xlogy(probabilities, probabilities).sum(-1)
+    if by == "entropy":
+        return -torch.special.entr((logits - norm[:, None]).exp()).sum(-1)
+    return probability
 
 
 def guarded(sure: Tensor, ends: Tensor) -> Tensor:
-    """Sureness with end tokens (M,) bool behind everything else."""
+    """Sureness (m,) with end tokens (m,) bool behind everything else."""
     return torch.where(ends, sure - sure.max() - 1e6, sure)
 
 
@@ -77,3 +81,25 @@ def by_factor(sure: Tensor, probability: Tensor, factor: float) -> Tensor:
 def share(masked: int, steps: int) -> int:
     """How many of the places that are still masked to write, with so many steps left: as even as can be."""
     return -(-masked // max(1, steps))
+
+
+def shares(steps: int, length: int, block: int) -> list[int]:
+    """Steps of each block of a canvas: at least 1, at most one for each of its tokens, `steps` together.
+
+    Needs at least as many steps as there are blocks.
+    """
+    sizes = [min(block, length - start) for start in range(0, length, block)]
+    spare, room = steps - len(sizes), max(1, length - len(sizes))  # beyond one each; how many could be taken
+    ends = accumulate((size - 1 for size in sizes), initial=0)
+    return [1 + spare * stop // room - spare * start // room for start, stop in pairwise(ends)]
+
+
+def together(counts: Sequence[int], most: int) -> Iterator[slice]:
+    """Cut rows into runs that have at most so many places together; a row of more is a run of its own."""
+    start = total = 0
+    for row, count in enumerate(counts):
+        if row > start and total + count > most:
+            yield slice(start, row)
+            start, total = row, 0
+        total += count
+    yield slice(start, len(counts))

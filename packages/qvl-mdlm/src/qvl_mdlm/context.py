@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from qvl_core.qwen3vl.encoded import Encoded
@@ -22,39 +21,49 @@ from qvl_mdlm.pattern import visible
 
 
 class FixedCache(Cache):
-    """Keys and values that a forward reads and does not change, unless it is `growing`.
+    """Keys and values (B, K, P + N, H) of each layer, in room that is taken once: no forward copies what is there.
 
-    window  (start, stop) of tokens that the forward computes anew, whose old entries it does not read
+    A forward writes its own behind what is kept, or over it from `window` on, and reads all up to there; only `keep`
+    makes them stay.
+
+    room    tokens there is room for
+    length  tokens that are kept
     """
 
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:  # (B, K, P, H) each
+    def __init__(self, room: int, pairs: Sequence[tuple[Tensor, Tensor]] = (), length: int = 0) -> None:
         self.layers: list[Any] = []  # the library's own, which would grow with every forward
-        self.pairs = list(layers)
-        self.growing = False
-        self.window: tuple[int, int] | None = None
+        self.room, self.pairs, self.length = room, list(pairs), length
+        self.window: int | None = None
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        start, stop = self.window or (self.get_seq_length(), self.get_seq_length())
-        old = self.pairs[layer]
-        joined = tuple(
-            torch.cat([was[:, :, :start], new, was[:, :, stop:]], 2)
-            for was, new in zip(old, (keys, values), strict=True)
-        )
-        if self.growing:
-            self.pairs[layer] = joined[0], joined[1]
-        return joined[0], joined[1]
+        batch, heads, count, width = keys.shape
+        if layer == len(self.pairs):
+            self.pairs.append(
+                (keys.new_empty(batch, heads, self.room, width), values.new_empty(batch, heads, self.room, width))
+            )
+        start = self.length if self.window is None else self.window
+        end = max(self.length, start + count)
+        for kept, new in zip(self.pairs[layer], (keys, values), strict=True):
+            kept[:, :, start : start + count] = new
+        old_keys, old_values = self.pairs[layer]
+        return old_keys[:, :, :end], old_values[:, :, :end]
+
+    def keep(self, count: int) -> None:
+        """Let what the last forward wrote of `count` tokens stay."""
+        self.length += count
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.pairs[0][0].shape[2]
+        return self.length
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self.get_seq_length()
+        return self.length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.get_seq_length() + (0 if self.window else query_length), 0
+        return self.length + (query_length if self.window is None else 0), 0
 
-    def rows(self, kept: Tensor) -> "FixedCache":
-        fewer = FixedCache([(keys[kept], values[kept]) for keys, values in self.pairs])
+    def rows(self, kept: Sequence[int]) -> "FixedCache":
+        chosen = list(kept)
+        fewer = FixedCache(self.room, [(keys[chosen], values[chosen]) for keys, values in self.pairs], self.length)
         fewer.window = self.window
         return fewer
 
@@ -64,10 +73,6 @@ class FixedCache(Cache):
     @property
     def is_compileable(self) -> bool:
         return False
-
-    @property
-    def is_sliding(self) -> list[bool]:
-        return [False] * len(self.pairs)
 
 
 @dataclass(frozen=True)
@@ -86,23 +91,36 @@ class Context:
     """(B, P) bool: places of picture tokens"""
     deepstack: tuple[Tensor, ...]
     """for each DeepStack layer what is added at the pictured places, row after row"""
+    lengths: tuple[int, ...]
+    """tokens of each prompt"""
 
     def __len__(self) -> int:
         return len(self.embeds)
 
-    def rows(self, kept: Tensor) -> "Context":
-        """Only these rows (n,)."""
-        counts = self.pictured.sum(1)
-        row_of = torch.repeat_interleave(torch.arange(len(self), device=counts.device), counts)
-        chosen = torch.isin(row_of, kept)  # kept is ascending
+    def rows(self, kept: Sequence[int]) -> "Context":
+        """Only these rows (n,), ascending."""
+        chosen = torch.tensor(kept, device=self.mask.device)
+        row_of = torch.repeat_interleave(torch.arange(len(self), device=chosen.device), self.pictured.sum(1))
+        pictures = torch.isin(row_of, chosen)
         return Context(
-            self.embeds[kept],
-            self.mask[kept],
-            self.positions[:, kept],
-            self.levels[kept],
-            self.pictured[kept],
-            tuple(features[chosen] for features in self.deepstack),
+            self.embeds[chosen],
+            self.mask[chosen],
+            self.positions[:, chosen],
+            self.levels[chosen],
+            self.pictured[chosen],
+            tuple(features[pictures] for features in self.deepstack),
+            tuple(self.lengths[row] for row in kept),
         )
+
+    @property
+    def padded(self) -> bool:
+        return min(self.lengths) < self.mask.shape[1]
+
+    def padding(self, count: int) -> Tensor | None:
+        """(B, P + count): 0 for padding, 1 for prompts and for so many tokens behind them; None without padding."""
+        if not self.padded:
+            return None
+        return torch.cat([self.mask, self.mask.new_ones(len(self), count)], 1).long()
 
     def without_prompt(self, mask_embed: Tensor) -> "Context":
         """The unconditional branch of guidance: every given token is masked, and no picture is seen."""
@@ -132,6 +150,7 @@ def read_prompts(model: Any, processor: Any, prompts: Sequence[Encoded]) -> Cont
         levels,
         torch.zeros_like(mask) if pictured is None else pictured,
         tuple(deepstack),
+        tuple(map(len, prompts)),
     )
 
 
@@ -158,14 +177,16 @@ def _taken(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
     return taken
 
 
-def prefill(model: Any, context: Context) -> FixedCache:
-    """Keys and values of the prompts, which see only themselves."""
+def prefill(model: Any, context: Context, room: int) -> FixedCache:
+    """Keys and values of the prompts, which see only themselves; with room for so many tokens behind them."""
     documents = torch.where(context.mask, 0, -1)
-    alone = bool(context.mask.all()) and not bool(context.levels.any())
+    alone = not context.padded and not bool(context.levels.any())
     mask = None if alone else visible(context.levels, torch.ones_like(context.mask), documents)
-    cache = DynamicCache(config=model.config.text_config)
+    prompt = context.mask.shape[1]
+    cache = FixedCache(prompt + room)
     run(model, context, None, mask, cache)
-    return FixedCache([(layer.keys, layer.values) for layer in cache.layers])
+    cache.keep(prompt)
+    return cache
 
 
 def run(model: Any, context: Context, canvas: Tensor | None, mask: Tensor | None, cache: Any = None) -> Tensor:
@@ -200,10 +221,8 @@ def run_canvas(model: Any, context: Context, ids: Tensor, first: int, cache: Fix
     body = model.model.language_model
     count = ids.shape[1]
     mask = None
-    if not bool(context.mask.all()):
-        window = cache.window
-        length = cache.get_seq_length() + (count if window is None else 0)
-        seen = torch.ones(len(ids), length, dtype=torch.bool, device=ids.device)
+    if context.padded:
+        seen = torch.ones(len(ids), cache.get_mask_sizes(count)[0], dtype=torch.bool, device=ids.device)
         seen[:, : context.mask.shape[1]] = context.mask
         mask = seen[:, None, None, :].expand(-1, 1, count, -1)
     hidden: Tensor = body(

@@ -145,7 +145,8 @@ class Evaluation:
         ]
         if "exact_match" in self.metrics:
             began = time.perf_counter()
-            written = sample(model, self.processor, [one.question for one in opened], self.sampling)
+            questions, places = [one.question for one in opened], [one.place for one in opened]
+            written = sample(model, self.processor, questions, self.sampling, keys=places)
             measured.seconds += time.perf_counter() - began
             predictions = [
                 replace(p, answer=w.text, correct=one.accepts(w.text), forwards=w.forwards, written=w.tokens)

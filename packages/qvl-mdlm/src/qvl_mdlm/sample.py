@@ -2,34 +2,55 @@
 
     answers = sample(model, processor, prompts, Sampling(max_new_tokens=64, threshold=0.9))
 
-Rows do not depend on one another: a batch gives what its prompts give alone, a drawn token depends on the seed, the
-prompt's number and the step. A row is done when nothing is masked up to its first end token, and is then let go.
+Rows do not depend on one another: a batch gives what its prompts give alone, in any order; a drawn token depends on the
+seed, the prompt's key and the row's step. A row is done when nothing is masked up to its first end token, and is then
+let go.
 
 What is computed in a step (`cache`): everything (`none`); of `prefix` and `block` models only what can change, which is
 exact (`auto`); of `full` models only the block in work, with the keys and values that all else had when the block was
 begun, which is an approximation (`dual`: Fast-dLLM, arXiv:2505.22618).
 
-Shapes: B rows, P tokens of the longest prompt, N of the canvas, n of a block, M masked places, V vocabulary.
+A step is one forward, one head over what is masked in all rows, and one time that the host waits for the device.
+
+Shapes: B rows, N tokens of the canvas, n of a block, M masked places, m of them in one row, D hidden width, V
+vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.qwen3vl.head import CHUNK
 from qvl_core.training.seeds import mix
-from qvl_mdlm.commit import Gumbel, Remasking, above, by_factor, choose, guarded, most_sure, share, sureness
-from qvl_mdlm.context import Context, FixedCache, prefill, read_prompts, run, run_canvas
-from qvl_mdlm.pattern import visible
+from qvl_mdlm.commit import (
+    Gumbel,
+    Remasking,
+    above,
+    by_factor,
+    choose,
+    guarded,
+    most_sure,
+    probability_of,
+    share,
+    shares,
+    sureness,
+    together,
+)
+from qvl_mdlm.context import read_prompts
+from qvl_mdlm.state import Kind, State
 
 Ids = NDArray[np.int64]
+Key = int | str
+CHOICES = {"gumbel": Gumbel, "remasking": Remasking, "cache": Kind}
+AT_LEAST = {"max_new_tokens": 1, "steps": 1, "block": 1, "temperature": 0, "threshold": 0, "factor": 0, "guidance": 0}
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class Sampling:
     """How canvases are written.
 
     max_new_tokens  length of the canvas
-    steps           forward passes, shared evenly among the tokens; default: one for each token
+    steps           denoising steps, shared evenly among the tokens, at least one a block; default: one for each token
     block           tokens that are finished before the next are begun; default: the canvas, or the model's block size
     temperature     0 takes the likeliest token; above 0 one is drawn, see `commit.choose`
     gumbel          how it is drawn
@@ -64,14 +85,23 @@ class Sampling:
     eos_guard: bool = False
     early_stop: bool = True
     suppress: tuple[int, ...] = ()
-    cache: Literal["auto", "none", "dual"] = "auto"
+    cache: Kind = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind in CHOICES.items():
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise BadInput(f"{name} {value}: choose of {', '.join(get_args(kind))}.")
+        for name, least in AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:  # nan is not either
+                raise BadInput(f"{name} {value}: must be a number of at least {least}.")
+        if self.threshold is not None and self.threshold > 1:
+            raise BadInput(f"threshold {self.threshold}: is a probability; it must be from 0 to 1.")
         given = [name for name in ("steps", "threshold", "factor") if getattr(self, name) is not None]
         if len(given) > 1:
             raise BadInput(f"{' and '.join(given)}: each says how many tokens a step writes; keep one.")
-        if self.steps is not None and not 1 <= self.steps <= self.max_new_tokens:
+        if self.steps is not None and self.steps > self.max_new_tokens:
             raise BadInput(f"steps {self.steps}: must be from 1 to the {self.max_new_tokens} tokens of the canvas.")
 
 
@@ -97,7 +127,9 @@ class Written:
     answer    (n,) up to the first end token, without it
     text      the answer, decoded without special tokens
     tokens    answer tokens, the end token included
-    forwards  forward passes while the row was not done
+    forwards  forward passes over canvas tokens while the row was not done: two a step with guidance, and what a cache
+              takes to read a finished block (`block`) or everything anew (`dual`)
+    prefills  forward passes over the prompt alone, which an exact cache takes before the first step; not in `forwards`
     """
 
     ids: Ids
@@ -105,9 +137,9 @@ class Written:
     text: str
     tokens: int
     forwards: int
+    prefills: int
 
 
-@torch.no_grad()
 def sample(
     model: Any,
     processor: Any,
@@ -115,6 +147,7 @@ def sample(
     sampling: Sampling,
     canvases: Sequence[Ids] | None = None,
     spaced: Sequence[Ids] | None = None,
+    keys: Sequence[Key] | None = None,
 ) -> list[Written]:
     """Answers, in the order of the prompts.
 
@@ -122,8 +155,12 @@ def sample(
     canvases  (N,) of each: what is to stand behind its prompt, with mask tokens where it may be written; default: masks
               alone. What is given stays.
     spaced    (k,) of each: places of a canvas whose token has to begin with a space
+    keys      numbers or names that decide, with the seed, what is drawn for each; default: the ids of the prompts, so
+              that what is the same sample is answered the same
+
+    Raises BadInput for what does not fit together, or what this model cannot do.
     """
-    writer = Writer(model, processor, prompts, sampling, canvases, spaced)
+    writer = Writer(model, processor, prompts, sampling, canvases, spaced, keys)
     for _ in writer.steps():
         pass
     return writer.results()
@@ -134,9 +171,10 @@ class _Row:
     """One prompt's canvas while it is written."""
 
     number: int
-    canvas: Tensor  # (N,)
-    spaced: Tensor  # (N,) bool
-    generator: torch.Generator
+    key: Key
+    canvas: Ids  # (N,)
+    spaced: NDArray[np.bool_]  # (N,)
+    steps: int = 0
     forwards: int = 0
 
 
@@ -150,17 +188,37 @@ class Writer:
     sampling: Sampling
     canvases: Sequence[Ids] | None = None
     spaced: Sequence[Ids] | None = None
+    keys: Sequence[Key] | None = None
     _done: dict[int, _Row] = field(default_factory=dict, init=False)
+    _prefills: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         check_sampling(self.model.config, self.sampling, self.prompts)
+        self._check_given()
         tokenizer, config = self.processor.tokenizer, self.model.config
         self._mask = int(config.mask_token_id)
         self._device = self.model.get_input_embeddings().weight.device
-        self._ends = torch.tensor(sorted({tokenizer.eos_token_id, tokenizer.pad_token_id}), device=self._device)
+        self._ends = np.array(sorted({tokenizer.eos_token_id, tokenizer.pad_token_id}))
         self._never = never_written(config, tokenizer, self.sampling.suppress).to(self._device)
+        if bool(self._never.all()):
+            raise BadInput("suppress: leaves no token that could be written; name fewer.")
         self._spaces = begin_with_space(config, tokenizer).to(self._device) if self.spaced is not None else None
         self._pad = int(tokenizer.pad_token_id)
+
+    def _check_given(self) -> None:
+        length, rows = self.sampling.max_new_tokens, self.model.config.text_config.vocab_size
+        for name in ("canvases", "spaced", "keys"):
+            given = getattr(self, name)
+            if given is not None and len(given) != len(self.prompts):
+                raise BadInput(f"{name}: are {len(given)}, for {len(self.prompts)} prompts; give one for each.")
+        for number, canvas in enumerate(self.canvases or ()):
+            if np.shape(canvas) != (length,):
+                raise BadInput(
+                    f"canvas {number}: has {np.size(canvas)} tokens where max_new_tokens is {length}; fill it up with "
+                    "masks, or set max_new_tokens to the length of all canvases."
+                )
+            if np.min(canvas) < 0 or np.max(canvas) >= rows:
+                raise BadInput(f"canvas {number}: has ids outside of 0 to {rows - 1}; remove them.")
 
     def steps(self) -> Iterator[Step]:
         """Write all canvases; after each step, what has become of those in work."""
@@ -172,121 +230,159 @@ class Writer:
 
     def _steps(self) -> Iterator[Step]:
         rows = self._rows()
-        length = len(rows[0].canvas)
-        block = self.sampling.block or self.model.config.block_size or length
-        state = _State(self.model, read_prompts(self.model, self.processor, self.prompts), self.sampling, self._mask)
+        if not rows:
+            return
+        how, length = self.sampling, self.sampling.max_new_tokens
+        block = block_of(self.model.config, how)
+        context = read_prompts(self.model, self.processor, self.prompts)
+        state = State(self.model, context, length, how.cache, guided=how.guidance > 0)
+        self._prefills = state.prefills
         number = 0
-        for start in range(0, length, block):
+        for start, left in zip(range(0, length, block), shares(how.steps or length, length, block), strict=True):
             stop = min(start + block, length)
-            self._count(rows, state.begin(torch.stack([row.canvas for row in rows]), start, stop))
-            left = self._budget(start, stop, length)
-            while any(bool((row.canvas[start:stop] == self._mask).any()) for row in rows):
-                waiting = [bool((row.canvas[start:stop] == self._mask).any()) for row in rows]
-                canvas = torch.stack([row.canvas for row in rows])  # (B, N)
-                hidden = state.hidden(canvas)  # of the block, one for each branch: (B, n, D)
+            _count(rows, state.begin(self._canvas(rows), start, stop))
+            while any(map(len, opened := [masked_places(row.canvas, start, stop, self._mask) for row in rows])):
+                hidden = state.hidden(self._canvas(rows))  # of the block, one for each branch: (B, n, D)
                 written = []
-                for place, row in enumerate(rows):
-                    at = (row.canvas[start:stop] == self._mask).nonzero().flatten()
-                    if waiting[place]:
+                for row, places, judged in zip(rows, opened, self._judge(rows, opened, start, hidden), strict=True):
+                    kept = places[:0]
+                    if len(places):
+                        tokens, chosen = self._commit(judged, left)
+                        kept = places[chosen]
+                        row.canvas[kept] = tokens
+                        row.steps += 1
                         row.forwards += len(hidden)
-                        logits = self._logits([states[place, at] for states in hidden])
-                        if self._spaces is not None:
-                            logits = logits.masked_fill(row.spaced[start + at, None] & ~self._spaces, -torch.inf)
-                        at, tokens = self._commit(row, at, logits, left)
-                        row.canvas[start + at] = tokens
-                    written.append((start + at).cpu().numpy())
+                    written.append(kept)
                 left = max(1, left - 1)
                 yield Step(
-                    number,
-                    tuple(row.number for row in rows),
-                    tuple(row.canvas.cpu().numpy().copy() for row in rows),
-                    tuple(written),
+                    number, tuple(row.number for row in rows), tuple(row.canvas.copy() for row in rows), tuple(written)
                 )
                 number += 1
                 rows = self._let_go(rows, state)
                 if not rows:
                     return
-            self._count(rows, state.finish(torch.stack([row.canvas for row in rows])))
+            _count(rows, state.finish(self._canvas(rows)))
         self._done.update((row.number, row) for row in rows)
 
-    @staticmethod
-    def _count(rows: list[_Row], forwards: int) -> None:
-        for row in rows:
-            row.forwards += forwards
-
     def _rows(self) -> list[_Row]:
-        count = self.sampling.max_new_tokens
-        given = self.canvases if self.canvases is not None else [np.full(count, self._mask)] * len(self.prompts)
-        spaced = self.spaced if self.spaced is not None else [np.zeros(0, np.int64)] * len(given)
+        length, count = self.sampling.max_new_tokens, len(self.prompts)
+        canvases = self.canvases if self.canvases is not None else [np.full(length, self._mask)] * count
+        spaced = self.spaced if self.spaced is not None else [np.zeros(0, np.int64)] * count
+        keys = self.keys if self.keys is not None else [prompt.id for prompt in self.prompts]
         return [
-            _Row(
-                number,
-                torch.from_numpy(np.array(canvas, np.int64)).to(self._device),
-                torch.from_numpy(np.isin(np.arange(len(canvas)), spaced[number])).to(self._device),
-                torch.Generator().manual_seed(mix(self.sampling.seed, "row", number)),
-            )
-            for number, canvas in enumerate(given)
+            _Row(number, key, np.array(canvas, np.int64), np.isin(np.arange(length), places))
+            for number, (key, canvas, places) in enumerate(zip(keys, canvases, spaced, strict=True))
         ]
 
-    def _budget(self, start: int, stop: int, length: int) -> int:
-        """Steps of a block: its share of all of them."""
-        steps = self.sampling.steps or length
-        return max(1, round(steps * stop / length) - round(steps * start / length))
+    def _canvas(self, rows: list[_Row]) -> Tensor:
+        """(B, N)"""
+        return torch.from_numpy(np.stack([row.canvas for row in rows])).to(self._device)
+
+    def _judge(self, rows: list[_Row], opened: list[Ids], start: int, hidden: list[Tensor]) -> Sequence[Tensor]:
+        """What the model says of the masked places of each row, on the host: see `_judged`."""
+        width = hidden[0].shape[1]
+        at = np.concatenate([place * width + places - start for place, places in enumerate(opened)])
+        index = torch.from_numpy(at).to(self._device)
+        states = [each.flatten(0, 1).index_select(0, index) for each in hidden]  # (M, D)
+        counts = list(map(len, opened))
+        ends = np.cumsum([0, *counts])
+        judged = []
+        for run in together(counts, CHUNK // len(self._never)):
+            some = slice(ends[run.start], ends[run.stop])
+            judged.append(self._judged(rows[run], opened[run], [each[some] for each in states]))
+        return torch.cat(judged, 1).cpu().split(counts, 1)
+
+    def _judged(self, rows: list[_Row], opened: list[Ids], states: list[Tensor]) -> Tensor:
+        """(3, M) fp64: the token of each place, how sure the model is of it, and its probability."""
+        how = self.sampling
+        logits = self._logits(states)
+        if self._spaces is not None:
+            first = np.flatnonzero(np.concatenate([row.spaced[at] for row, at in zip(rows, opened, strict=True)]))
+            index = torch.from_numpy(first).to(self._device)
+            logits[index] = logits[index].masked_fill(~self._spaces, -torch.inf)
+        of_rows = logits.split(list(map(len, opened)))
+        seeds = [mix(how.seed, "row", row.key, row.steps) for row in rows]
+        draws = [torch.Generator(self._device).manual_seed(seed) for seed in seeds]
+
+        def uniform(shape: Sequence[int], draw: torch.Generator) -> Tensor:
+            return torch.rand(shape, generator=draw, dtype=torch.float64, device=self._device)
+
+        if how.temperature == 0:
+            tokens = logits.argmax(-1)
+        else:
+            drawn = zip(of_rows, draws, strict=True)
+            tokens = torch.cat([choose(e, how.temperature, uniform(e.shape, d), how.gumbel) for e, d in drawn])
+        probability, norm = probability_of(logits, tokens)
+        if how.remasking == "random":
+            sure = torch.cat([uniform(e.shape[:1], d) for e, d in zip(of_rows, draws, strict=True)])
+        else:
+            sure = sureness(logits, norm, probability, how.remasking)
+        return torch.stack([tokens.double(), sure.double(), probability.double()])
 
     def _logits(self, states: list[Tensor]) -> Tensor:
-        """(M, V) from the hidden states of each branch, with -inf for what is never written."""
-        logits = [self.model.lm_head(each).float() for each in states]
-        given = logits[0]
-        if len(logits) == 2:
-            given = logits[1] + (self.sampling.guidance + 1) * (logits[0] - logits[1])
-        return given.masked_fill(self._never, -torch.inf)
+        """(M, V) from the hidden states (M, D) of each branch, with -inf for what is never written."""
+        logits = [self.model.lm_head(each) for each in states]
+        given, *rest = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]
+        for blind in rest:
+            given = blind + (self.sampling.guidance + 1) * (given - blind)
+        return given.masked_fill_(self._never, -torch.inf)
 
-    def _commit(self, row: _Row, at: Tensor, logits: Tensor, left: int) -> tuple[Tensor, Tensor]:
-        """Which of the masked places (M,) are written now, and with which tokens."""
+    def _commit(self, judged: Tensor, left: int) -> tuple[Ids, Ids]:
+        """Tokens that are written now in one row, and which of its masked places (m,) they are for."""
         how = self.sampling
-        tokens = choose(logits, how.temperature, row.generator, how.gumbel)
-        sure = sureness(logits, tokens, how.remasking, row.generator)
-        ends = torch.isin(tokens, self._ends)
+        tokens, sure, probability = judged  # (m,)
+        ends = torch.from_numpy(np.isin(tokens, self._ends))
         if how.eos_guard:
             sure = guarded(sure, ends)
-        if how.threshold is None and how.factor is None:
-            kept = most_sure(sure, share(len(at), left))
-        else:
-            probability = logits.double().softmax(-1).gather(-1, tokens[:, None])[:, 0]
-            if how.eos_guard and not bool(ends.all()):
+            if not bool(ends.all()):
                 probability = torch.where(ends, 0.0, probability)
-            if how.threshold is not None:
-                kept = above(sure, probability, how.threshold)
-            else:
-                kept = by_factor(sure, probability, how.factor or 0.0)
-        return at[kept], tokens[kept]
+        if how.threshold is not None:
+            kept = above(sure, probability, how.threshold)
+        elif how.factor is not None:
+            kept = by_factor(sure, probability, how.factor)
+        else:
+            kept = most_sure(sure, share(len(sure), left))
+        return tokens[kept].long().numpy(), kept.numpy()
 
-    def _let_go(self, rows: list[_Row], state: "_State") -> list[_Row]:
+    def _let_go(self, rows: list[_Row], state: State) -> list[_Row]:
         """The rows that are not done."""
         done = [self._is_done(row.canvas) for row in rows]
         if not any(done):
             return rows
-        for row, finished in zip(rows, done, strict=True):
-            if finished:
-                self._done[row.number] = row
+        self._done.update((row.number, row) for row, finished in zip(rows, done, strict=True) if finished)
         kept = [place for place, finished in enumerate(done) if not finished]
-        state.keep(torch.tensor(kept, dtype=torch.long, device=self._device))
+        if kept:
+            state.keep(kept)
         return [rows[place] for place in kept]
 
-    def _is_done(self, canvas: Tensor) -> bool:
-        masks = (canvas == self._mask).nonzero().flatten()
+    def _is_done(self, canvas: Ids) -> bool:
+        masks = np.flatnonzero(canvas == self._mask)
         if not len(masks):
             return True
-        ends = torch.isin(canvas, self._ends).nonzero().flatten()
+        ends = np.flatnonzero(np.isin(canvas, self._ends))
         return bool(self.sampling.early_stop and len(ends) and ends[0] < masks[0])
 
     def _result(self, row: _Row) -> Written:
-        ids = row.canvas.cpu().numpy()
-        ends = np.flatnonzero(np.isin(ids, self._ends.cpu().numpy()))
-        stop = int(ends[0]) if len(ends) else len(ids)
-        ids = np.where(ids == self._mask, self._pad, ids)  # behind the end of a row that stopped early
+        ends = np.flatnonzero(np.isin(row.canvas, self._ends))
+        stop = int(ends[0]) if len(ends) else len(row.canvas)
+        ids = np.where(row.canvas == self._mask, self._pad, row.canvas)  # behind the end of a row that stopped early
         text = self.processor.tokenizer.decode(ids[:stop], skip_special_tokens=True)
-        return Written(ids, ids[:stop], text, min(stop + 1, len(ids)), row.forwards)
+        return Written(ids, ids[:stop], text, min(stop + 1, len(ids)), row.forwards, self._prefills)
+
+
+def masked_places(canvas: Ids, start: int, stop: int, mask: int) -> Ids:
+    """Places (m,) of a canvas that are masked, from `start` to `stop`."""
+    return start + np.flatnonzero(canvas[start:stop] == mask)
+
+
+def _count(rows: list[_Row], forwards: int) -> None:
+    for row in rows:
+        row.forwards += forwards
+
+
+def block_of(config: Any, sampling: Sampling) -> int:
+    """Tokens that are finished before the next are begun."""
+    return int(sampling.block or config.block_size or sampling.max_new_tokens)
 
 
 def never_written(config: Any, tokenizer: Any, suppress: Sequence[int] = ()) -> Tensor:
@@ -321,6 +417,16 @@ def check_sampling(config: Any, sampling: Sampling, prompts: Sequence[Encoded]) 
         )
     if sampling.cache == "dual" and sampling.guidance:
         raise BadInput("cache dual and guidance do not go together; leave one out.")
+    block = block_of(config, sampling)
+    blocks = -(-sampling.max_new_tokens // block)
+    if sampling.steps is not None and sampling.steps < blocks:
+        raise BadInput(
+            f"steps {sampling.steps}: a canvas of {sampling.max_new_tokens} tokens has {blocks} blocks of {block}, and "
+            f"each takes a step; give {blocks} steps or more, or fewer blocks."
+        )
+    rows = config.text_config.vocab_size
+    if unknown := [token for token in sampling.suppress if not 0 <= token < rows]:
+        raise BadInput(f"suppress {unknown[0]}: there is no such token; ids are from 0 to {rows - 1}.")
     limit = config.text_config.max_position_embeddings
     longest = max(map(len, prompts), default=0)
     if longest + sampling.max_new_tokens > limit:
@@ -328,85 +434,6 @@ def check_sampling(config: Any, sampling: Sampling, prompts: Sequence[Encoded]) 
             f"max_new_tokens {sampling.max_new_tokens}: with a prompt of {longest} tokens that is over the model's "
             f"{limit}; lower it."
         )
-
-
-class _State:
-    """What is kept between the steps of a block: prompts, and keys and values where the cache allows it."""
-
-    def __init__(self, model: Any, context: Context, sampling: Sampling, mask_id: int) -> None:
-        self.model = model
-        self.contexts = [context]
-        if sampling.guidance:
-            mask = model.get_input_embeddings()(torch.tensor(mask_id, device=context.embeds.device))
-            self.contexts.append(context.without_prompt(mask))
-        self.pattern: str = model.config.pattern
-        self.dual = sampling.cache == "dual"
-        self.cached = sampling.cache == "auto" and self.pattern != "full"
-        self.caches: list[FixedCache] = [prefill(model, each) for each in self.contexts] if self.cached else []
-        self.start = self.stop = 0
-
-    def begin(self, canvas: Tensor, start: int, stop: int) -> int:
-        """Take up the block from `start` to `stop` of canvases (B, N). Gives the forward passes that took."""
-        self.start, self.stop = start, stop
-        if not self.dual:
-            return 0
-        (context,) = self.contexts
-        cache = DynamicCache(config=self.model.config.text_config)
-        run(self.model, context, canvas, self._padding(context, canvas.shape[1]), cache)
-        prompt = context.mask.shape[1]
-        self.caches = [FixedCache([(layer.keys, layer.values) for layer in cache.layers])]
-        self.caches[0].window = prompt + start, prompt + stop
-        return 1
-
-    def hidden(self, canvas: Tensor) -> list[Tensor]:
-        """Hidden states (B, n, D) of the block in work, of each branch."""
-        if self.caches:
-            first, ids = (self.start, canvas[:, self.start : self.stop])
-            if self.pattern == "prefix":  # the whole canvas sees itself
-                ids, first = canvas, 0
-            found = [
-                run_canvas(self.model, context, ids, first, cache)
-                for context, cache in zip(self.contexts, self.caches, strict=True)
-            ]
-            return [states[:, self.start : self.stop] for states in found] if self.pattern == "prefix" else found
-        shown = canvas[:, : self.stop] if self.pattern == "block" else canvas
-        found = [run(self.model, context, shown, self._who_sees_whom(context, shown)) for context in self.contexts]
-        prompt = self.contexts[0].mask.shape[1]
-        return [states[:, prompt + self.start : prompt + self.stop] for states in found]
-
-    def finish(self, canvas: Tensor) -> int:
-        """Put the finished block where later ones see it. Gives the forward passes that took."""
-        if not self.cached or self.pattern != "block" or self.stop == canvas.shape[1]:
-            return 0
-        for context, cache in zip(self.contexts, self.caches, strict=True):
-            cache.growing = True
-            run_canvas(self.model, context, canvas[:, self.start : self.stop], self.start, cache)
-            cache.growing = False
-        return len(self.contexts)
-
-    def keep(self, kept: Tensor) -> None:
-        """Let all other rows go."""
-        self.contexts = [context.rows(kept) for context in self.contexts]
-        self.caches = [cache.rows(kept) for cache in self.caches]
-
-    def _padding(self, context: Context, count: int) -> Tensor | None:
-        """(B, P + N), None without padding."""
-        if bool(context.mask.all()):
-            return None
-        return torch.cat([context.mask, context.mask.new_ones(len(context), count)], 1).long()
-
-    def _who_sees_whom(self, context: Context, shown: Tensor) -> Tensor | None:
-        """The mask of a forward over prompts and canvas."""
-        count = shown.shape[1]
-        if self.pattern == "full":
-            return self._padding(context, count)
-        size = self.model.config.block_size or count
-        blocks = torch.arange(count, device=shown.device) // size
-        levels = torch.cat([context.levels, context.levels[:, -1:] + 1 + blocks], 1)
-        working = torch.arange(count, device=shown.device) >= (self.start if self.pattern == "block" else 0)
-        clean = torch.cat([torch.ones_like(context.mask), ~working.expand(len(shown), -1)], 1)
-        documents = torch.cat([torch.where(context.mask, 0, -1), torch.zeros_like(shown)], 1)
-        return visible(levels, clean, documents)
 
 
 class _evaluating:
