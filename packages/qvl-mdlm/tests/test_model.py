@@ -447,7 +447,7 @@ def test_settings_that_cannot_be_meant(base: Path, options: dict[str, Any], word
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"attention": "prefix"}, "attention prefix: the checkpoint was trained with full; leave it out, or convert"),
+        ({"attention": "prefix"}, "attention prefix: the checkpoint was trained with full; give that, or convert"),
         ({"attention": "block", "block_size": 4}, "attention block: the checkpoint was trained with full"),
         ({"mask_token_id": 7}, "mask_token_id 7: the checkpoint was trained with"),
     ],

@@ -67,6 +67,21 @@ def test_its_header_counts_right(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert (planned.peak + planned.reserve) / 2**30 == pytest.approx(float(said[1]), rel=0.02)
 
 
+def test_the_plan_counts_the_mask_of_who_sees_whom() -> None:
+    rows = ("batch.tokens=32768", "batch.max_length=4096")
+    full, prefix = predict(of("lora_2b", *rows)), predict(of("lora_2b", *rows, "diffusion.attention=prefix"))
+    assert "mask" not in full.rows
+    assert prefix.rows["mask"] == 4096**2 * (1 + 2)
+    assert prefix.rows["activations"] > full.rows["activations"]  # kernels that take a mask repeat keys and values
+    padded = predict(of("block_2b"))
+    assert padded.rows["mask"] == 4096**2 * (1 + 2)
+
+
+def test_the_plan_counts_both_halves_of_a_pair() -> None:
+    how = ("batch={size: 32, micro: 2, packing: false}", "diffusion.complementary=true")
+    assert predict(of("full_2b", *how)).tokens == 2 * predict(of("full_2b", how[0])).tokens
+
+
 def test_tiny_learns_to_answer(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     lists = f"data={{train: {data}, validation: {data}, test: {data}}}"

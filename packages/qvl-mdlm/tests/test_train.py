@@ -225,21 +225,30 @@ def test_a_mask_token_that_is_anothers_ends_the_run_before_it_begins(
         learn("run", f"diffusion.mask_token_id={end}")
 
 
-def test_empty_answers_are_an_end_to_learn_and_steps_without_a_mask_are_steps(
-    learn: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_steps_without_a_mask_are_steps(learn: Callable[..., Path], tmp_path: Path) -> None:
     write_samples(
-        [talk(str(n), ("user", "?" * n), ("assistant", "")) for n in range(1, 5)], tmp_path / "e/train.parquet"
+        [talk(str(n), ("user", "?" * n), ("assistant", "!")) for n in range(1, 5)], tmp_path / "e/train.parquet"
     )
     where, bernoulli = f"data={{train: {tmp_path / 'e'}}}", "diffusion.masks=bernoulli"
-    run = learn("run", where, bernoulli, "diffusion.pad_to=null", "batch.size=1", "train.steps=8")
+    run = learn("run", where, bernoulli, "diffusion.pad_to=null", "batch.size=1", "train.steps=16")
     found = losses(run)
-    assert len(found) == 8
+    assert len(found) == 16
     assert 0.0 in found  # nothing was masked
     assert max(found) > 0
     result = RunFolder(run).read_result()
     assert result is not None
     assert (result["complete"], result["bad_samples"], result["nonfinite_steps"]) == (True, 0, 0)
+
+
+def test_empty_answers_are_bad_samples(learn: Callable[..., Path], tmp_path: Path) -> None:
+    chats = [talk(str(n), ("user", "?" * n), ("assistant", "!" if n else " ")) for n in range(4)]
+    write_samples(chats, tmp_path / "e/train.parquet")
+    where = f"data.train={tmp_path / 'e'}"
+    with pytest.raises(BadInput, match=r'messages\[1\] is an answer without text; give it one, or add "train": false'):
+        learn("run", where)
+    result = RunFolder(learn("borne", where, "data.max_bad=1")).read_result()
+    assert result is not None
+    assert result["bad_samples"] == 1
 
 
 def test_chats_without_an_answer_are_named(learn: Callable[..., Path], tmp_path: Path) -> None:

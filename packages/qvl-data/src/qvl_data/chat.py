@@ -48,6 +48,7 @@ def encode(
     too_long: Literal["error", "drop", "cut"] = "error",
     train_on: TrainOn = "all",
     prompts: bool = False,
+    empty_answers: bool = True,
     images: Sequence[Image.Image | None] | None = None,
 ) -> Encoded:
     """Tokens, labels and pixels of one sample; `processor` is a transformers Qwen3VLProcessor.
@@ -59,6 +60,8 @@ def encode(
                 `none`: only from those that it marks itself (`train: true`, or a weight above 0)
     prompts     learn the text of user and system turns before the last learned answer as well, but nothing that the
                 template writes
+    empty_answers
+                let answers without text be learned: an end, and nothing before it
     images      opened RGB pictures, one for each entry of sample.media; default: the sample opens them itself
 
     Raises BadSample (also: pictures that cannot be opened, counts that do not match, nothing to learn from).
@@ -71,6 +74,8 @@ def encode(
         layout = _lay_out(sample, messages, weights, processor, pictures, prompts=prompts)
         if not any(weights):
             raise BadSample("nothing_to_learn", f"sample {sample.id}: {_NOTHING[train_on == 'none']}")
+        if not empty_answers:
+            _check_answers(messages, weights)
         while max_length is not None and len(layout.ids) > max_length:
             shorter = _without_oldest(messages) if too_long == "cut" else None
             weights = answer_weights(shorter or (), train_on)
@@ -143,6 +148,14 @@ def answer_weights(messages: Sequence[Message], train_on: TrainOn) -> list[float
             )
     pairs = zip(messages, learned, strict=True)
     return [float(learn) * (1.0 if message.weight is None else message.weight) for message, learn in pairs]
+
+
+def _check_answers(messages: Sequence[Message], weights: Sequence[float]) -> None:
+    """Raise BadSample for an answer without text that would be learned: the model would learn to say nothing."""
+    for number, (message, weight) in enumerate(zip(messages, weights, strict=True)):
+        if weight and not message.text.strip():
+            problem = f'messages[{number}] is an answer without text; give it one, or add "train": false'
+            raise BadSample("empty_answer", problem)
 
 
 @dataclass(frozen=True)

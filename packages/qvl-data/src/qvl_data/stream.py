@@ -33,6 +33,8 @@ class ChatSamples:
     train_on: TrainOn = "all"
     prompts: bool = False
     """Learn the text of prompts as well (see `chat.encode`)."""
+    empty_answers: bool = True
+    """Let answers without text be learned; else such samples cannot be used."""
     taken: Callable[[int, list[tuple[int, int]]], int] | None = None
     """Tokens that a method makes of a sample of so many, from where what is learned stands; default: as many."""
     _lengths: dict[int, NDArray[np.int32]] = field(default_factory=dict, init=False, repr=False)
@@ -80,6 +82,7 @@ class ChatSamples:
                 too_long=self.too_long,
                 train_on=self.train_on,
                 prompts=self.prompts,
+                empty_answers=self.empty_answers,
             )
         except BadSample as error:
             tolerated = isinstance(error, TooLong) and self.too_long == "drop"

@@ -107,6 +107,7 @@ def chat_samples(recipe: MDLMRecipe, mixture: Mixture, processor: Any, noising: 
         recipe.batch.too_long,
         train_on=recipe.data.train_on,
         prompts=recipe.diffusion.prompt_loss,
+        empty_answers=False,
         taken=noising.taken,
     )
 

@@ -18,10 +18,9 @@ from torch import Tensor
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import media, padded
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
-from qvl_data.chat import answer_weights, encode
+from qvl_data.chat import encode
 from qvl_data.errors import BadSample, TooLong
 from qvl_data.row import read_row
-from qvl_data.sample import Sample
 
 MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 
@@ -60,7 +59,6 @@ class Collator:
     def encoded(self, row: Any, place: str) -> Encoded:
         """One row in tokens. Raises BadSample."""
         sample = read_row(row, place, self.media_root, self.allow_root)
-        self._check_answers(sample, place)
         try:
             return encode(
                 sample,
@@ -69,19 +67,12 @@ class Collator:
                 too_long="cut",
                 train_on=self.train_on,
                 prompts=not self.mask_prompt_loss,
+                empty_answers=False,
             )
         except TooLong:
             problem = f"more than max_seq_length {self.max_seq_length} tokens, its oldest turns left out"
             fix = "raise max_seq_length, or make its pictures smaller (processor.image_processor.size)"
             raise BadSample("too_long", f"{problem}; {fix}", place) from None
-
-    def _check_answers(self, sample: Sample, place: str) -> None:
-        """Raise BadSample for an answer without text that would be learned: the model would learn to say nothing."""
-        weights = answer_weights(sample.messages, self.train_on)
-        for number, (message, weight) in enumerate(zip(sample.messages, weights, strict=True)):
-            if weight and not message.text.strip():
-                problem = f'messages[{number}] is an answer without text; give it one, or add "train": false'
-                raise BadSample("empty_answer", problem, place)
 
 
 def create_qwen3_vl_collator(

@@ -123,6 +123,6 @@ def _check_same(config: Any, **asked: Any) -> None:
         if value is not None and value != (trained := getattr(config, key)):
             name = "attention" if key == "pattern" else key
             raise BadInput(
-                f"{name} {value}: the checkpoint was trained with {trained}; leave it out, or convert the "
-                "autoregressive model anew."
+                f"{name} {value}: the checkpoint was trained with {trained}; give that, or convert the autoregressive "
+                "model anew."
             )

@@ -41,7 +41,9 @@ def convert(
     check_sees_both_ways(model)
     _write(model, processor, out)
     config = model.config
-    print(f"{out}: attention {config.pattern}, mask token {config.mask_token_id}; train it with model.name={out}.")
+    told = {"attention": config.pattern, "block_size": config.block_size} if config.pattern != "full" else {}
+    keys = [f"model.name={out}", *(f"diffusion.{key}={value}" for key, value in told.items() if value is not None)]
+    print(f"{out}: attention {config.pattern}, mask token {config.mask_token_id}; train it with {' '.join(keys)}.")
     return out
 
 

@@ -21,7 +21,7 @@ def predict(recipe: MDLMRecipe, on: Card | None = None) -> MemoryPlan:
         micro = None if batch.micro is None else 2 * batch.micro
         recipe = recipe.model_copy(update={"batch": batch.model_copy(update={"size": 2 * batch.size, "micro": micro})})
     config = open_config(recipe.model.name, recipe.model.revision)
-    return planning.predict(recipe, config, on, rows)
+    return planning.predict(recipe, config, on, rows, masked=recipe.diffusion.attention != "full")
 
 
 def advice(recipe: MDLMRecipe) -> str:

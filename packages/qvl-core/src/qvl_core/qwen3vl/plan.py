@@ -130,10 +130,12 @@ def plan_memory(
     quantization: Quantization | None = None,
     device: Device = "cuda",
     embedding_rows: Sequence[int] = (),
+    mask: int = 0,
 ) -> MemoryPlan:
     """Memory and time of one device; `config` is a preset's or a checkpoint's. Raises BadInput for a bad tune block.
 
     embedding_rows  are trained beside LoRA: see `lora.apply_tune`
+    mask            entries of a mask of who sees whom: truth values, which SDPA makes numbers of
 
     MoE models are taken at the experts' active width, which is an estimate: their layers were not counted. So is DoRA
     outside fp32, and what a swapped tower keeps.
@@ -218,12 +220,13 @@ def plan_memory(
         "unpacked weights of a layer": unpacked,
         "logits": most["logits"],
         "batch": work.tokens * 100 + shapes.patches * shapes.pixels * 4,
+        "mask": mask * (1 + own),
     }
     shared = _SHARDED[strategy]
     if "frozen weights" in shared:
         rows |= {"16-bit copies of trained weights": 0, "gathered weights": shapes.gathered(model, own)}
     rows = {name: ceil(size / world) if name in shared else size for name, size in rows.items()}
-    optional = ("averaged weights", "unpacked weights of a layer")
+    optional = ("averaged weights", "mask", "unpacked weights of a layer")
     shown = {name: round(size) for name, size in rows.items() if size or name not in optional}
 
     groups = {group: Row(group, "frozen", 0, 0) for group in GROUPS} | {row.group: row for row in table.rows}

@@ -8,14 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from qvl_core.cards import Card, card
+from qvl_core.qwen3vl.counting import Workload
 from qvl_core.qwen3vl.plan import GIB, PEAK_FLOPS, MemoryPlan, plan_memory
 from qvl_core.recipe.blocks import Recipe
 
 
-def predict(recipe: Recipe, config: Any, on: Card | None = None, rows: Sequence[int] = ()) -> MemoryPlan:
+def predict(
+    recipe: Recipe, config: Any, on: Card | None = None, rows: Sequence[int] = (), masked: bool = False
+) -> MemoryPlan:
     """The plan of a recipe for a model of this configuration, on an H200 if no card is named.
 
-    rows  of the embedding that are trained beside LoRA
+    rows    of the embedding that are trained beside LoRA
+    masked  a mask (B, 1, T, T) says who sees whom, also in packed rows
 
     `auto` precision is taken as bf16, as on any recent GPU.
     """
@@ -30,12 +34,13 @@ def predict(recipe: Recipe, config: Any, on: Card | None = None, rows: Sequence[
         recipe.train.recompute,
         world,
         strategy,
-        _attention(recipe),
+        _attention(recipe, masked),
         PEAK_FLOPS if on is None else on.flops,
         speed=recipe.speed,
         optim=recipe.optim,
         quantization=recipe.model.quantization,
         embedding_rows=rows,
+        mask=_mask(recipe, world) if masked else 0,
     )
 
 
@@ -62,8 +67,14 @@ def flops_per_token(planned: MemoryPlan) -> float:
     return planned.flops / (planned.workload.tokens * planned.workload.forwards)
 
 
-def _attention(recipe: Recipe) -> Literal["packed", "sdpa", "eager"]:
-    """What computes attention: padded rows have a mask, which the kernels for documents do not take."""
+def _mask(recipe: Recipe, world: int) -> int:
+    """Entries of the mask of one forward: packed samples lie in one row."""
+    tokens = Workload.of(recipe.batch, world).tokens
+    return tokens * (tokens if recipe.batch.packing else recipe.batch.max_length)
+
+
+def _attention(recipe: Recipe, masked: bool) -> Literal["packed", "sdpa", "eager"]:
+    """What computes attention: padded rows and what is `masked` have a mask, which the packed kernels do not take."""
     if recipe.model.attention in ("sdpa", "eager"):
         return recipe.model.attention
-    return "packed" if recipe.batch.packing else "sdpa"
+    return "packed" if recipe.batch.packing and not masked else "sdpa"
