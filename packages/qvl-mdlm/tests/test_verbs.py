@@ -214,18 +214,6 @@ def test_the_choice_is_the_likeliest_under_common_masks(adapter: Path, data: Pat
     assert records[one.id]["answer"] is None
 
 
-def test_forwards_per_token_is_a_mean_over_answers() -> None:
-    def one(forwards: int, written: int, chosen: str | None = None) -> Prediction:
-        return Prediction("test", "x", "?", "a", 2.0, 4, "a", True, forwards, written, chosen)
-
-    figures = figures_of("test", [one(2, 4), one(3, 3, "a"), one(1, 4, "b")], ("exact_match", "nelbo"))
-    assert figures["test_forwards_per_token"] == pytest.approx((0.5 + 1 + 0.25) / 3)
-    assert figures["test_choice_accuracy"] == 0.5
-    assert figures["test_loss"] == 0.5
-    assert figures["test_perplexity"] == pytest.approx(np.exp(0.5))
-    assert figures_of("test", [], ("exact_match",)) == {}
-
-
 def test_an_autoregressive_model_is_measured_as_it_is(base: Path, data: Path, tmp_path: Path) -> None:
     args = ["evaluate", str(base), str(data), "--out", str(tmp_path / "out"), "--metric", "nelbo", "--draws", "1"]
     done = qvl_mdlm(*args)

@@ -238,7 +238,7 @@ def test_how_far_it_has_come_is_shown(
         seen.append((what, total, len(listed)))
         yield from listed
 
-    monkeypatch.setattr("qvl_sft.evaluate.track", watched)
+    monkeypatch.setattr("qvl_data.measuring.track", watched)
     with answering(cut):
         done = qvl_sft("evaluate", str(untrained), str(sets / "captions.jsonl"), "--out", str(tmp_path / "out"))
     assert done.code == 0, done.err

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import inputs_of
+from qvl_core.qwen3vl.seen import Seen, given
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.pattern import visible
 
@@ -132,9 +133,16 @@ class Context:
         return self.positions[:, :, -1:] + 1 + torch.arange(count, device=self.positions.device)
 
 
-def read_prompts(model: Any, processor: Any, prompts: Sequence[Encoded]) -> Context:
-    """Encode prompts and their pictures once."""
-    inputs = inputs_of(model, processor.tokenizer, prompts)
+def read_prompts(model: Any, processor: Any, prompts: Sequence[Encoded], seen: Sequence[Seen] | None = None) -> Context:
+    """Encode prompts and their pictures once.
+
+    seen  of each prompt, what the vision tower gave for its media already
+    """
+    inputs: dict[str, Any] = inputs_of(model, processor.tokenizer, prompts)
+    if seen is not None:
+        features = given(prompts, seen, inputs["input_ids"].device)
+        inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+        inputs["mm_encoder_outputs"] = features
     shape = shape_of(model.config, processor.tokenizer)
     taken = _taken(model, inputs)
     embeds, mask = taken["inputs_embeds"], inputs["attention_mask"].bool()
@@ -158,7 +166,7 @@ class _Stop(Exception):
     """Raised to leave the model before its language model runs."""
 
 
-def _taken(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
+def _taken(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the model hands to its language model: embeddings with pictures in place, and DeepStack's features."""
     taken: dict[str, Any] = {}
 
@@ -198,16 +206,16 @@ def run(model: Any, context: Context, canvas: Tensor | None, mask: Tensor | None
         embeds = torch.cat([embeds, body.embed_tokens(canvas)], 1)
         positions = torch.cat([positions, context.behind(count)], 2)
         pictured = torch.cat([pictured, torch.zeros_like(canvas, dtype=torch.bool)], 1)
-    given: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
     if context.deepstack:
-        given = {"visual_pos_masks": pictured, "deepstack_visual_embeds": list(context.deepstack)}
+        pictures = {"visual_pos_masks": pictured, "deepstack_visual_embeds": list(context.deepstack)}
     output = body(
         inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=cache is not None,
-        **given,
+        **pictures,
     )
     hidden: Tensor = output.last_hidden_state
     return hidden

@@ -6,7 +6,8 @@ of a list; the figures are the same on all.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,35 @@ from rich.table import Table
 from torch import nn
 
 from qvl_core.errors import BadInput
-from qvl_core.evaluation import LEFT_OUT, evaluation_folder, write_lines
-from qvl_core.predictions import by_list, write_predictions
+from qvl_core.evaluation import LEFT_OUT, evaluation_folder
+from qvl_core.predictions import by_list
 from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.qwen3vl.seen import Seen, look
 from qvl_core.run import RunFolder, Scalar, read_records, result
 from qvl_core.training.world import World
 from qvl_data.answers import choices_of, references_of
 from qvl_data.chat import TrainOn, encode, prompt
 from qvl_data.errors import BadSample, placed
-from qvl_data.order import chosen
-from qvl_data.progress import track
+from qvl_data.measuring import Judged, measure
 from qvl_data.sample import Part, Sample
-from qvl_data.shown import keep_picture
 from qvl_data.sources import Item, Mixture, read_sources
 from qvl_mdlm.batch import collation
 from qvl_mdlm.layout import Shape, shape_of
 from qvl_mdlm.likelihood import Bound, bound
 from qvl_mdlm.prediction import Prediction, read_predictions
 from qvl_mdlm.recipe import METRICS
-from qvl_mdlm.sample import Sampling, sample
+from qvl_mdlm.sample import Sampling, Written, sample
 
 HELD = 64  # samples that are held, and answered, together
 PICTURES = 24  # right and wrong answers of a list whose pictures are kept for the report
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
     """Lists of held-out samples and what is measured on them. Raises BadInput for choices where there are none.
 
-    metrics  of `METRICS`: nelbo, exact_match, and choice_accuracy, of the samples that have the field `choices`
+    metrics  of `METRICS`: nelbo, exact_match, and choice_accuracy, of the samples that have the field `choices`;
+             default: all, choice_accuracy if there is any such sample among those that are measured
     samples  of each list, before the final evaluation
     draws    masks of each sample
     live     show on the terminal how far it has come, and tell tokens per second, which no two runs have alike
@@ -53,7 +54,7 @@ class Evaluation:
     lists: Mapping[str, Mixture]
     processor: Any
     shape: Shape
-    metrics: Sequence[str]
+    metrics: Sequence[str] | None
     sampling: Sampling
     train_on: TrainOn = "all"
     samples: int | None = None
@@ -62,7 +63,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         for name, mixture in self.lists.items():
-            if "choice_accuracy" in self.metrics and not has_choices(mixture):
+            if "choice_accuracy" in (self.metrics or ()) and not has_choices(mixture):
                 raise BadInput(
                     f"metric choice_accuracy: no sample of {name} has the field `choices`; add a list of texts with "
                     "the answer among them, or leave the metric out."
@@ -77,103 +78,91 @@ class Evaluation:
         answers/ pictures of right and of wrong answers; it looks at all samples, or at `limit` of them. Samples that
         cannot be used are left out, counted (validation_left_out) and, at the end, listed in left_out.jsonl.
         """
-        figures: dict[str, float] = {}
-        everything: list[Prediction] = []
-        left_out: list[dict[str, str]] = []
-        for name, mixture in self.lists.items():
-            if not final and name != "validation":
-                continue
-            items = chosen(list(mixture.items()), limit if final else self.samples)
-            parts = world.gather(self._measure(model, name, mixture, items, range(world.rank, len(items), world.size)))
-            found = {place: prediction for part in parts for place, prediction in part.found}
-            places = sorted(found)  # the order of the items, whoever measured them
-            predictions = [found[place] for place in places]
-            figures |= figures_of(name, predictions, self.metrics)
-            if self.live and "exact_match" in self.metrics:
-                seconds = sum(part.seconds for part in parts)
-                figures[f"{name}_tokens_per_second"] = sum(p.written for p in predictions) / max(seconds, 1e-9)
-            if bad := [entry for part in parts for entry in part.left_out]:
-                figures[f"{name}_left_out"] = float(len(bad))
-                left_out += bad
-            if final and world.rank == 0:
-                pictured = _shown(predictions)
-                everything += [
-                    replace(p, picture=keep_picture(mixture, items[place], run.path, name)) if i in pictured else p
-                    for i, (place, p) in enumerate(zip(places, predictions, strict=True))
-                ]
-        if final and world.rank == 0:
-            write_predictions(run.path, everything)
-            write_lines(run.path / LEFT_OUT, left_out)
-        return figures
+        asked, samples = _Asked(self, model, world), limit if final else self.samples
+        return measure(asked, self.lists, world, final, run, samples=samples, held=HELD, live=self.live)
 
-    def _measure(
-        self, model: Any, name: str, mixture: Mixture, items: Sequence[Item], places: Sequence[int]
-    ) -> "_Measured":
-        """This process's items, HELD at a time."""
-        measured = _Measured()
-        starts = range(0, len(places), HELD)
-        for start in track(starts, f"{name}, {HELD} samples at a time", len(starts)) if self.live else starts:
-            opened: list[_Opened] = []
-            for place in places[start : start + HELD]:
-                try:
-                    opened.append(self._open(mixture.sample(items[place]), place))
-                except BadSample as error:
-                    where = mixture.place(items[place])
-                    entry = {"list": name, "id": where, "reason": error.reason, "message": str(error)}
-                    measured.left_out.append(entry)
-            if opened:
-                predictions = self._predict(model, name, opened, measured)
-                measured.found += zip((one.place for one in opened), predictions, strict=True)
-        return measured
-
-    def _open(self, sample: Sample, place: int) -> "_Opened":
-        whole = encode(sample, self.processor, train_on=self.train_on)
-        question, reference = prompt(sample, self.processor)
-        with placed(sample):
-            references, choices = references_of(sample), choices_of(sample)
-        alternatives = []
-        if "choice_accuracy" in self.metrics:
-            alternatives = [encode(answered(sample, text), self.processor, train_on="last") for text in choices]
-        asked = next((message.text for message in reversed(sample.messages) if message.role == "user"), "")
-        return _Opened(place, sample.id, asked, whole, question, reference, references, choices, alternatives)
-
-    def _predict(self, model: Any, name: str, opened: "Sequence[_Opened]", measured: "_Measured") -> list[Prediction]:
-        of_answers = self._bound(model, [one.whole for one in opened], [one.place for one in opened])
-        predictions = [
-            Prediction(name, one.id, one.asked, one.reference, float(nats), int(tokens))
-            for one, nats, tokens in zip(opened, of_answers.of_samples, of_answers.tokens, strict=True)
-        ]
-        if "exact_match" in self.metrics:
-            began = time.perf_counter()
-            questions, places = [one.question for one in opened], [one.place for one in opened]
-            written = sample(model, self.processor, questions, self.sampling, keys=places)
-            measured.seconds += time.perf_counter() - began
-            predictions = [
-                replace(p, answer=w.text, correct=one.accepts(w.text), forwards=w.forwards, written=w.tokens)
-                for p, w, one in zip(predictions, written, opened, strict=True)
-            ]
-        return [
-            replace(p, chosen=self._choose(model, one)) if one.alternatives else p
-            for p, one in zip(predictions, opened, strict=True)
-        ]
-
-    def _choose(self, model: Any, one: "_Opened") -> str:
-        """The likeliest choice, all under the same masks."""
-        nats = self._bound(model, one.alternatives, [one.place] * len(one.alternatives)).of_samples
-        return one.choices[int(nats.argmin())]
-
-    def _bound(self, model: Any, wholes: Sequence[Encoded], places: Sequence[int]) -> Bound:
-        collate = collation(self.processor, True, patterned=model.config.pattern != "full")
-        return bound(model, wholes, self.shape, collate, self.draws, places=places)
+    def asks(self, metric: str) -> bool:
+        return self.metrics is None or metric in self.metrics
 
 
 @dataclass
-class _Measured:
-    """What one process found out about its share of a list: by place in the list, and what it could not use."""
+class _Asked:
+    """A model that is asked, for `qvl_data.measuring`; each picture goes through its tower once."""
 
-    found: list[tuple[int, Prediction]] = field(default_factory=list)
-    left_out: list[dict[str, str]] = field(default_factory=list)
+    evaluation: Evaluation
+    model: Any
+    world: World
     seconds: float = 0.0  # of writing answers
+
+    def open(self, mixture: Mixture, item: Item, place: int) -> "_Opened":
+        evaluation, sample = self.evaluation, mixture.sample(item)
+        processor = evaluation.processor
+        whole = encode(sample, processor, train_on=evaluation.train_on)
+        question, reference = prompt(sample, processor)
+        with placed(sample):
+            references, choices = references_of(sample), choices_of(sample)
+            if not evaluation.asks("choice_accuracy"):
+                choices = ()
+            alternatives = [encode(answered(sample, text), processor, train_on="last") for text in choices]
+            self._check_room(question, [whole, *alternatives])
+        asked = next((message.text for message in reversed(sample.messages) if message.role == "user"), "")
+        return _Opened(place, sample.id, asked, whole, question, reference, references, choices, alternatives)
+
+    def predict(self, name: str, opened: Sequence["_Opened"]) -> list[Prediction]:
+        seen = look(self.model, [one.whole for one in opened])
+        found = self._bound([one.whole for one in opened], [one.place for one in opened], seen)
+        predictions = [
+            Prediction(name, one.id, one.asked, one.reference, float(nats), int(tokens), int(answers))
+            for one, nats, tokens, answers in zip(opened, found.of_samples, found.tokens, found.answers, strict=True)
+        ]
+        if self.evaluation.asks("exact_match"):
+            predictions = [
+                replace(p, answer=w.text, correct=one.accepts(w.text), forwards=w.forwards, written=w.tokens)
+                for p, w, one in zip(predictions, self._write(opened, seen), opened, strict=True)
+            ]
+        chosen = self._choose(opened, seen)
+        return [replace(p, chosen=choice) for p, choice in zip(predictions, chosen, strict=True)]
+
+    def judge(self, name: str, predictions: Sequence[Prediction], places: Sequence[int]) -> Judged[Prediction]:
+        evaluation = self.evaluation
+        figures = figures_of(name, predictions, METRICS if evaluation.metrics is None else evaluation.metrics)
+        if evaluation.live and evaluation.asks("exact_match"):
+            seconds = sum(self.world.gather(self.seconds))
+            figures[f"{name}_tokens_per_second"] = sum(p.written for p in predictions) / max(seconds, 1e-9)
+            self.seconds = 0.0
+        return Judged(figures, predictions, {places[number] for number in _shown(predictions)})
+
+    def _check_room(self, question: Encoded, wholes: Sequence[Encoded]) -> None:
+        """Raise BadSample if a canvas would reach beyond the model's last position."""
+        evaluation, limit = self.evaluation, self.model.config.text_config.max_position_embeddings
+        tokens = max(int(evaluation.shape.lay_out(whole).positions[0].max()) + 1 for whole in wholes)
+        if evaluation.asks("exact_match"):
+            tokens = max(tokens, len(question) + evaluation.sampling.max_new_tokens)
+        if tokens > limit:
+            problem = f"sample {question.id}: {tokens} tokens with its canvas is over the model's {limit}"
+            raise BadSample("too_long", f"{problem}; lower max_new_tokens, or remove it")
+
+    def _write(self, opened: Sequence["_Opened"], seen: Sequence[Seen]) -> list[Written]:
+        evaluation, began = self.evaluation, time.perf_counter()
+        questions, places = [one.question for one in opened], [one.place for one in opened]
+        written = sample(self.model, evaluation.processor, questions, evaluation.sampling, keys=places, seen=seen)
+        self.seconds += time.perf_counter() - began
+        return written
+
+    def _choose(self, opened: Sequence["_Opened"], seen: Sequence[Seen]) -> list[str | None]:
+        """The likeliest choice of each sample, all of one sample under the same masks; None of one without choices."""
+        rows = [row for row, one in enumerate(opened) for _ in one.alternatives]
+        wholes = [whole for one in opened for whole in one.alternatives]
+        if not wholes:
+            return [None] * len(opened)
+        nats = iter(self._bound(wholes, [opened[row].place for row in rows], [seen[row] for row in rows]).of_samples)
+        each = [list(islice(nats, len(one.alternatives))) for one in opened]
+        return [one.choices[int(np.argmin(own))] if own else None for one, own in zip(opened, each, strict=True)]
+
+    def _bound(self, wholes: Sequence[Encoded], places: Sequence[int], seen: Sequence[Seen]) -> Bound:
+        evaluation = self.evaluation
+        collate = collation(evaluation.processor, True, patterned=self.model.config.pattern != "full")
+        return bound(self.model, wholes, evaluation.shape, collate, evaluation.draws, places=places, seen=seen)
 
 
 @dataclass(frozen=True)
@@ -206,15 +195,22 @@ def answered(sample: Sample, text: str) -> Sample:
 def figures_of(name: str, predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, float]:
     """Flat figures of the list `name`; none without predictions.
 
-    loss  nats per token, whatever is measured;  nelbo, nelbo_error, perplexity (an upper bound);  exact_match,
-    forwards_per_token (mean over answers, the end token included);  choice_accuracy
+    loss  nats per token of the canvas, whatever is measured;  nelbo, nelbo_error (none of a single sample);
+    answer_perplexity and canvas_perplexity, upper bounds per token;  exact_match, forwards_per_token (mean over
+    answers, the end token included);  choice_accuracy
     """
     if not predictions:
         return {}
-    found = Bound(np.array([[p.nats] for p in predictions]), np.array([p.tokens for p in predictions]))
-    figures = {"loss": float(found.of_samples.sum() / found.tokens.sum())}
+    nats, tokens, answers = (
+        np.array(column) for column in zip(*((p.nats, p.tokens, p.answer_tokens) for p in predictions), strict=True)
+    )
+    found = Bound(nats[:, None], tokens, answers)
+    figures = {"loss": float(nats.sum() / tokens.sum())}
     if "nelbo" in metrics:
-        figures |= {"nelbo": found.mean, "nelbo_error": found.error, "perplexity": found.perplexity}
+        figures["nelbo"] = found.mean
+        if found.error is not None:
+            figures["nelbo_error"] = found.error
+        figures |= {"answer_perplexity": found.answer_perplexity, "canvas_perplexity": found.canvas_perplexity}
     if "exact_match" in metrics:
         figures["exact_match"] = sum(p.correct for p in predictions) / len(predictions)
         figures["forwards_per_token"] = sum(p.forwards / p.written for p in predictions) / len(predictions)
@@ -235,7 +231,7 @@ def has_choices(mixture: Mixture) -> bool:
 
 
 def _shown(predictions: Sequence[Prediction]) -> set[int]:
-    """Places of the first right and the first wrong answers."""
+    """Numbers of the first right and the first wrong answers."""
     right = [place for place, p in enumerate(predictions) if p.correct]
     wrong = [place for place, p in enumerate(predictions) if not p.correct]
     return {*right[:PICTURES], *wrong[:PICTURES]}
@@ -267,7 +263,7 @@ def evaluate(
     from qvl_mdlm.report import evaluation_report
 
     lists = {split: Mixture(read_sources(*data), split, media_root, allow_root)}
-    metrics = _metrics(metrics, lists[split])
+    _check_metrics(metrics or ())
     with evaluation_folder(out, fresh) as run:
         loaded, processor = open_masked(model, base, unconverted=True)
         shape = shape_of(loaded.config, processor.tokenizer, loaded.config.pad_to)
@@ -286,14 +282,11 @@ def evaluate(
     return dict(values)
 
 
-def _metrics(asked: Sequence[str] | None, mixture: Mixture) -> Sequence[str]:
-    """What to measure. Raises BadInput for what is not known."""
-    if asked is None:
-        return [name for name in METRICS if name != "choice_accuracy" or has_choices(mixture)]
+def _check_metrics(asked: Sequence[str]) -> None:
+    """Raise BadInput for what is not known."""
     for name in asked:
         if name not in METRICS:
             raise BadInput(f"--metric {name}: choose of {', '.join(METRICS)}.")
-    return asked
 
 
 def _table(figures: Mapping[str, float]) -> Table:

@@ -10,15 +10,16 @@ from qvl_core.predictions import read_as
 class Prediction:
     """One measured sample; a line of predictions.jsonl.
 
-    reference  the conversation's last answer
-    nats       bound on the answers' negative log-likelihood, the mean over masks
-    tokens     that these nats are of
-    answer     what the model wrote; None: it was not asked
-    correct    whether it equals a reference up to white space at the ends
-    forwards   forward passes while the answer was not done
-    written    tokens of the answer, its end included
-    chosen     of the sample's choices, the likeliest; None: it has none, or they were not measured
-    picture    file below the folder of the evaluation, for the samples that the report shows
+    reference      the conversation's last answer
+    nats           bound on the negative log-likelihood of the answers and what fills their canvases: a mean over masks
+    tokens         of the canvases, which these nats are of
+    answer_tokens  of the answers, their ends included
+    answer         what the model wrote; None: it was not asked
+    correct        whether it equals a reference up to white space at the ends
+    forwards       forward passes while the answer was not done
+    written        tokens of the answer that was written, its end included
+    chosen         of the sample's choices, the likeliest; None: it has none, or they were not measured
+    picture        file below the folder of the evaluation, for the samples that the report shows
     """
 
     list: str
@@ -27,6 +28,7 @@ class Prediction:
     reference: str
     nats: float
     tokens: int
+    answer_tokens: int
     answer: str | None = None
     correct: bool = False
     forwards: int = 0

@@ -11,7 +11,21 @@ from qvl_mdlm.prediction import Prediction, read_predictions
 
 SHOWN = 24  # answers of each kind
 SHORT = 40  # letters of an answer that fit below a small picture
-LABELS = ("nelbo", "perplexity", "exact_match", "forwards_per_token", "tokens_per_second", "choice_accuracy", "samples")
+LABELS = {  # figures that are shown, and what they are called
+    "nelbo": "nats per sample",
+    "answer_perplexity": "perplexity, answers",
+    "canvas_perplexity": "perplexity, canvases",
+    "exact_match": "exact match",
+    "forwards_per_token": "forwards per token",
+    "tokens_per_second": "tokens per second",
+    "choice_accuracy": "choice accuracy",
+    "samples": "samples",
+    "left_out": "left out",
+}
+NOTES = {
+    "answer_perplexity": "at most, per token of an answer and its end",
+    "canvas_perplexity": "at most, per token, what fills canvases up included",
+}
 
 
 def report(path: Path) -> Path:
@@ -28,9 +42,13 @@ def evaluation_report(run: RunFolder, model: str) -> Path:
     done = run.read_result() or {}
     sections = []
     for name in by_list(read_predictions(run.path)):
-        found = {label: done[f"{name}_{label}"] for label in LABELS if f"{name}_{label}" in done}
-        notes = {"nelbo": f"± {done.get(f'{name}_nelbo_error') or 0:.3f} nats", "perplexity": "at most, per token"}
-        items = [Figure(label.replace("_", " "), value, note=notes.get(label, "")) for label, value in found.items()]
+        error = done.get(f"{name}_nelbo_error")
+        notes = NOTES if error is None else {**NOTES, "nelbo": f"± {error:.3f}"}
+        items = [
+            Figure(label, done[f"{name}_{figure}"], note=notes.get(figure, ""))
+            for figure, label in LABELS.items()
+            if f"{name}_{figure}" in done
+        ]
         sections.append(Section(f"Figures of {name}", [Figures(items)]))
     return write(run, [*sections, *_answers(run)], title=f"Evaluation of {model}", lead=f"on {done.get('data', '')}")
 
@@ -44,7 +62,7 @@ def answer_blocks(folder: Path, predictions: Sequence[Prediction]) -> list[Block
     """Wrong answers and right ones, with the pictures that were kept; without answers, what is least likely."""
     asked = [p for p in predictions if p.answer is not None]
     if not asked:
-        least = sorted(predictions, key=lambda p: -p.nats / max(1, p.tokens))[:SHOWN]
+        least = sorted(predictions, key=lambda p: -p.nats / p.answer_tokens)[:SHOWN]
         return [Table([_row(p) for p in least], "Least likely")]
     wrong, right = [p for p in asked if not p.correct][:SHOWN], [p for p in asked if p.correct][:SHOWN]
     return [
@@ -72,7 +90,11 @@ def _picture(folder: Path, prediction: Prediction) -> Picture:
 
 
 def _row(p: Prediction) -> dict[str, object]:
-    row: dict[str, object] = {"question": p.question, "reference": p.reference, "nats per token": p.nats / p.tokens}
+    row: dict[str, object] = {
+        "question": p.question,
+        "reference": p.reference,
+        "nats per token": p.nats / p.answer_tokens,
+    }
     if p.answer is not None:
         row |= {"answer": p.answer, "right": p.correct, "forward passes per token": p.forwards / p.written}
     return row if p.chosen is None else {**row, "chosen": p.chosen}

@@ -29,6 +29,7 @@ from torch import Tensor
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.head import CHUNK
+from qvl_core.qwen3vl.seen import Seen
 from qvl_core.training.seeds import mix
 from qvl_mdlm.commit import (
     Gumbel,
@@ -148,6 +149,7 @@ def sample(
     canvases: Sequence[Ids] | None = None,
     spaced: Sequence[Ids] | None = None,
     keys: Sequence[Key] | None = None,
+    seen: Sequence[Seen] | None = None,
 ) -> list[Written]:
     """Answers, in the order of the prompts.
 
@@ -157,10 +159,11 @@ def sample(
     spaced    (k,) of each: places of a canvas whose token has to begin with a space
     keys      numbers or names that decide, with the seed, what is drawn for each; default: the ids of the prompts, so
               that what is the same sample is answered the same
+    seen      of each: what the vision tower gave for its media already (`qvl_core.qwen3vl.seen.look`)
 
     Raises BadInput for what does not fit together, or what this model cannot do.
     """
-    writer = Writer(model, processor, prompts, sampling, canvases, spaced, keys)
+    writer = Writer(model, processor, prompts, sampling, canvases, spaced, keys, seen)
     for _ in writer.steps():
         pass
     return writer.results()
@@ -189,6 +192,7 @@ class Writer:
     canvases: Sequence[Ids] | None = None
     spaced: Sequence[Ids] | None = None
     keys: Sequence[Key] | None = None
+    seen: Sequence[Seen] | None = None
     _done: dict[int, _Row] = field(default_factory=dict, init=False)
     _prefills: int = field(default=0, init=False)
 
@@ -234,7 +238,7 @@ class Writer:
             return
         how, length = self.sampling, self.sampling.max_new_tokens
         block = block_of(self.model.config, how)
-        context = read_prompts(self.model, self.processor, self.prompts)
+        context = read_prompts(self.model, self.processor, self.prompts, self.seen)
         state = State(self.model, context, length, how.cache, guided=how.guidance > 0)
         self._prefills = state.prefills
         number = 0

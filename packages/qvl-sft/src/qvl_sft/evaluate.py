@@ -4,7 +4,7 @@
 already there.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from qvl_core.errors import BadInput
-from qvl_core.evaluation import LEFT_OUT, evaluation_folder, write_lines
-from qvl_core.predictions import write_predictions
+from qvl_core.evaluation import LEFT_OUT, evaluation_folder
+from qvl_core.qwen3vl.batch import by_tokens
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import generate
 from qvl_core.qwen3vl.loss import token_losses
@@ -22,11 +22,9 @@ from qvl_core.run import RunFolder, read_records
 from qvl_core.training.world import World
 from qvl_data.answers import references_of
 from qvl_data.chat import TrainOn, encode, prompt
-from qvl_data.errors import BadSample, placed
-from qvl_data.order import chosen
-from qvl_data.progress import track
+from qvl_data.errors import placed
+from qvl_data.measuring import Judged, measure
 from qvl_data.sample import Sample
-from qvl_data.shown import keep_picture
 from qvl_data.sources import Item, Mixture
 from qvl_data.template import Template
 from qvl_sft.asking import MAX_NEW_TOKENS, Asking
@@ -82,87 +80,61 @@ class Evaluation:
         self, model: nn.Module, world: World, final: bool, run: RunFolder, limit: int | None = None
     ) -> tuple[dict[str, float], dict[str, Found]]:
         """`measure`, and what the metrics found in the predictions of each list."""
-        figures: dict[str, float] = {}
-        everything: dict[str, Found] = {}
-        predictions: list[Prediction] = []
-        left_out: list[dict[str, str]] = []
-        for name, mixture in self.lists.items():
-            if not final and name != "validation":
-                continue
-            items = chosen(list(mixture.items()), limit if final else self.samples)
-            parts = world.gather(self._measure(model, name, mixture, items, range(world.rank, len(items), world.size)))
-            answered = {place: prediction for part in parts for place, prediction in part.answered}
-            places = sorted(answered)  # the order of the items, whoever answered them
-            judged = [answered[place] for place in places]
-            everything[name] = found = tallies(judged, self.metrics)
-            judged = scored(judged, found)
-            figures |= figures_of(name, judged, found, self.group_by)
-            if final and world.rank == 0 and self.metrics:
-                shown = {*range(PICTURES), *(places[i] for i in worst(judged, self.metrics[0], WORST))}
-                predictions += [
-                    replace(p, picture=keep_picture(mixture, items[place], run.path, name)) if place in shown else p
-                    for place, p in zip(places, judged, strict=True)
-                ]
-            if bad := [entry for part in parts for entry in part.left_out]:
-                figures[f"{name}_left_out"] = float(len(bad))
-                left_out += bad
-        if final and world.rank == 0:
-            write_predictions(run.path, predictions)
-            write_lines(run.path / LEFT_OUT, left_out)
-        return figures, everything
-
-    def _measure(
-        self, model: nn.Module, name: str, mixture: Mixture, items: Sequence[Item], places: Sequence[int]
-    ) -> "_Measured":
-        """Loss and greedy answers of this process's items, HELD at a time."""
-        measured = _Measured()
-        device = next(model.parameters()).device
-        starts = range(0, len(places), HELD)
-        for start in track(starts, f"{name}, {HELD} samples at a time", len(starts)) if self.live else starts:
-            opened: list[_Opened] = []
-            for place in places[start : start + HELD]:
-                try:
-                    opened.append(self._open(mixture, items[place], place))
-                except BadSample as error:
-                    where = mixture.place(items[place])
-                    entry = {"list": name, "id": where, "reason": error.reason, "message": str(error)}
-                    measured.left_out.append(entry)
-            losses: list[float] = []
-            for samples in _by_tokens(one.whole for one in opened):
-                nll = token_losses(model, self.collate(samples).to(device)).double()  # (N,)
-                losses += [float(part.sum()) for part in nll.split([sample.count for sample in samples])]
-            answers = [""] * len(opened)
-            if self.metrics:
-                answers = generate(model, self.processor, [one.question for one in opened], self.max_new_tokens)
-            for one, answer, loss in zip(opened, answers, losses, strict=True):
-                measured.answered.append((one.place, one.answered(name, answer, loss)))
-        return measured
-
-    def _open(self, mixture: Mixture, item: Item, place: int) -> "_Opened":
-        sample = mixture.sample(item)
-        whole = encode(sample, self.processor, train_on=self.train_on)
-        question, reference = prompt(sample, self.processor)
-        with placed(sample):
-            references = references_of(sample)
-            if any(METRICS[name].needs == "boxes" for name in self.metrics):
-                boxes.reference_boxes(reference)
-        begun = "<think>\n" if Template.of(self.processor).thinks else ""
-        return _Opened(place, sample, whole, question, reference, references, begun)
+        asked = _Asked(self, model)
+        samples = limit if final else self.samples
+        figures = measure(asked, self.lists, world, final, run, samples=samples, held=HELD, live=self.live)
+        return figures, asked.found
 
 
 @dataclass
-class _Measured:
-    """What one process found out about its share of a list: by place in the list, and what it could not use."""
+class _Asked:
+    """A model that is asked, for `qvl_data.measuring`: the loss and the greedy answer of each sample.
 
-    answered: list[tuple[int, Prediction]] = field(default_factory=list)
-    left_out: list[dict[str, str]] = field(default_factory=list)
+    found  what the metrics found in the predictions of each list
+    """
+
+    evaluation: Evaluation
+    model: nn.Module
+    found: dict[str, Found] = field(default_factory=dict)
+
+    def open(self, mixture: Mixture, item: Item, place: int) -> "_Opened":
+        evaluation, sample = self.evaluation, mixture.sample(item)
+        whole = encode(sample, evaluation.processor, train_on=evaluation.train_on)
+        question, reference = prompt(sample, evaluation.processor)
+        with placed(sample):
+            references = references_of(sample)
+            if any(METRICS[name].needs == "boxes" for name in evaluation.metrics):
+                boxes.reference_boxes(reference)
+        begun = "<think>\n" if Template.of(evaluation.processor).thinks else ""
+        return _Opened(sample, whole, question, reference, references, begun)
+
+    def predict(self, name: str, opened: Sequence["_Opened"]) -> list[Prediction]:
+        evaluation, device = self.evaluation, next(self.model.parameters()).device
+        losses: list[float] = []
+        for samples in by_tokens([one.whole for one in opened], TOKENS):
+            nll = token_losses(self.model, evaluation.collate(samples).to(device)).double()  # (N,)
+            losses += [float(part.sum()) for part in nll.split([sample.count for sample in samples])]
+        answers = [""] * len(opened)
+        if evaluation.metrics:
+            questions = [one.question for one in opened]
+            answers = generate(self.model, evaluation.processor, questions, evaluation.max_new_tokens)
+        return [one.answered(name, answer, loss) for one, answer, loss in zip(opened, answers, losses, strict=True)]
+
+    def judge(self, name: str, predictions: Sequence[Prediction], places: Sequence[int]) -> Judged[Prediction]:
+        evaluation = self.evaluation
+        self.found[name] = found = tallies(predictions, evaluation.metrics)
+        judged = scored(predictions, found)
+        figures = figures_of(name, judged, found, evaluation.group_by)
+        if not evaluation.metrics:  # nothing was answered
+            return Judged(figures)
+        pictured = {*range(PICTURES), *(places[i] for i in worst(judged, evaluation.metrics[0], WORST))}
+        return Judged(figures, judged, pictured)
 
 
 @dataclass(frozen=True)
 class _Opened:
     """A sample with its answer, for the loss, and without, to be answered."""
 
-    place: int
     sample: Sample
     whole: Encoded
     question: Encoded
@@ -243,15 +215,3 @@ def answer(
         example = read_records(run.path / LEFT_OUT)[0]["message"]
         raise BadInput(f"no sample can be used, such as: {example}")
     return found
-
-
-def _by_tokens(samples: Iterable[Encoded]) -> Iterator[list[Encoded]]:
-    """Runs of samples of at most TOKENS tokens together; a longer sample stands alone."""
-    group: list[Encoded] = []
-    for sample in samples:
-        if group and sum(map(len, group)) + len(sample) > TOKENS:
-            yield group
-            group = []
-        group.append(sample)
-    if group:
-        yield group

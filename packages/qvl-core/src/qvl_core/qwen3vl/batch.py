@@ -10,9 +10,9 @@ documents and frames end) is worked out here, on the host, so that the step does
 Shapes: B rows, T tokens per row (padded: of the longest sample), S samples, N labels, M media, P patches, F frames.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 from qvl_core.qwen3vl.positions import positions
 
 Array = NDArray[Any]
+S = TypeVar("S", bound=Sized)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,21 @@ def collate(samples: Sequence[Encoded], packing: bool, merge: int, pad_id: int) 
     # The token before a label predicts it, so a document's first token is never predicted from another document.
     before = [np.flatnonzero(sample.labels[1:] != IGNORE) for sample in samples]
     return assemble(samples, before, 1, [four_rows(sample, merge) for sample in samples], packing, pad_id)
+
+
+def by_tokens(samples: Iterable[S], most: int, length: Callable[[S], int] = len) -> Iterator[list[S]]:
+    """Runs of samples of at most `most` tokens together, for one forward each; a longer sample stands alone."""
+    group: list[S] = []
+    tokens = 0
+    for sample in samples:
+        own = length(sample)
+        if group and tokens + own > most:
+            yield group
+            group, tokens = [], 0
+        group.append(sample)
+        tokens += own
+    if group:
+        yield group
 
 
 def assemble(

@@ -112,15 +112,8 @@ class FeatureCache:
 
     def encode(self, model: Any, batch: FeatureBatch) -> dict[str, Any]:
         """What the tower gives for a batch on the device (`mm_encoder_outputs` of Qwen3VLModel.forward)."""
-        from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
-
-        given = {}
-        for kind, media in (("image", batch.images), ("video", batch.videos)):
-            if media:
-                found = [self._features(model, medium) for medium in media]
-                merged, *deep = zip(*found, strict=True)
-                given[kind] = BaseModelOutputWithDeepstackFeatures(pooler_output=merged, deepstack_features=deep)
-        return given
+        images, videos = ([self._features(model, one) for one in media] for media in (batch.images, batch.videos))
+        return as_given(images, videos)
 
     def _features(self, model: Any, medium: Medium) -> Features:
         if medium.features is not None:
@@ -185,15 +178,38 @@ def sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-@torch.no_grad()
+def as_given(images: Sequence[Features], videos: Sequence[Features]) -> dict[str, Any]:
+    """Features of all media of a batch, in order, as `mm_encoder_outputs` of Qwen3VLModel.forward."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+    given = {}
+    for kind, media in (("image", images), ("video", videos)):
+        if media:
+            merged, *deep = zip(*media, strict=True)
+            given[kind] = BaseModelOutputWithDeepstackFeatures(pooler_output=merged, deepstack_features=deep)
+    return given
+
+
 def _run_tower(model: Any, pixels: Tensor, grid: tuple[int, int, int]) -> Features:
     t, h, w = grid
     given = torch.tensor([grid], device=pixels.device)
     bounds = torch.arange(0, t * h * w + 1, h * w, dtype=torch.int32, device=pixels.device)  # of its frames
+    (features,) = run_tower(model, pixels, given, bounds, h * w)
+    return features
+
+
+@torch.no_grad()
+def run_tower(model: Any, pixels: Tensor, grids: Tensor, bounds: Tensor, longest: int) -> list[Features]:
+    """What the tower gives for each of several media of a kind.
+
+    grids    (M, 3) time, height, width in patches
+    bounds   (F + 1,) int32 of the frames among the patches
+    longest  patches of the largest frame
+    """
     out = model.model.get_image_features(
-        pixels, given, return_dict=True, image_cu_seqlens=bounds, image_max_seqlen=h * w
+        pixels, grids, return_dict=True, image_cu_seqlens=bounds, image_max_seqlen=longest
     )
-    return (out.pooler_output[0], *(layer[0] for layer in out.deepstack_features))
+    return list(zip(out.pooler_output, *out.deepstack_features, strict=True))
 
 
 def _digest(features: Features) -> str:

@@ -43,10 +43,13 @@ def next_token_loss(
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Negative log-likelihood of each label (N,) in nats, fp32, without gradients."""
+def token_losses(model: nn.Module, batch: Batch, encoded: dict[str, Any] | None = None) -> Tensor:
+    """Negative log-likelihood of each label (N,) in nats, fp32, without gradients.
+
+    encoded  what the vision tower gave, for a batch without pixels (`seen.given`)
+    """
     core = _core(model)
-    return head_nll(core.lm_head, label_states(core, batch), batch.targets)[1]
+    return head_nll(core.lm_head, label_states(core, batch, encoded), batch.targets)[1]
 
 
 def label_states(model: nn.Module, batch: Batch, encoded: dict[str, Any] | None = None) -> Tensor:

@@ -1,0 +1,149 @@
+"""Evaluations: each picture is looked at once, no sample ends one, figures say what they are of."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from asking import digits
+from invoking import qvl_mdlm, write_adapter, write_choices
+
+from qvl_core.run import RunFolder, read_records
+from qvl_core.training.world import World
+from qvl_data.chat import encode
+from qvl_data.sources import Mixture
+from qvl_mdlm.batch import collation
+from qvl_mdlm.evaluate import Evaluation, figures_of
+from qvl_mdlm.layout import shape_of
+from qvl_mdlm.likelihood import bound
+from qvl_mdlm.opening import open_masked
+from qvl_mdlm.prediction import Prediction, read_predictions
+from qvl_mdlm.sample import Sampling
+
+CANVAS = 4
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("measured") / "final", base, pad_to=16)
+
+
+@pytest.fixture(scope="module")
+def opened(adapter: Path) -> tuple[Any, Any]:
+    return open_masked(str(adapter))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_choices(tmp_path_factory.mktemp("measured") / "digits.jsonl", 5)
+
+
+def measured(
+    opened: tuple[Any, Any], data: Path, out: Path, metrics: Sequence[str] | None = None
+) -> tuple[dict[str, float], list[Prediction]]:
+    model, processor = opened
+    evaluation = Evaluation(
+        {"test": Mixture(str(data), "test")},
+        processor,
+        shape_of(model.config, processor.tokenizer, 16),
+        metrics,
+        Sampling(max_new_tokens=CANVAS, steps=2),
+    )
+    figures = evaluation.measure(model, World(0, 1, model.device, "single"), True, RunFolder(out))
+    return figures, read_predictions(out)
+
+
+def test_each_picture_goes_through_the_tower_once(opened: Any, data: Path, tmp_path: Path) -> None:
+    """For its eight masks, its ten choices and its answer together."""
+    pictures = []
+    tower = opened[0].model.visual
+    hook = tower.register_forward_pre_hook(
+        lambda _, __, given: pictures.append(len(given["grid_thw"])), with_kwargs=True
+    )
+    try:
+        _, predictions = measured(opened, data, tmp_path)
+    finally:
+        hook.remove()
+    assert sum(pictures) == len(predictions) == 5
+    assert all(p.answer is not None for p in predictions)
+    assert [p.chosen is not None for p in predictions] == [True] * 3 + [False] * 2
+
+
+def test_whether_there_are_choices_is_seen_while_measuring(
+    opened: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mixture, "outline", None)  # what reading through the data set would call
+    figures, _ = measured(opened, data, tmp_path)
+    assert "test_choice_accuracy" in figures
+
+
+def test_a_canvas_beyond_the_models_last_position_is_left_out_and_named(
+    opened: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = opened
+    lengths = [len(encode(sample, processor)) for sample in digits(5)]
+    lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    lines[1]["messages"][0]["parts"].append({"type": "text", "text": "one two three four five six seven " * 4})
+    file = data.with_name("long.jsonl")
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", max(lengths) + 20)
+    figures, predictions = measured(opened, file, tmp_path)
+    assert figures["test_left_out"] == 1
+    assert len(predictions) == 4
+    (entry,) = read_records(tmp_path / "left_out.jsonl")
+    assert entry["reason"] == "too_long"
+    assert entry["id"].endswith(":2")
+    assert f"is over the model's {max(lengths) + 20}" in entry["message"]
+
+
+def test_two_perplexities_say_which_tokens_they_are_of(opened: Any, data: Path, tmp_path: Path) -> None:
+    figures, predictions = measured(opened, data, tmp_path, ["nelbo"])
+    processor = opened[1]
+    for p in predictions:
+        assert p.answer_tokens == len(processor.tokenizer(p.reference)["input_ids"]) + 1
+        assert p.tokens == 16  # pad_to
+    nats = sum(p.nats for p in predictions)
+    answers, canvases = sum(p.answer_tokens for p in predictions), sum(p.tokens for p in predictions)
+    assert figures["test_answer_perplexity"] == pytest.approx(np.exp(nats / answers))
+    assert figures["test_canvas_perplexity"] == pytest.approx(np.exp(nats / canvases))
+    assert figures["test_answer_perplexity"] > figures["test_canvas_perplexity"] > 1
+
+
+def test_a_weight_in_training_does_not_change_the_bound(opened: Any) -> None:
+    model, processor = opened
+    sample = encode(digits(1)[0], processor)
+    weighted = replace(sample, weights=np.full(len(sample), 0.25, np.float32))
+    shape = shape_of(model.config, processor.tokenizer, 16)
+    collate = collation(processor, True, patterned=False)
+    plain, same = (bound(model, [one], shape, collate, draws=2).mean for one in (sample, weighted))
+    assert plain == same > 0
+
+
+def test_a_single_sample_has_no_standard_error(adapter: Path, data: Path, tmp_path: Path) -> None:
+    found = {}
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        done = qvl_mdlm(
+            "evaluate", str(adapter), str(data), "--out", str(out), "--metric", "nelbo", "--draws", "1",
+            "--samples", str(count),
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        found[count] = "test_nelbo_error" in result, "±" in (out / "report.html").read_text(encoding="utf-8")
+    assert found == {1: (False, False), 2: (True, True)}
+
+
+def test_forwards_per_token_is_a_mean_over_answers() -> None:
+    def one(forwards: int, written: int, chosen: str | None = None) -> Prediction:
+        return Prediction("test", "x", "?", "a", 2.0, 4, 2, "a", True, forwards, written, chosen)
+
+    figures = figures_of("test", [one(2, 4), one(3, 3, "a"), one(1, 4, "b")], ("exact_match", "nelbo"))
+    assert figures["test_forwards_per_token"] == pytest.approx((0.5 + 1 + 0.25) / 3)
+    assert figures["test_choice_accuracy"] == 0.5
+    assert figures["test_loss"] == 0.5
+    assert figures["test_canvas_perplexity"] == pytest.approx(np.exp(0.5))
+    assert figures["test_answer_perplexity"] == pytest.approx(np.exp(1.0))
+    assert figures_of("test", [], ("exact_match",)) == {}
