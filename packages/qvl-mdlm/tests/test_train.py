@@ -24,10 +24,12 @@ from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_core.training.parts import Callbacks, Parts
 from qvl_data.convert import write_samples
-from qvl_mdlm import train
+from qvl_mdlm import options, recipe, train
+from qvl_mdlm.build import sampling_of
 from qvl_mdlm.model import Qwen3VLForMaskedLM
 from qvl_mdlm.plan import predict
 from qvl_mdlm.recipe import RECIPE
+from qvl_mdlm.sample import Sampling
 from qvl_mdlm.settings import SETTINGS
 
 STEPS = 4
@@ -125,6 +127,42 @@ def test_two_processes_are_one(how: tuple[str, ...], learn: Callable[..., Path],
     assert difference(one, tmp_path / "two") < 1e-5
 
 
+STOP = "evaluate={every: 1, samples: 2, max_new_tokens: 4, early_stop: {metric: %s, mode: max, patience: 9}}"
+
+
+@pytest.mark.parametrize(("metric", "forgotten"), [("validation_exact_match", True), ("validation_loss", False)])
+def test_answers_that_are_written_otherwise_are_not_compared(
+    metric: str, forgotten: bool, learn: Callable[..., Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = qvl_mdlm.build.build
+
+    def die(done: int) -> None:
+        if done == 3:
+            raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(qvl_mdlm.build, "build", lambda *given: replace(build(*given), callbacks=(Callbacks(die),)))
+        with pytest.raises(_Killed):
+            learn("run", f"data.validation={data / 'train.parquet'}", STOP % metric)
+    run = learn("run", f"data.validation={data / 'train.parquet'}", STOP % metric, "sampling.steps=2")
+    events = [record for record in RunFolder(run).read_metrics() if record.get("event") == "early_stop_changed"]
+    assert len(events) == forgotten
+
+
+def test_a_recipe_writes_as_the_options_of_the_command_line_do() -> None:
+    shared = {name: option for name, option in options.OPTIONS.items() if name not in ("max_new_tokens", "seed")}
+    properties = recipe.Sampling.model_json_schema()["properties"]
+    assert shared.keys() == properties.keys()
+    for name, (kind, default) in shared.items():
+        (option,) = kind.__metadata__
+        field = properties[name]
+        assert (field["description"], field["default"] or None) == (option.help, default or None), name
+        bounds = field.get("anyOf", [field])[0]
+        assert (bounds.get("minimum"), bounds.get("maximum")) == (option.min, option.max), name
+    written = sampling_of(load(RECIPE, "tiny", ["data.train=x"], "qvl_mdlm"))
+    assert written == Sampling(max_new_tokens=8)
+
+
 # What is changed and what is left behind
 
 
@@ -205,7 +243,12 @@ def test_the_mask_tokens_row_is_trained_beside_lora(tied: bool, learn: Callable[
         (["diffusion.block_size=0"], "diffusion.block_size"),
         (["diffusion.mask_token_id=-1"], "diffusion.mask_token_id"),
         (["diffusion.norm=mean"], "diffusion.norm"),
-        (["sampling.threshold=0"], "sampling.threshold"),
+        (["sampling.threshold=1.5"], "sampling.threshold"),
+        (["sampling={steps: 2, threshold: 0.9}"], "each says how many tokens a step writes; keep one"),
+        (["sampling.steps=9"], "`sampling.steps` 9: must be at most `evaluate.max_new_tokens`, 8"),
+        (["sampling={cache: dual, guidance: 1}"], "cache dual and guidance do not go together"),
+        ([*BLOCKS, "sampling.cache=dual"], "`sampling.cache: dual` is for `attention: full`"),
+        ([*BLOCKS, "sampling.block=8"], "blocks are those of `diffusion.block_size`"),
         (["diffusion.patern=full"], "patern"),
         (["diffusion.mask_row=true"], "`diffusion.mask_row` belongs to LoRA with `embed` frozen; remove it"),
     ],

@@ -30,7 +30,7 @@ from qvl_mdlm.model import configured
 from qvl_mdlm.noise import Noise
 from qvl_mdlm.plan import advice, predict
 from qvl_mdlm.probe import check_sees_both_ways
-from qvl_mdlm.recipe import MDLMRecipe
+from qvl_mdlm.recipe import WRITTEN, MDLMRecipe
 from qvl_mdlm.sample import Sampling
 from qvl_mdlm.settings import write_settings
 
@@ -89,6 +89,7 @@ def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
             "base_commit": commit_of(recipe.model.name, recipe.model.revision),
             "mask_token_id": model.config.mask_token_id,
         },
+        judged_by=judged_by(recipe),
         evaluate=partial(evaluation.measure, run=run) if measured else None,
         export=partial(_export, model, processor, base, configure),
         shards=shards_of(model, cache),
@@ -123,15 +124,14 @@ def noising_of(recipe: MDLMRecipe, config: Any, processor: Any) -> Noising:
 
 def sampling_of(recipe: MDLMRecipe) -> Sampling:
     """How answers are written in evaluations."""
-    how = recipe.sampling
-    return Sampling(
-        recipe.evaluate.max_new_tokens,
-        steps=how.steps,
-        block=how.block,
-        threshold=how.threshold,
-        eos_guard=how.eos_guard,
-        seed=recipe.train.seed,
-    )
+    how = recipe.sampling.model_dump()
+    return Sampling(max_new_tokens=recipe.evaluate.max_new_tokens, seed=recipe.train.seed, **how)
+
+
+def judged_by(recipe: MDLMRecipe) -> dict[str, Any]:
+    """What early stopping's figure depends on: how answers are written, if it is one of answers."""
+    stop = recipe.evaluate.early_stop
+    return {"sampling": recipe.sampling.model_dump(mode="json")} if stop and stop.metric in WRITTEN else {}
 
 
 def _export(model: Any, processor: Any, base: Any, configure: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:

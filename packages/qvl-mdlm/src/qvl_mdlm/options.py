@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from qvl_core.cli import Option
 
-_OPTIONS: dict[str, tuple[Any, Any]] = {  # field of `qvl_mdlm.sample.Sampling`: type and default
+OPTIONS: dict[str, tuple[Any, Any]] = {  # field of `qvl_mdlm.sample.Sampling`: type and default
     "max_new_tokens": (Annotated[int, Option(min=1, help="Length of the canvas in tokens.")], 64),
     "steps": (
         Annotated[int | None, Option(min=1, help="Forward passes of an answer; default: one for each token.")],
@@ -70,14 +70,12 @@ def with_sampling(verb: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(verb)
     def called(**given: Any) -> Any:
-        how = {name: given.pop(name) for name in _OPTIONS}
+        how = {name: given.pop(name) for name in OPTIONS}
         return verb(**given, how={**how, "suppress": tuple(how["suppress"] or ())})
 
     own = [one for one in inspect.signature(verb).parameters.values() if one.name != "how"]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    shared = [
-        inspect.Parameter(n, keyword, default=default, annotation=kind) for n, (kind, default) in _OPTIONS.items()
-    ]
+    shared = [inspect.Parameter(n, keyword, default=default, annotation=kind) for n, (kind, default) in OPTIONS.items()]
     called.__signature__ = inspect.Signature([*(one.replace(kind=keyword) for one in own), *shared])  # type: ignore[attr-defined]
     called.__annotations__ = {one.name: one.annotation for one in [*own, *shared]}
     return called

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from qvl_core.recipe import blocks
 
 METRICS = ("exact_match", "nelbo", "choice_accuracy")
+WRITTEN = ("validation_exact_match", "validation_forwards_per_token")  # figures that `sampling` has a part in
 
 
 class Diffusion(blocks.Block):
@@ -55,13 +56,38 @@ class Sampling(blocks.Block):
     """How answers are written when a run is evaluated; `qvl-mdlm sample` has the same as options."""
 
     steps: Annotated[int, Field(ge=1)] | None = None
-    """Forward passes for an answer; default: one for each token."""
+    """Forward passes of an answer; default: one for each token."""
     block: Annotated[int, Field(ge=1)] | None = None
-    """Tokens that are finished before the next are begun; default: all at once, in `attention: block` its block."""
-    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Write all tokens that the model is so sure of at once, and at least one."""
+    """Tokens that are finished before the next are begun; default: all, or the model's."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 always takes the likeliest token."""
+    gumbel: Literal["standard", "llada"] = "standard"
+    """How a token is drawn; llada: as LLaDA's code has it."""
+    remasking: Literal["confidence", "margin", "entropy", "random"] = "confidence"
+    """By what tokens are kept in a step."""
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Write all tokens of at least this probability, and one."""
+    factor: Annotated[float, Field(ge=0)] | None = None
+    """Write as many tokens as this bound on them together allows."""
+    guidance: Annotated[float, Field(ge=0)] = 0.0
+    """Classifier-free guidance; two forward passes a step."""
     eos_guard: bool = False
-    """Write end tokens only when nothing else is left in the block."""
+    """Write end tokens only when nothing else is left."""
+    early_stop: bool = True
+    """Stop when nothing is masked before the first end token."""
+    suppress: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Id of a token that is never written; repeatable."""
+    cache: Literal["auto", "none", "dual"] = "auto"
+    """auto: where it is exact; dual: of full attention, an approximation."""
+
+    @model_validator(mode="after")
+    def _one_pace(self) -> "Sampling":
+        given = [name for name in ("steps", "threshold", "factor") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: each says how many tokens a step writes; keep one")
+        if self.cache == "dual" and self.guidance:
+            raise ValueError("cache dual and guidance do not go together; leave one out")
+        return self
 
 
 class MDLMRecipe(blocks.Recipe):
@@ -84,6 +110,19 @@ class MDLMRecipe(blocks.Recipe):
         modes = {group: block.mode for group, block in self.tune.items()}
         if self.diffusion.mask_row and ("lora" not in modes.values() or modes.get("embed", "frozen") != "frozen"):
             raise ValueError("`diffusion.mask_row` belongs to LoRA with `embed` frozen; remove it, or change `tune`")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_of_this_model(self) -> "MDLMRecipe":
+        how, longest, pattern = self.sampling, self.evaluate.max_new_tokens, self.diffusion.attention
+        if how.steps is not None and how.steps > longest:
+            raise ValueError(f"`sampling.steps` {how.steps}: must be at most `evaluate.max_new_tokens`, {longest}")
+        if how.block is not None and pattern == "block" and how.block != self.diffusion.block_size:
+            raise ValueError(f"`sampling.block` {how.block}: blocks are those of `diffusion.block_size`; leave it out")
+        if how.cache == "dual" and pattern != "full":
+            raise ValueError(
+                f"`sampling.cache: dual` is for `attention: full`; {pattern} has an exact one; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

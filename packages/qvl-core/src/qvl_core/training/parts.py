@@ -97,7 +97,9 @@ class Parts:
     Checkpoints hold what is in `groups`: a model whose buffers change in training (batch norm) cannot be resumed.
     `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on; `about` is
     recorded in environment.json (its "tune" is the report's tune table). `figures`, of what was done before the first
-    step, go into result.json. `advice()` says what would need less memory, when there was too little of it.
+    step, go into result.json. `judged_by` is what the watched figure depends on beside the validation list, such as how
+    answers are written: under early stopping, evaluations of another are not compared. `advice()` says what would need
+    less memory, when there was too little of it.
     """
 
     model: nn.Module
@@ -109,6 +111,7 @@ class Parts:
     base: str
     about: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Scalar] = field(default_factory=dict)
+    judged_by: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Callable[[nn.Module, "World", bool], dict[str, float]] | None = None
     export: Callable[[Path, Mapping[str, Tensor]], None] | None = None
     preview: Callable[[nn.Module, Path, int], None] | None = None

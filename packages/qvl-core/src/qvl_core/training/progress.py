@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -56,9 +57,12 @@ class Progress:
         """What is kept of a sample that was left out."""
         return self.bad.get(name) or asdict(Bad(name, self.dropped[name], message="", tolerated=True))
 
-    def watch(self, recipe: Recipe) -> str | None:
-        """Compare evaluations as the recipe says now. If they were compared otherwise, forget that, and say how."""
-        before, self.watched = self.watched, _watched(recipe)
+    def watch(self, recipe: Recipe, judged_by: Mapping[str, Any]) -> str | None:
+        """Compare evaluations as the recipe says now. If they were compared otherwise, forget that, and say how.
+
+        judged_by  what else the figure depends on (see `Parts`)
+        """
+        before, self.watched = self.watched, _watched(recipe, judged_by)
         if before == self.watched:
             return None
         self.best_step, self.best_value, self.stale = None, None, 0
@@ -91,12 +95,12 @@ class Progress:
             )
 
 
-def _watched(recipe: Recipe) -> str | None:
+def _watched(recipe: Recipe, judged_by: Mapping[str, Any]) -> str | None:
     """What makes two evaluations comparable: `validation_loss min on validation 1f0c93ab`."""
     stop, evaluate = recipe.evaluate.early_stop, recipe.evaluate
     if stop is None:
         return None
     sources = [source.model_dump(mode="json") for source in recipe.data.validation]
-    measured = json.dumps([sources, evaluate.samples, evaluate.max_new_tokens])
+    measured = json.dumps([sources, evaluate.samples, evaluate.max_new_tokens, *([judged_by] if judged_by else [])])
     samples = hashlib.sha256(measured.encode()).hexdigest()[:8]
     return f"{stop.metric} {'max' if stop.larger_is_better else 'min'} on validation {samples}"

@@ -249,7 +249,7 @@ class Session:
             self.engine.load(found.weights(), found.optimizer(), found.average())
             self.engine.load_scalars(found.state["engine"])
             self._saved_step = self.step if found.path.parent.resolve() == self.run.checkpoints.resolve() else None
-        if (before := self.progress.watch(self.recipe)) is not None:
+        if (before := self.progress.watch(self.recipe, self.parts.judged_by)) is not None:
             remarks.append(("early_stop_changed", {"was": before, "is": self.progress.watched or "off"}))
         self.world.on_first(lambda: self._take_up(found))
         return remarks
