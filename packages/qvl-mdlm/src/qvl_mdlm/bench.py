@@ -1,13 +1,15 @@
 """`qvl-mdlm bench`: how fast a model writes, in each way that it can, at several lengths of the prompt.
 
 Prompts are of random words and answers are written to their last token: what is measured is time, not quality. How
-many tokens a threshold writes at once depends on the model and on what it is asked; measure that with `evaluate`.
+many tokens a threshold writes at once depends on the model and on what it is asked; measure that with `evaluate`. Ways
+take turns, so that a busy machine is unfair to none.
 """
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,7 +43,8 @@ class Timing:
     way                the first is the plain one, which computes everything in every step
     ratio              tokens of the prompt for each of the answer
     tokens_per_second  median over the repeats, of all answers together
-    forwards           forward passes of an answer
+    forwards           forward passes over an answer's tokens (the base's first is over the prompt)
+    prefills           forward passes over the prompt alone; their time counts
     same               part of the answers that are the plain way's, token for token; None: has another model
     """
 
@@ -52,6 +55,7 @@ class Timing:
     answers: int
     tokens_per_second: float
     forwards: float
+    prefills: int
     same: float | None
 
     @property
@@ -75,7 +79,8 @@ def bench(
     Raises BadInput for a model that is no masked diffusion model.
     """
     opened = open_masked(model)
-    timings = [timing for ratio in ratios for timing in measure(*opened, ratio, tokens, rows, repeats)]
+    hows = ways(opened[0].config.pattern, tokens)
+    timings = [timing for ratio in ratios for timing in measure(*opened, hows, ratio, rows, repeats)]
     if base is not None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         autoregressive = load_model(Model(name=base), precision=resolve_precision("auto", device), device=device)
@@ -107,22 +112,26 @@ def ways(pattern: Pattern, tokens: int) -> dict[str, Sampling]:
     }
 
 
-def measure(model: Any, processor: Any, ratio: int, tokens: int, rows: int = 1, repeats: int = 3) -> list[Timing]:
-    """Each way to write `rows` answers of so many tokens behind prompts `ratio` times as long."""
+def measure(
+    model: Any,
+    processor: Any,
+    hows: Mapping[str, Sampling],
+    ratio: int,
+    rows: int = 1,
+    repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:
+    """Each way to write `rows` answers behind prompts `ratio` times as long, with the first way's answers compared."""
+    tokens = next(iter(hows.values())).max_new_tokens
     prompts = random_prompts(processor, ratio * tokens, rows)
-    timings: list[Timing] = []
-    plain: list[Any] = []
-    for way, how in ways(model.config.pattern, tokens).items():
-
-        def write(how: Sampling = how) -> list[Any]:
-            return sample(model, processor, prompts, how)
-
-        written, seconds = _timed(write, repeats)
-        plain = plain or written
-        same = [np.array_equal(one.ids, other.ids) for one, other in zip(written, plain, strict=True)]
+    timed = _timed({way: partial(sample, model, processor, prompts, how) for way, how in hows.items()}, repeats, clock)
+    plain = next(iter(timed.values()))[0]
+    timings = []
+    for way, (written, seconds) in timed.items():
+        same = sum(np.array_equal(one.ids, other.ids) for one, other in zip(written, plain, strict=True)) / rows
         forwards = sum(one.forwards for one in written) / rows
-        speed = rows * tokens / seconds
-        timings.append(Timing(way, ratio, len(prompts[0]), tokens, rows, speed, forwards, sum(same) / rows))
+        speed, prefills = rows * tokens / seconds, written[0].prefills
+        timings.append(Timing(way, ratio, len(prompts[0]), tokens, rows, speed, forwards, prefills, same))
     return timings
 
 
@@ -131,9 +140,10 @@ def measure_base(model: Any, processor: Any, ratio: int, tokens: int, rows: int 
     inputs = inputs_of(model, processor.tokenizer, random_prompts(processor, ratio * tokens, rows))
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
     pad = processor.tokenizer.pad_token_id
-    _, seconds = _timed(lambda: model.generate(**inputs, **options, pad_token_id=pad).cpu(), repeats)
+    works = {AUTOREGRESSIVE: lambda: model.generate(**inputs, **options, pad_token_id=pad).cpu()}
+    _, seconds = _timed(works, repeats)[AUTOREGRESSIVE]
     length = inputs["input_ids"].shape[1]
-    return Timing(AUTOREGRESSIVE, ratio, length, tokens, rows, rows * tokens / seconds, tokens, None)
+    return Timing(AUTOREGRESSIVE, ratio, length, tokens, rows, rows * tokens / seconds, tokens, 0, None)
 
 
 def random_prompts(processor: Any, tokens: int, rows: int) -> list[Encoded]:
@@ -150,22 +160,24 @@ def random_prompts(processor: Any, tokens: int, rows: int) -> list[Encoded]:
     return found
 
 
-def _timed(work: Callable[[], Any], repeats: int) -> tuple[Any, float]:
-    """What the work gives, and the median of its seconds after a first time that does not count."""
-    done = work()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return done, median(seconds)
+def _timed(
+    works: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, tuple[Any, float]]:
+    """What each work gives, and the median of its seconds after a first time that does not count."""
+    done = {name: work() for name, work in works.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for name in list(works) * repeats:
+        began = clock()
+        works[name]()
+        seconds[name].append(clock() - began)
+    return {name: (done[name], median(seconds[name])) for name in works}
 
 
 def _table(timings: Sequence[Timing]) -> Table:
     """Speeds, and how they relate to the plain way's at the same length."""
     plain = {one.ratio: one.tokens_per_second for one in timings if one.way == "uncached"}
     shown = Table()
-    for column in ("tokens", "way", "a second", "× plain", "forwards each", "same"):
+    for column in ("tokens", "way", "a second", "× plain", "forwards each", "prefills", "same"):
         shown.add_column(column, justify="left" if column == "way" else "right")
     for one in sorted(timings, key=lambda one: one.ratio):
         shown.add_row(
@@ -174,6 +186,7 @@ def _table(timings: Sequence[Timing]) -> Table:
             f"{one.tokens_per_second:.1f}",
             f"{one.tokens_per_second / plain[one.ratio]:.2f}",
             f"{one.forwards_per_token:.2f}",
+            f"{one.prefills}",
             "" if one.same is None else f"{one.same:.0%}",
         )
     return shown

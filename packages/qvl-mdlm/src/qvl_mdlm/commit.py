@@ -22,12 +22,13 @@ def choose(logits: Tensor, temperature: float, uniform: Tensor, gumbel: Gumbel =
     llada     argmax of exp(logits) / (-log u)^temperature, as LLaDA's code has it: its logarithm is temperature times
               what standard looks at, so the draw is the same; for comparison
 
-    Noise is fp64: fp32 cuts its tail off, which lowers the temperature (Zheng et al. 2024, arXiv:2409.02908).
+    The numbers are fp64: fp32 cuts off the tail of the noise, which lowers the temperature (Zheng et al. 2024,
+    arXiv:2409.02908).
     """
-    exponential = uniform.clamp(1e-300, 1 - 2**-53).log_().neg_()
+    exponential = -uniform.log()
     if gumbel == "llada":
         return (logits.double().exp() / exponential**temperature).argmax(-1)
-    return exponential.log_().neg_().add_(logits, alpha=1 / temperature).argmax(-1)
+    return (logits / temperature).sub_(exponential.to(logits.dtype).log_()).argmax(-1)
 
 
 def probability_of(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -203,9 +203,10 @@ class Writer:
         self._mask = int(config.mask_token_id)
         self._device = self.model.get_input_embeddings().weight.device
         self._ends = np.array(sorted({tokenizer.eos_token_id, tokenizer.pad_token_id}))
-        self._never = never_written(config, tokenizer, self.sampling.suppress).to(self._device)
-        if bool(self._never.all()):
+        never = never_written(config, tokenizer, self.sampling.suppress)
+        if bool(never.all()):
             raise BadInput("suppress: leaves no token that could be written; name fewer.")
+        self._never = never.nonzero().flatten().to(self._device)
         self._spaces = begin_with_space(config, tokenizer).to(self._device) if self.spaced is not None else None
         self._pad = int(tokenizer.pad_token_id)
 
@@ -291,7 +292,7 @@ class Writer:
         counts = list(map(len, opened))
         ends = np.cumsum([0, *counts])
         judged = []
-        for run in together(counts, CHUNK // len(self._never)):
+        for run in together(counts, CHUNK // self.model.config.text_config.vocab_size):
             some = slice(ends[run.start], ends[run.stop])
             judged.append(self._judged(rows[run], opened[run], [each[some] for each in states]))
         return torch.cat(judged, 1).cpu().split(counts, 1)
@@ -329,7 +330,7 @@ class Writer:
         given, *rest = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]
         for blind in rest:
             given = blind + (self.sampling.guidance + 1) * (given - blind)
-        return given.masked_fill_(self._never, -torch.inf)
+        return given.index_fill_(1, self._never, -torch.inf)
 
     def _commit(self, judged: Tensor, left: int) -> tuple[Ids, Ids]:
         """Tokens that are written now in one row, and which of its masked places (m,) they are for."""
