@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from adapted import TOKENIZER, inputs, logits, move
+from adapted import inputs, logits, move
 from peft import PeftModel
-from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+from transformers import Qwen3VLMoeForConditionalGeneration
 
 from qvl_core.qwen3vl.lora import apply_tune, load_adapter, merge_adapter, save_adapter
 from qvl_core.qwen3vl.quantize import quantize
-from qvl_core.qwen3vl.tiny import tiny_config
+from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.blocks import Group, Quantization
 
 LORA = Group(mode="lora", rank=4, alpha=8)
@@ -20,18 +20,7 @@ LORA = Group(mode="lora", rank=4, alpha=8)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3-VL with four experts, two of them for each token."""
-    dense = tiny_config(TOKENIZER)
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1}
-    text, vision = dense.text_config.to_dict() | experts, dense.vision_config.to_dict()
-    del text["model_type"], vision["model_type"]
-    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, **{name: getattr(dense, name) for name in tokens})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Qwen3VLMoeForConditionalGeneration(config)
-    path = tmp_path_factory.mktemp("moe") / "tiny"
-    model.save_pretrained(path)
-    return path
+    return tiny(tmp_path_factory.mktemp("moe") / "tiny", tied=False, experts=4)
 
 
 def base(folder: Path) -> Any:

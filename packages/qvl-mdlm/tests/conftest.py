@@ -25,6 +25,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with four experts in each layer, two of them for each token."""
+    return tiny(tmp_path_factory.mktemp("mdlm") / "experts", experts=4)
+
+
+@pytest.fixture(scope="session")
 def processor(base: Path) -> Any:
     from transformers import AutoProcessor
 

@@ -18,8 +18,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
-    Qwen3VLMoeForConditionalGeneration,
 )
 
 from qvl_core.errors import BadInput, QVLError
@@ -28,7 +26,6 @@ from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.load import load_model
 from qvl_core.qwen3vl.recompute import recompute_layers
-from qvl_core.qwen3vl.tiny import tiny_config
 from qvl_core.recipe.blocks import Model
 from qvl_core.training.samples import Place
 from qvl_data.chat import encode
@@ -290,24 +287,6 @@ def test_freezing_what_is_not_there_is_an_error(models: dict[str, Any]) -> None:
 
 
 # Other models
-
-
-@pytest.fixture(scope="module")
-def experts(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen3-VL with four experts, two of them for each token."""
-    dense = tiny_config(processor.tokenizer)
-    more = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1}
-    text, vision = dense.text_config.to_dict() | more, dense.vision_config.to_dict()
-    del text["model_type"], vision["model_type"]
-    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, **{name: getattr(dense, name) for name in tokens})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Qwen3VLMoeForConditionalGeneration(config)
-    path = tmp_path_factory.mktemp("experts") / "base"
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_core.training.parts import Callbacks, Parts
 from qvl_data.convert import write_samples
-from qvl_mdlm import options, recipe, train
+from qvl_mdlm import open_masked, options, recipe, train
 from qvl_mdlm.build import sampling_of
-from qvl_mdlm.model import Qwen3VLForMaskedLM
+from qvl_mdlm.model import Qwen3VLForMaskedLM, Qwen3VLMoeForMaskedLM
 from qvl_mdlm.plan import predict
 from qvl_mdlm.recipe import RECIPE
 from qvl_mdlm.sample import Sampling
@@ -114,12 +115,39 @@ def test_micro_batches_change_nothing(how: tuple[str, ...], learn: Callable[...,
     assert difference(one, two) < 1e-5
 
 
+EXPERTS = "tune={llm: {mode: full}, merger: {mode: full}}"
+SHARDED = [pytest.mark.slow, pytest.mark.deepspeed, pytest.mark.skipif(not find_spec("deepspeed"), reason="none there")]
+SPREAD = [
+    pytest.param("ddp", (LORA,), id="full"),
+    pytest.param("ddp", (LORA, *BLOCKS), marks=pytest.mark.slow, id="block"),
+    pytest.param("ddp", (LORA, "diffusion.mask_row=true"), marks=pytest.mark.slow, id="mask row"),
+    pytest.param("fsdp2", (LORA,), marks=pytest.mark.slow, id="fsdp2"),
+    pytest.param("fsdp2", (EXPERTS, "model.name={experts}"), marks=pytest.mark.slow, id="fsdp2, experts"),
+    pytest.param("zero2", (LORA,), marks=SHARDED, id="zero2"),
+]
+
+
+def test_experts_learn_and_open_again(learn: Callable[..., Path], experts: Path) -> None:
+    how = (f"model.name={experts}", EXPERTS, "optim.eps=1e-4")
+    one, two = learn("one", *how), learn("two", *how, "batch.micro=2")
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert difference(one, two) < 1e-5
+    model, _ = open_masked(str(one))
+    assert type(model) is Qwen3VLMoeForMaskedLM
+    before = load_file(experts / "model.safetensors")
+    changed = {name for name, value in weights(one).items() if not torch.equal(value, before[name])}
+    assert any(".mlp.experts." in name for name in changed)
+    assert not any(".visual.blocks." in name for name in changed)
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("how", [(), pytest.param(BLOCKS, marks=pytest.mark.slow)], ids=["full", "block"])
-def test_two_processes_are_one(how: tuple[str, ...], learn: Callable[..., Path], tmp_path: Path) -> None:
-    changes = (LORA, "optim.eps=1e-4", *how)
-    one = learn("one", *changes)
+@pytest.mark.parametrize(("strategy", "how"), SPREAD)
+def test_two_processes_are_one(
+    strategy: str, how: tuple[str, ...], learn: Callable[..., Path], experts: Path, tmp_path: Path
+) -> None:
+    one = learn("one", "optim.eps=1e-4", *(change.replace("{experts}", str(experts)) for change in how))
     command = [sys.executable, "-m", "qvl_mdlm", "train", str(one / "recipe.yaml"), "--nproc", "2"]
+    command.append(f"parallel.strategy={strategy}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "--out", str(tmp_path / "two")], env=environment, timeout=300)
     assert done.returncode == 0

@@ -169,6 +169,17 @@ def own_step(model: Any, processor: Any, diffusion: Diffusion) -> dict[str, torc
     return {name: (p - LR * p.grad).detach() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def test_experts_take_the_same_step(experts: Path, processor: Any, tmp_path: Path) -> None:
+    model, other = (Qwen3VLForMaskedLM.from_pretrained(experts) for _ in range(2))  # fp32: experts have no fp64
+    expected = own_step(other, processor, Diffusion())
+    two_by_two = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer_of(model, processor, tmp_path, diffusion=Diffusion(), **two_by_two).train()
+    assert any(".mlp.experts." in name for name in expected)
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            assert (parameter - expected[name]).abs().max() < 1e-4, name
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_is_that_of_the_packages_own_loss(
     masked: Callable[..., Any], processor: Any, tmp_path: Path, case: str

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 from qvl_core.files import new_folder
 
 if TYPE_CHECKING:
-    from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers import (
+        Qwen2Tokenizer,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLMoeConfig,
+        Qwen3VLMoeForConditionalGeneration,
+        Qwen3VLProcessor,
+    )
 
 MERGES = 256  # at most; fewer if the texts offer no more pairs
 ROWS = 576  # embedding rows: 256 bytes + MERGES + specials leave spare rows, as in the released models
@@ -160,7 +167,13 @@ THINKING_TEMPLATE = (
 
 
 def tiny(
-    folder: Path, texts: Sequence[str] = DEFAULT_TEXTS, seed: int = 0, *, tied: bool = True, thinking: bool = False
+    folder: Path,
+    texts: Sequence[str] = DEFAULT_TEXTS,
+    seed: int = 0,
+    *,
+    tied: bool = True,
+    thinking: bool = False,
+    experts: int = 0,
 ) -> Path:
     """Write a tiny Qwen3-VL checkpoint to the new folder `folder`, whole or not at all, and return it.
 
@@ -168,11 +181,12 @@ def tiny(
     seed:     decides the weights; the tokenizer depends on the texts alone
     tied:     embedding and lm_head share one matrix, as in the 2B and 4B models (the 8B's are apart)
     thinking: the chat template is that of the Thinking checkpoints
+    experts:  of each layer, two of which work on a token, as in the 30B-A3B model; 0: dense layers
     """
     from transformers.utils import logging
 
     processor = tiny_processor(texts, thinking=thinking)
-    model = tiny_model(processor.tokenizer, seed, tied=tied)
+    model = tiny_model(processor.tokenizer, seed, tied=tied, experts=experts)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it takes no time
     with new_folder(folder) as aside:
@@ -183,27 +197,37 @@ def tiny(
     return folder
 
 
-def tiny_model(tokenizer: "Qwen2Tokenizer", seed: int = 0, *, tied: bool = True) -> "Qwen3VLForConditionalGeneration":
+def tiny_model(
+    tokenizer: "Qwen2Tokenizer", seed: int = 0, *, tied: bool = True, experts: int = 0
+) -> "Qwen3VLForConditionalGeneration | Qwen3VLMoeForConditionalGeneration":
     """The model alone, in fp32 on the CPU; the caller's random state is left as it was."""
     import torch
-    from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+    from transformers import (
+        GenerationConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLMoeForConditionalGeneration,
+    )
 
+    kind = Qwen3VLMoeForConditionalGeneration if experts else Qwen3VLForConditionalGeneration
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(tiny_config(tokenizer, tied=tied)).eval()
+        model = kind(tiny_config(tokenizer, tied=tied, experts=experts)).eval()
     end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=[end, pad], pad_token_id=pad)
     return model
 
 
-def tiny_config(tokenizer: "Qwen2Tokenizer", *, tied: bool = True) -> "Qwen3VLConfig":
+def tiny_config(
+    tokenizer: "Qwen2Tokenizer", *, tied: bool = True, experts: int = 0
+) -> "Qwen3VLConfig | Qwen3VLMoeConfig":
     """LLM 3 layers x 128 with 4 query and 2 key-value heads, tower 3 x 96, DeepStack after tower layers 1 and 2."""
-    from transformers import Qwen3VLConfig
+    from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
     image, video, start, end = tokenizer.convert_tokens_to_ids(
         ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     )
-    return Qwen3VLConfig(
+    sparse = {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1}
+    return (Qwen3VLMoeConfig if experts else Qwen3VLConfig)(
         text_config={
             "vocab_size": ROWS,
             "hidden_size": 128,
@@ -219,6 +243,7 @@ def tiny_config(tokenizer: "Qwen2Tokenizer", *, tied: bool = True) -> "Qwen3VLCo
                 "mrope_section": [6, 5, 5],  # sums to head_dim / 2
                 "mrope_interleaved": True,
             },
+            **(sparse if experts else {}),
         },
         vision_config={
             "depth": 3,
