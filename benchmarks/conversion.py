@@ -30,7 +30,7 @@ from qvl_core.qwen3vl.groups import linear_targets
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_mdlm import open_masked
-from qvl_mdlm.demo import CANVAS, FULL, REDUCED, Size, answers, nelbo, sentences, trained_base, write_data
+from qvl_mdlm.demo import CANVAS, FULL, REDUCED, Size, answers, ask, nelbo, sentences, trained_base, write_data
 from qvl_mdlm.recipe import RECIPE
 from qvl_mdlm.sample import Sampling
 from qvl_mdlm.train import train
@@ -105,7 +105,8 @@ def figures(model: Any, base: Path, test: Any) -> dict[str, float]:
     """Right answers by schedule, forward passes per token, and the bound."""
     processor = AutoProcessor.from_pretrained(base)
     kinds = {"one_a_pass": FULL, "threshold": REDUCED, "four_passes": Sampling(max_new_tokens=CANVAS, steps=4)}
-    found = {name: answers(model, processor, test, how) for name, how in kinds.items()}
+    asked = ask(model, processor, test)
+    found = {name: answers(model, processor, asked, how) for name, how in kinds.items()}
     values = {name: one.accuracy for name, one in found.items()}
     return values | {
         "forwards_per_token": found["threshold"].forwards_per_token,

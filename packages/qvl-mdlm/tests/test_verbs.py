@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from invoking import qvl_mdlm, write_adapter, write_choices
+from rich.console import Console
+from rich.style import Style
 from safetensors.torch import load_file
 
 from qvl_core.errors import BadInput
@@ -23,7 +25,7 @@ from qvl_data.chat import encode, prompt
 from qvl_data.sources import Mixture
 from qvl_mdlm import infill, open_masked
 from qvl_mdlm.batch import collation
-from qvl_mdlm.canvas import pieces
+from qvl_mdlm.canvas import STYLES, Piece, on_terminal, pieces
 from qvl_mdlm.evaluate import Evaluation, answered, figures_of
 from qvl_mdlm.form import read_form
 from qvl_mdlm.layout import shape_of
@@ -127,6 +129,9 @@ def test_a_canvas_is_shown_as_masks_and_words(opened: Any) -> None:
     assert "".join(piece.text for piece in found) == "one two░░·"
     assert [piece.kind for piece in found][-2:] == ["mask", "end"]
     assert found[0].kind == "new"
+    text = on_terminal([*found, Piece("\x1b[2J", "old")])
+    assert text.plain == "one two░░·\\x1b[2J"  # a model cannot write to the terminal
+    assert text.get_style_at_offset(Console(), 0).bgcolor == Style.parse(STYLES["new"]).bgcolor
 
 
 @pytest.mark.parametrize(

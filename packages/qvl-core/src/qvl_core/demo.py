@@ -1,5 +1,7 @@
-"""The folder of a demo: taken up by the same command, left alone when it is finished."""
+"""The folder of a demo: taken up by the same command, left alone when it is finished; and the bars it is held to."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +26,24 @@ def take_up(package: str, out: Path, seed: int) -> dict[str, Any] | None:
     out.mkdir(parents=True, exist_ok=True)
     run.write_result(result(package, seed=seed, complete=False, figures={}))
     return None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure has to reach; with `at_most`, what it may not exceed."""
+
+    value: float
+    at_most: bool = False
+
+    def holds(self, figure: float, slack: float = 0.0) -> bool:
+        return figure <= self.value + slack if self.at_most else figure >= self.value - slack
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {self.value:g}"
+
+
+def judged(values: Mapping[str, Any], bars: Mapping[str, Bar]) -> dict[str, str]:
+    """What a result says of its bars: `bars`, such as "exact_accuracy >= 0.92, seconds <= 240", and `missed`, the names
+    of the figures that do not hold theirs."""
+    missed = [name for name, bar in bars.items() if not bar.holds(values[name])]
+    return {"bars": ", ".join(f"{name} {bar}" for name, bar in bars.items()), "missed": ", ".join(missed)}

@@ -13,12 +13,10 @@ from qvl_core.printable import printable
 from qvl_data.asked import asked, media_file
 from qvl_data.chat import prompt
 from qvl_data.sample import Media
-from qvl_mdlm.canvas import pieces
+from qvl_mdlm.canvas import on_terminal, pieces
 from qvl_mdlm.infill import Filled, begin, filled
 from qvl_mdlm.opening import open_masked
 from qvl_mdlm.sample import Sampling, Step, Writer, Written
-
-STYLES = {"mask": "dim", "new": "bold black on green", "old": "default", "end": "dim"}
 
 
 def sample(
@@ -89,9 +87,6 @@ def _write(writer: Writer, watch: bool) -> float:
 
 
 def shown(step: Step, writer: Writer) -> Text:
-    """The first canvas after a step: masks as light blocks, what is new highlighted."""
-    text = Text()
+    """The first canvas after a step."""
     mask = writer.model.config.mask_token_id
-    for piece in pieces(step.canvases[0], step.written[0], writer.processor.tokenizer, mask):
-        text.append(printable(piece.text, "\n\t"), STYLES[piece.kind])
-    return text
+    return on_terminal(pieces(step.canvases[0], step.written[0], writer.processor.tokenizer, mask))

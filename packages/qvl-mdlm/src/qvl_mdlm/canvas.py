@@ -1,4 +1,4 @@
-"""A canvas as people see it: masks, what is written, what was written last, what ends it. Pure functions.
+"""A canvas as people see it, on the terminal and on pages: masks, what is written, what was written last, what ends it.
 
 Shapes: N tokens of the canvas.
 """
@@ -9,10 +9,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.text import Text
+
+from qvl_core.printable import printable
 
 Ids = NDArray[np.int64]
 Kind = Literal["mask", "new", "old", "end"]
 MASK, END = "░", "·"  # of one token each
+STYLES: dict[Kind, str] = {"mask": "dim", "new": "bold black on green", "old": "default", "end": "dim"}
 
 
 class Piece(NamedTuple):
@@ -22,7 +26,7 @@ class Piece(NamedTuple):
     kind: Kind
 
 
-def pieces(canvas: Ids, written: Sequence[int] | Ids, tokenizer: Any, mask_token_id: int) -> list[Piece]:
+def pieces(canvas: Ids, written: Sequence[int] | Ids, tokenizer: Any, mask_token_id: int | None) -> list[Piece]:
     """What a canvas (N,) shows.
 
     written  places of the last step
@@ -42,3 +46,11 @@ def pieces(canvas: Ids, written: Sequence[int] | Ids, tokenizer: Any, mask_token
         else:
             found.append(Piece(tokenizer.decode(canvas[places]), what))
     return found
+
+
+def on_terminal(shown: Sequence[Piece]) -> Text:
+    """Pieces in their colours; what cannot be seen is spelt out."""
+    text = Text()
+    for piece in shown:
+        text.append(printable(piece.text, "\n\t"), STYLES[piece.kind])
+    return text

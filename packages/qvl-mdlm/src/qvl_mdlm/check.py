@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.text import Text
 
 from qvl_core.files import write_atomic
-from qvl_core.printable import printable
 from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.load import open_config, open_processor
@@ -23,14 +22,14 @@ from qvl_core.qwen3vl.transcript import read
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.samples import Place
 from qvl_data.checking import first_samples, judge, leaks, read_list, show_lists, write_bad
-from qvl_data.sources import mixtures
-from qvl_data.stream import witness
+from qvl_data.sources import Item, mixtures
+from qvl_data.stream import ChatSamples, witness
 from qvl_mdlm.batch import Noised, collation
 from qvl_mdlm.build import chat_samples, embedding_rows, noising_of
+from qvl_mdlm.canvas import on_terminal, pieces
 from qvl_mdlm.config import masked_config
 from qvl_mdlm.recipe import MDLMRecipe
 
-MASK = "░"
 RANK = 16  # the lowest that was tried, and converted (benchmarks/conversion.py)
 LARGE = 1e9  # parameters; smaller models bear higher rates
 
@@ -56,10 +55,11 @@ def check(recipe: MDLMRecipe, out: Path | None = None) -> None:
     )
     noising = noising_of(recipe, config, processor)
     streams = {name: chat_samples(recipe, mixture, processor, noising) for name, mixture in lists.items()}
-    facts = {
-        name: read_list(lists[name], lambda item, stream=stream: noising(stream.encode_item(item), Place(0, 0, 1))[0])
-        for name, stream in streams.items()
-    }
+
+    def first_masks(stream: ChatSamples, item: Item) -> Noised:
+        return noising(stream.encode_item(item), Place(0, 0, 1))[0]
+
+    facts = {name: read_list(lists[name], partial(first_masks, stream)) for name, stream in streams.items()}
     show_lists(facts, console)
 
     samples = streams["train"]
@@ -75,7 +75,7 @@ def check(recipe: MDLMRecipe, out: Path | None = None) -> None:
 
     for whole, masked in first_samples(at, rows):
         console.print(panels(whole.id, read(whole, tokenizer), picture_sizes(whole, processor)))
-        console.print(canvas_text(masked, tokenizer, config.mask_token_id))
+        console.print(as_read(masked, tokenizer, config.mask_token_id))
     console.print(table.rich())
     console.print(f"the mask is row {config.mask_token_id:,} of the embedding; attention {config.pattern}")
     console.print(f"{batches.steps_of(recipe.train)} steps; one epoch is {len(samples):,} samples")
@@ -87,14 +87,12 @@ def check(recipe: MDLMRecipe, out: Path | None = None) -> None:
     judge(facts, recipe.data.max_bad)
 
 
-def canvas_text(sample: Noised, tokenizer: Any, mask: int | None) -> Text:
+def as_read(sample: Noised, tokenizer: Any, mask: int | None) -> Text:
     """What of a sample may be masked, as the model reads it: masks, and what they leave."""
-    text = Text("as it is read: ", style="dim")
-    decode = partial(tokenizer.decode, skip_special_tokens=False)
     first = int((~sample.clean).argmax())
-    for token in sample.ids[first:].tolist():
-        text.append(*((MASK, "yellow") if token == mask else (printable(decode([token])), "default")))
-    return text
+    return Text("as it is read: ", style="dim").append_text(
+        on_terminal(pieces(sample.ids[first:], (), tokenizer, mask))
+    )
 
 
 def warnings(recipe: MDLMRecipe, parameters: int) -> Iterator[str]:
