@@ -47,6 +47,12 @@ def cut(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("base", "good", ["diffusion.mask_token_id={eos}"], "is the end token; leave it out"),
         ("base", "good", ["diffusion.mask_token_id={image}"], "is the image token; leave it out"),
         ("cut", "good", [], "rows and none to spare; give the id of a token that your texts never use"),
+        (
+            "base",
+            "good",
+            ["sampling={steps: 2, block: 2}"],
+            "`sampling.steps` 2: an answer has 4 blocks, and each takes",
+        ),
         ("blocks", "good", [], "attention full: the checkpoint was trained with block; give that"),
         ("blocks", "good", ["diffusion={attention: block, block_size: 8}"], "trained with 4; give that"),
         ("base", "empty", [], "answer without text; give it one"),
@@ -80,6 +86,26 @@ def test_a_canvas_over_the_limit_is_refused(verb: str, blocks: Path, data: Path,
     what = ["?"] if verb == "sample" else [str(data / "good"), "--split", "train", "--out", str(tmp_path / "out")]
     done = qvl_mdlm(verb, str(blocks), *what, "--max-new-tokens", "100000000")
     assert (done.code, "over the model's" in done.err) == (2, True), done.err
+    assert done.err.strip().count("\n") == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--suppress", "999999"], "suppress 999999: there is no such token; ids are from 0 to"),
+        (["--steps", "2"], "a canvas of 64 tokens has 16 blocks of 4, and each takes a step; give 16 steps or more"),
+        (["--steps", "65"], "steps 65: must be from 1 to the 64 tokens"),
+        (["--steps", "16", "--factor", "1"], "steps and factor: each says how many tokens a step writes; keep one"),
+        (["--block", "0"], "invalid value for '--block'"),
+        (["--block", "8"], "block 8: the checkpoint was trained with blocks of 4 tokens; leave it out"),
+        (["--temperature", "-1"], "invalid value for '--temperature'"),
+        (["--temperature", "inf"], "temperature inf: must be a number of at least 0"),
+        (["--cache", "dual"], "whose cache is exact: leave it out"),
+    ],
+)
+def test_a_way_to_write_is_refused(options: list[str], words: str, blocks: Path) -> None:
+    done = qvl_mdlm("sample", str(blocks), "?", *options)
+    assert (done.code, words in done.err) == (2, True), done.err
     assert done.err.strip().count("\n") == 0, done.err
 
 

@@ -117,6 +117,12 @@ class MDLMRecipe(blocks.Recipe):
         how, longest, pattern = self.sampling, self.evaluate.max_new_tokens, self.diffusion.attention
         if how.steps is not None and how.steps > longest:
             raise ValueError(f"`sampling.steps` {how.steps}: must be at most `evaluate.max_new_tokens`, {longest}")
+        blocks = -(-longest // (how.block or self.diffusion.block_size or longest))
+        if how.steps is not None and how.steps < blocks:
+            raise ValueError(
+                f"`sampling.steps` {how.steps}: an answer has {blocks} blocks, and each takes a step; give {blocks} or "
+                "more, or lower `evaluate.max_new_tokens`"
+            )
         if how.block is not None and pattern == "block" and how.block != self.diffusion.block_size:
             raise ValueError(f"`sampling.block` {how.block}: blocks are those of `diffusion.block_size`; leave it out")
         if how.cache == "dual" and pattern != "full":

@@ -212,7 +212,7 @@ class Writer:
 
     def _check_given(self) -> None:
         length, rows = self.sampling.max_new_tokens, self.model.config.text_config.vocab_size
-        for name in ("canvases", "spaced", "keys"):
+        for name in ("canvases", "spaced", "keys", "seen"):
             given = getattr(self, name)
             if given is not None and len(given) != len(self.prompts):
                 raise BadInput(f"{name}: are {len(given)}, for {len(self.prompts)} prompts; give one for each.")
