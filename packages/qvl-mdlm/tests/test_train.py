@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import invoking
 import pytest
 import torch
 from asking import digits, samples, talk
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 import qvl_mdlm.build
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import load_model
-from qvl_core.qwen3vl.lora import load_adapter, merge_adapter
+from qvl_core.qwen3vl.lora import load_adapter
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.blocks import Model
 from qvl_core.recipe.load import load
@@ -247,8 +248,14 @@ def test_the_mask_tokens_row_is_trained_beside_lora(tied: bool, learn: Callable[
     shown = torch.tensor([[mask, 5]])
     load_adapter(model, run / "final")
     assert torch.equal(model.get_input_embeddings()(shown)[0, 0], row[0])
-    merge_adapter(merged := Qwen3VLForMaskedLM.from_pretrained(start), run / "final")
+    done = invoking.qvl_mdlm("merge", str(run), "--out", str(tmp_path / "merged"))
+    assert ("the head has the mask token's trained row" in done.out) == tied, done.out
+    merged, _ = open_masked(str(tmp_path / "merged"))
     assert torch.equal(merged.get_input_embeddings().weight[mask], row[0])
+    with torch.no_grad():
+        one, other = (each.eval()(input_ids=shown).logits for each in (model, merged))
+    apart = (one - other).abs().amax((0, 1)) > 1e-5
+    assert apart.nonzero().flatten().tolist() == [mask] * tied
 
 
 # What cannot be meant, and what can

@@ -7,8 +7,9 @@ from typing import Any
 from qvl_core.errors import BadInput
 from qvl_core.files import new_folder
 from qvl_core.qwen3vl.adapter import merge_adapter
+from qvl_core.qwen3vl.groups import is_tied
 from qvl_core.qwen3vl.load import load_model, open_processor, quiet, stored_precision
-from qvl_core.qwen3vl.trained import folder_of, is_adapter, own_processor
+from qvl_core.qwen3vl.trained import adapter_config, folder_of, is_adapter, own_processor
 from qvl_core.recipe.blocks import Model
 from qvl_core.training.engine import DTYPES
 from qvl_mdlm.config import Pattern, masked_config
@@ -50,7 +51,9 @@ def convert(
 def merge(adapter: str, out: Path, base: str | None = None) -> Path:
     """Fold an adapter into its full-precision base, in the new folder `out`, whole or not at all.
 
-    Computed in fp32 and rounded once to the base's type. Raises BadInput for what is no adapter.
+    Computed in fp32 and rounded once to the base's type. A head that shares the embedding gets a trained row of the
+    mask token with it: that token's own logit changes, which is never written, and no other (`qvl_core.qwen3vl.rows`).
+    Raises BadInput for what is no adapter.
     """
     folder = folder_of(adapter, COMMAND)
     if folder is None or not is_adapter(folder):
@@ -62,6 +65,8 @@ def merge(adapter: str, out: Path, base: str | None = None) -> Path:
     check_sees_both_ways(model)
     _write(model.to(DTYPES[stored]), own_processor(folder) or processor, out)
     print(f"{out}: model and processor; sample from it with `{COMMAND} sample {out} QUESTION`.")
+    if is_tied(model) and adapter_config(folder).get("trainable_token_indices"):
+        print("note: the head has the mask token's trained row now; no other logit differs from the adapter's.")
     return out
 
 
