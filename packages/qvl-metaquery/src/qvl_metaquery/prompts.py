@@ -16,11 +16,8 @@ from PIL import Image
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 from qvl_data import chat
 from qvl_data.sample import Media, Message, Part, Sample
+from qvl_metaquery.settings import SYSTEM
 
-SYSTEM = (
-    "You are told what a picture is to show. Describe that picture in detail: its objects with their colours, shapes, "
-    "sizes, textures and number, any text in it, where everything is, and the background."
-)
 TOKEN = 32  # side, in pixels, of the square that one token covers
 
 

@@ -24,7 +24,7 @@ GROUPS: Mapping[str, str] = {
 
 # Vectors (norms, biases, LoRA magnitudes) are known by their shape, tables and learned tokens by their name.
 _TABLES = re.compile(
-    r"(.*\.)?(embed_tokens|pos_embed|position_embeddings?|cls_token|mask_token|register_tokens|lora_embedding_[AB])(\..*)?"
+    r"(.*\.)?(embed_tokens|pos_embed|position_embeddings?|cls_token|mask_token|register_tokens|queries|lora_embedding_[AB])(\..*)?"
 )
 
 

@@ -11,7 +11,7 @@ model and a local folder are the same thing.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from importlib.metadata import entry_points
@@ -94,10 +94,11 @@ def open_processor(model: Model) -> Any:
     return _read_processor(folder)
 
 
-def find_folder(name: str, revision: str | None = None, key: str = "model.name") -> Path:
+def find_folder(name: str, revision: str | None = None, key: str = "model.name", files: Sequence[str] = FILES) -> Path:
     """The local folder of a checkpoint; a hub name is fetched into the hub's cache, or found there when offline.
 
-    key  what messages call the place that named it
+    key    what messages call the place that named it
+    files  patterns of what is fetched
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -118,7 +119,7 @@ def find_folder(name: str, revision: str | None = None, key: str = "model.name")
 
     place = f"{key}: {name}" + (f" at revision {revision}" if revision else "")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except GatedRepoError:
         raise BadInput(f"{place} asks for consent; accept it on huggingface.co and run `hf auth login`.") from None
     except (RepositoryNotFoundError, HFValidationError):

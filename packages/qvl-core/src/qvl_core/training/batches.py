@@ -31,18 +31,18 @@ class Plan:
     """This process's micro-batches of one step: the rows of each, and its first row's slot in the global batch."""
 
     micros: tuple[tuple[int, tuple[Row, ...]], ...]
-    witness: bool  # several processes: each forward has to use the vision tower, or they would wait for one another
-    places: Mapping[int, Place] = field(
-        default_factory=dict
-    )  # of each sample here, by position, if it is to be finished
+    witness: bool  # several processes: each forward has to use what the others use, or they would wait for one another
+    places: Mapping[int, Place] = field(default_factory=dict)
+    """of each sample here, by position, if it is to be finished"""
 
 
 @dataclass
 class SampleBatches:
     """Batches of samples for a loss over token sequences.
 
-    `collate` turns encoded samples into tensors; `witness` is a sample without labels but with a picture, which joins a
-    micro-batch without pictures when several processes train: it changes no gradient and keeps them in step.
+    `collate` turns encoded samples into tensors; `witness` is a sample that changes no gradient and keeps processes in
+    step: it joins a micro-batch of several processes that would be empty or, `pictured`, would show no picture, so that
+    its forward leaves the vision tower out.
     `finish` makes of a sample what is learned from it, one sample or several, once its place in the step is known, so
     that noise can be spread evenly over a step; it raises LeftOut as `samples` do.
     """
@@ -53,6 +53,7 @@ class SampleBatches:
     collate: Callable[[Sequence[Encoded]], TensorBatch]
     witness: Encoded
     finish: Callable[[Encoded, Place], Sequence[Encoded]] | None = None
+    pictured: bool = True
 
     def __post_init__(self) -> None:
         self._starts = [0]  # first step of each window planned so far
@@ -115,7 +116,8 @@ class SampleBatches:
             except LeftOut as error:
                 bad.append(error.bad)
         names, tokens, count = tuple(s.id for s in samples), sum(map(len, samples)), sum(s.count for s in samples)
-        if plan.witness and all(sample.images is None and sample.videos is None for sample in samples):
+        lacking = not any(sample.images is not None or sample.videos is not None for sample in samples)
+        if plan.witness and (lacking if self.pictured else not samples):
             samples.append(self.witness)
         return Micro(self.collate(samples) if samples else None, count, slot, names, tokens, tuple(bad))
 

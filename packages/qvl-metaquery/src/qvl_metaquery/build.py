@@ -1,0 +1,172 @@
+"""From a recipe to the parts that the loop trains: data, Qwen3-VL, queries, connector, Sana, loss, pictures, export."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.budgets import apply_media
+from qvl_core.qwen3vl.learning import check_weights_only
+from qvl_core.qwen3vl.load import commit_of, fingerprint, summary
+from qvl_core.qwen3vl.lora import TuneTable, apply_tune, parameter_groups
+from qvl_core.run import RunFolder
+from qvl_core.training.batches import SampleBatches
+from qvl_core.training.engine import DTYPES, resolve_precision
+from qvl_core.training.identity import identity
+from qvl_core.training.parts import Parts
+from qvl_core.training.seeds import reseed
+from qvl_core.training.world import World
+from qvl_data.sources import Mixture, mixtures
+from qvl_metaquery.batch import Corruption, DrawingSamples, collation, witness
+from qvl_metaquery.coder import Coder, open_coder
+from qvl_metaquery.loss import drawing_loss
+from qvl_metaquery.model import GROUPS, MetaQuery
+from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer
+from qvl_metaquery.prompts import PromptLayout
+from qvl_metaquery.recipe import MetaQueryRecipe
+from qvl_metaquery.settings import Settings
+from qvl_metaquery.tiny import tiny
+from qvl_metaquery.weights import check_stage, own_weights, put, save, trained_transformer
+
+
+def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
+    """Everything that `recipe` says, ready to train. Raises BadInput for what cannot be meant."""
+    lists = mixtures(recipe.data)  # before the model: what is wrong with the data is known at once
+    base = base_of(recipe, run, world)
+    opened = open_parts(base, world)
+    samples = drawing_samples(recipe, lists["train"], opened.processor, opened.coder)
+    collate = collation(opened.processor, coded=samples.latents is not None)
+    batches = SampleBatches(samples, recipe.batch, recipe.train.seed, collate, witness(samples), pictured=False)
+    steps = batches.steps_of(recipe.train)
+    if world.rank == 0:
+        base.settings.write(run.path)  # a checkpoint can draw before there is a final/
+        pace = f"{steps} steps of {recipe.batch.size} pictures; one epoch is {len(samples):,} pictures"
+        Console().print(summary(opened.model.mllm), opened.table.rich(), pace, sep="\n")
+    return Parts(
+        model=opened.model,
+        groups=parameter_groups(opened.model, recipe.tune, recipe.optim, GROUPS),
+        batches=batches,
+        loss=partial(drawing_loss, coder=opened.coder),
+        steps=steps,
+        identity=identity(
+            recipe,
+            content=lists["train"].fingerprint(),
+            steps=steps,
+            precision=resolve_precision(recipe.train.precision, world.device),
+            blocks=("sana", "queries", "connector", "flow"),
+        ),
+        base=fingerprint(opened.model),
+        about={
+            "tune": [asdict(row) for row in opened.table.rows],
+            "base": base.model.name,
+            "base_commit": commit_of(recipe.model.name, recipe.model.revision),
+        },
+        export=partial(_export, base, opened),
+        shards=shards_of(opened.model),
+    )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A recipe's parts, loaded and tuned."""
+
+    model: MetaQuery
+    processor: Any
+    coder: Coder
+    table: TuneTable
+    sana: Path
+
+
+def base_of(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> MetaQueryRecipe:
+    """The recipe with names that last: tiny parts are written to the run folder once, folders are named whole."""
+    check_weights_only(recipe.model)
+    names = {"model": recipe.model.name, "sana": recipe.sana.name}
+    if "tiny" in names.values():
+        folder = run.path.resolve() / f"base-{recipe.train.seed}"
+        world.on_first(lambda: folder.is_dir() or bool(tiny(folder, seed=recipe.train.seed)))
+        names = {"model": str(folder / "qwen")} if names["model"] == "tiny" else {}
+        names |= {"sana": str(folder / "sana")} if recipe.sana.name == "tiny" else {}
+    whole = {block: str(Path(name).resolve()) for block, name in names.items() if Path(name).expanduser().is_dir()}
+    changed = {block: getattr(recipe, block).model_copy(update={"name": name}) for block, name in whole.items()}
+    return recipe.model_copy(update=changed)
+
+
+def open_parts(recipe: MetaQueryRecipe, world: World) -> Opened:
+    """Load and tune the parts of a recipe whose names last; new ones are drawn from its seed."""
+    precision = resolve_precision(recipe.train.precision, world.device)
+    stage = None if recipe.model.init_from is None else Path(recipe.model.init_from).expanduser()
+    if stage is not None:
+        check_stage(stage, recipe.settings)
+    check_tune(recipe, stage)
+    sana = open_sana(recipe.sana.name, recipe.sana.revision)
+    plain = recipe.model.model_copy(update={"init_from": None})
+    mllm, processor = open_qwen(plain, precision, world.device)
+    apply_media(processor, recipe.media)
+    from_stage = None if stage is None else trained_transformer(stage)
+    transformer = open_transformer(from_stage or sana / "transformer", DTYPES[precision])
+    reseed(recipe.train.seed, "queries and connector")
+    model = assemble(mllm, transformer, recipe.settings)
+    if stage is not None:
+        put(model, own_weights(stage), str(stage))
+    table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim, groups=GROUPS)
+    recompute(model, recipe)
+    coder = open_coder(sana / "vae", DTYPES[precision]).to(world.device)
+    coder.latent_shape(recipe.flow.size)
+    return Opened(model, processor, coder, table, sana)
+
+
+def check_tune(recipe: MetaQueryRecipe, stage: Path | None) -> None:
+    """Raise BadInput for new parts that nothing would train."""
+    for group in ("queries", "connector"):
+        frozen = group not in recipe.tune or recipe.tune[group].mode == "frozen"
+        if frozen and stage is None:
+            raise BadInput(
+                f"tune.{group}: is new and would stay as it was drawn; set {{mode: full}}, or give model.init_from."
+            )
+
+
+def recompute(model: MetaQuery, recipe: MetaQueryRecipe) -> None:
+    """Keep only what each layer takes, and compute the rest again in the backward pass, where the recipe says so."""
+    model.recompute = model.connector.recompute = bool(recipe.train.recompute)
+    if recipe.train.recompute:
+        model.transformer.enable_gradient_checkpointing()
+
+
+def drawing_samples(recipe: MetaQueryRecipe, mixture: Mixture, processor: Any, coder: Coder) -> DrawingSamples:
+    """The endless, seeded order of a mixture's pictures."""
+    flow, queries = recipe.flow, recipe.queries
+    return DrawingSamples(
+        mixture,
+        processor,
+        PromptLayout(queries.system, queries.caption_tokens, queries.image_tokens),
+        Corruption(coder.latent_shape(flow.size), flow.train_shift, flow.times, flow.dropout),
+        flow.task,
+        flow.size,
+        recipe.train.seed,
+    )
+
+
+def shards_of(model: MetaQuery) -> list[torch.nn.Module]:
+    """What FSDP gathers one by one."""
+    return [*model.mllm.model.language_model.layers, *model.connector.layers, *model.transformer.transformer_blocks]
+
+
+def _export(recipe: MetaQueryRecipe, opened: Opened, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """What the pipeline loads. Sana is put together on the CPU, because the one in training may be sharded."""
+    stage = recipe.model.init_from
+    own = {} if stage is None else own_weights(Path(stage).expanduser())
+    own |= {name: value for name, value in weights.items() if not name.startswith("transformer.")}
+    trained = {name.removeprefix("transformer."): w for name, w in weights.items() if name.startswith("transformer.")}
+    transformer = None
+    before = None if stage is None else trained_transformer(Path(stage).expanduser())
+    if trained or before is not None:
+        transformer = open_transformer(before or opened.sana / "transformer", torch.float32)
+        transformer.load_state_dict(trained, strict=False)
+    settings: Settings = recipe.settings
+    save(folder, settings, own, transformer, opened.processor)

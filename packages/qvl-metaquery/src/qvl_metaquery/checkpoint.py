@@ -1,0 +1,60 @@
+"""Where a trained model lies: a run folder, its final/, one of its checkpoints, or a folder of the same layout.
+
+find_newest_checkpoint("runs/mine")                   # runs/mine/final, else the newest whole checkpoint
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from qvl_core.errors import BadInput
+from qvl_core.run import RunFolder
+from qvl_core.training.checkpoint import newest, read
+from qvl_metaquery.settings import FILE, Settings, read_settings
+from qvl_metaquery.weights import own_weights, trained_transformer
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All that is not in Qwen3-VL and Sana as they were.
+
+    own          queries and connector
+    transformer  folder of a trained transformer; None: Sana's own
+    trained      weights of the transformer that take the place of those in its folder (a checkpoint's)
+    """
+
+    folder: Path
+    settings: Settings
+    own: dict[str, Tensor]
+    transformer: Path | None = None
+    trained: dict[str, Tensor] = field(default_factory=dict)
+
+
+def find_newest_checkpoint(path: "str | Path") -> Path:
+    """The folder to load: of a run final/, or while it has none its newest whole checkpoint; else `path` itself."""
+    folder = Path(path).expanduser()
+    run = RunFolder(folder)
+    if (run.final / FILE).is_file():
+        return run.final
+    if run.checkpoints.is_dir():
+        found, skipped = newest(run.checkpoints)
+        if found is None:
+            raise BadInput(f"{folder}: has no whole checkpoint ({'; '.join(skipped) or 'none yet'}); train on.")
+        return found.path
+    return folder
+
+
+def find_whole(path: Path) -> Whole:
+    """What `find_newest_checkpoint` names, read. Raises BadInput for a folder that holds no model that draws."""
+    folder = find_newest_checkpoint(path)
+    if not folder.is_dir():
+        raise BadInput(f"{path}: there is no such folder; name a run folder, its final/, or one of its checkpoints.")
+    if not (folder / "manifest.json").is_file():
+        return Whole(folder, read_settings(folder), own_weights(folder), trained_transformer(folder))
+    found = read(folder)
+    weights = found.average() or found.weights()
+    prefix = "transformer."
+    own = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+    trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return Whole(folder, read_settings(folder.parent.parent), own, None, trained)

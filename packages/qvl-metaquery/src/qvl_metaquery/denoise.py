@@ -1,0 +1,58 @@
+"""From noise to latents: the steps of a sampler over guided predictions, with diffusers' schedulers.
+
+Shapes: B pictures of C x H x W, K branches of guidance.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qvl_metaquery.flow import LEVELS
+from qvl_metaquery.guidance import guided
+
+Name = Literal["euler", "dpm"]
+
+
+def scheduler(name: Name, shift: float) -> Any:
+    """A sampler of flow models with this shift of noise levels."""
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    if name == "euler":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=LEVELS, shift=shift)
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=LEVELS, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
+
+
+def first_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> Tensor:
+    """(B, C, H, W): the noise of each seed by itself, on the CPU: the same alone, in a batch, and on every device."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.no_grad()
+def denoise(
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
+    conditions: Tensor,
+    noise: Tensor,
+    sampler: Any,
+    steps: int,
+    guidance: float,
+    image_guidance: float = 1.0,
+) -> Iterator[Tensor]:
+    """Latents (B, C, H, W) after each step.
+
+    velocity    of latents (n, C, H, W), levels (n,) and conditions (n, N, D), as `MetaQuery.velocity`
+    conditions  (K, B, N, D) in the order of `guidance.branches`
+    """
+    branches, number = conditions.shape[:2]
+    sampler.set_timesteps(steps, device=noise.device)
+    latents = noise
+    for time in sampler.timesteps:
+        levels = (time / LEVELS).to(torch.float32).expand(branches * number)
+        repeated = latents.repeat(branches, 1, 1, 1)
+        predictions = velocity(repeated, levels, conditions.flatten(0, 1)).float()
+        direction = guided(predictions.unflatten(0, (branches, number)), guidance, image_guidance)
+        latents = sampler.step(direction, time, latents, return_dict=False)[0]
+        yield latents

@@ -1,0 +1,196 @@
+"""Pictures from prompts, by a trained model.
+
+    pipeline = MetaQueryPipeline.from_pretrained(find_newest_checkpoint("runs/mine")).to("cuda", torch.bfloat16)
+    pictures = pipeline(caption="A mountain lake at sunset", guidance_scale=4.5, num_inference_steps=30).images
+
+A prompt is read and asked once, not once a step; prompts without pictures are remembered from call to call. Every
+picture has a seed of its own: it is the same alone and in a batch.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.batch import collate
+from qvl_core.qwen3vl.budgets import apply_media
+from qvl_core.recipe.blocks import Model
+from qvl_metaquery.batch import distinct
+from qvl_metaquery.checkpoint import Whole, find_whole
+from qvl_metaquery.coder import Coder, open_coder
+from qvl_metaquery.denoise import Name, denoise, first_noise, scheduler
+from qvl_metaquery.guidance import Branch, branches
+from qvl_metaquery.model import MetaQuery
+from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer, sample_shift
+from qvl_metaquery.pixels import pictures
+from qvl_metaquery.prompts import Prompt, PromptLayout, encode
+from qvl_metaquery.settings import Settings
+from qvl_metaquery.weights import put
+
+REMEMBERED = 256  # conditions of prompts: 1 MB each at 2B
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a call gives: pictures, in the order of captions and, within one, of seeds."""
+
+    images: list[Image.Image]
+
+
+class MetaQueryPipeline:
+    """A model that draws, with all it needs."""
+
+    def __init__(self, model: MetaQuery, processor: Any, coder: Coder, settings: Settings, shift: float) -> None:
+        self.model, self.processor, self.coder, self.settings = model.eval(), processor, coder.eval(), settings
+        self.shift = shift
+        self.layout = PromptLayout(settings.system, settings.caption_tokens, settings.image_tokens)
+        self._remembered: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: "str | Path",
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        ignore_mismatched_sizes: bool = False,
+        _gradient_checkpointing: bool = False,
+    ) -> "MetaQueryPipeline":
+        """The model in a run folder, its final/ or one of its checkpoints, on the CPU. Raises BadInput.
+
+        `ignore_mismatched_sizes` and `_gradient_checkpointing` are taken because upstream has them: weights of another
+        size are an error that names them, never drawn at random, and drawing needs no gradients.
+        """
+        whole = find_whole(Path(folder))
+        return cls.of(whole, torch_dtype)
+
+    @classmethod
+    def of(cls, whole: Whole, dtype: torch.dtype = torch.float32) -> "MetaQueryPipeline":
+        """The pipeline of what was found in a folder."""
+        settings = whole.settings
+        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+        mllm, processor = open_qwen(Model(name=settings.mllm, revision=settings.mllm_revision), precision, "cpu")
+        apply_media(processor, settings.media)
+        sana = open_sana(settings.sana, settings.sana_revision)
+        transformer = open_transformer(whole.transformer or sana / "transformer", dtype)
+        if whole.trained:
+            transformer.load_state_dict(whole.trained, strict=False)
+        model = assemble(mllm, transformer, settings)
+        put(model, whole.own, str(whole.folder))
+        model.requires_grad_(False).to(dtype)
+        return cls(model, processor, open_coder(sana / "vae", dtype), settings, sample_shift(settings, sana))
+
+    def to(self, device: "str | torch.device", dtype: torch.dtype | None = None) -> "MetaQueryPipeline":
+        """Move everything, in place, as torch's modules do."""
+        for module in (self.model, self.coder):
+            module.to(device) if dtype is None else module.to(device, dtype)
+        self._remembered.clear()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.queries.device
+
+    def __call__(
+        self,
+        caption: "str | Sequence[str]" = "",
+        image: "Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | Image.Image | None" = None,
+        negative_prompt: str = "",
+        guidance_scale: float = 4.5,
+        image_guidance_scale: float = 1.5,
+        num_inference_steps: int = 30,
+        num_images: int = 1,
+        seed: "int | Sequence[int]" = 0,
+        scheduler: Name = "euler",
+        size: int | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Drawn:
+        """Draw `num_images` pictures of each caption.
+
+        caption  one or several
+        image    pictures that the caption speaks of; of several captions, a list for each
+        seed     of the first picture of each caption, the following ones count up; or one for each picture
+        size     side of the pictures in pixels; default: what was trained
+        on_step  is called with the number of the step and all latents (B, C, H, W) after it
+        """
+        prompts = [prompt for prompt in _prompts(caption, image) for _ in range(num_images)]
+        seeds = _seeds(seed, len(prompts), num_images)
+        shape = self.coder.latent_shape(size or self.settings.size)
+        kinds = branches(guidance_scale, image_guidance_scale, any(prompt.pictures for prompt in prompts))
+        told = [self.conditions([_branch(prompt, kind, negative_prompt) for prompt in prompts]) for kind in kinds]
+        steps = denoise(
+            self.model.velocity,
+            torch.stack(told),
+            first_noise(shape, seeds).to(self.device),
+            make_scheduler(scheduler, self.shift),
+            num_inference_steps,
+            guidance_scale,
+            image_guidance_scale,
+        )
+        latents = torch.empty(0)
+        for number, latents in enumerate(steps, 1):
+            if on_step is not None:
+                on_step(number, latents)
+        return Drawn(pictures(self.coder.decode(latents)))
+
+    @torch.no_grad()
+    def conditions(self, prompts: Sequence[Prompt]) -> Tensor:
+        """(B, N, D) what Sana is told of each prompt."""
+        encoded, number = distinct([encode(prompt, self.processor, self.layout) for prompt in prompts])
+        keys = [one.ids.tobytes() if one.images is None else None for one in encoded]
+        told = [None if key is None else self._remembered.get(key) for key in keys]
+        missing = [index for index, one in enumerate(told) if one is None]
+        if missing:
+            merge = self.model.mllm.config.vision_config.spatial_merge_size
+            tokenizer = self.processor.tokenizer
+            batch = collate([encoded[index] for index in missing], False, merge, tokenizer.pad_token_id)
+            inputs = batch.to(self.device).inputs()
+            if "pixel_values" in inputs:
+                inputs["pixel_values"] = inputs["pixel_values"].to(self.model.mllm.dtype)
+            fresh = self.model.condition(self.model.read(inputs))
+            for index, one in zip(missing, fresh, strict=True):
+                told[index] = one
+                self._remember(keys[index], one)
+        whole = torch.stack([one for one in told if one is not None])
+        return whole[torch.tensor(number, device=whole.device)]
+
+    def _remember(self, key: bytes | None, told: Tensor) -> None:
+        if key is None:
+            return
+        self._remembered[key] = told
+        if len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
+
+
+make_scheduler = scheduler  # beside the parameter of that name
+
+
+def _branch(prompt: Prompt, kind: Branch, negative: str) -> Prompt:
+    if kind == "full":
+        return prompt
+    return Prompt(negative, prompt.without(pictures=kind == "unconditional").pictures)
+
+
+def _prompts(caption: Any, image: Any) -> list[Prompt]:
+    captions = [caption] if isinstance(caption, str) else list(caption)
+    if image is None:
+        return [Prompt(text) for text in captions]
+    if isinstance(image, Image.Image):
+        image = [image]
+    lists = [image] * len(captions) if all(isinstance(one, Image.Image) for one in image) else list(image)
+    if len(lists) != len(captions):
+        raise BadInput(f"image: {len(lists)} lists of pictures for {len(captions)} captions; give one for each.")
+    return [Prompt(text, tuple(shown)) for text, shown in zip(captions, lists, strict=True)]
+
+
+def _seeds(seed: Any, count: int, each: int) -> list[int]:
+    if isinstance(seed, int):
+        return [seed + index % each for index in range(count)]
+    if len(seed) != count:
+        raise BadInput(f"seed: {len(seed)} seeds for {count} pictures; give one for each, or one number.")
+    return list(seed)

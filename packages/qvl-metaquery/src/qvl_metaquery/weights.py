@@ -1,0 +1,83 @@
+"""What a run leaves: metaquery.json, the queries and the connector, and Sana's transformer if it was trained.
+
+FOLDER/metaquery.json           names of Qwen3-VL and Sana, shapes, layout of prompts
+FOLDER/connector.safetensors    `queries` and `connector.*`
+FOLDER/transformer/             as diffusers has it; absent where Sana stayed as it was
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.load import quiet
+from qvl_metaquery.settings import FILE, Settings, read_settings
+
+OWN = "connector.safetensors"
+TRANSFORMER = "transformer"
+_SHAPE = {"queries": "queries.number", "layers": "connector.layers", "width": "connector.width"}
+
+
+def save(
+    folder: Path, settings: Settings, own: Mapping[str, Tensor], transformer: "Any | None", processor: Any
+) -> None:
+    """Write a model to `folder`; `own` are the queries and the connector, `transformer` None leaves Sana's out."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / OWN)
+    if transformer is not None:
+        with quiet(bars=False):
+            transformer.save_pretrained(folder / TRANSFORMER)
+    processor.save_pretrained(folder)
+    settings.write(folder)
+
+
+def own_weights(folder: Path) -> dict[str, Tensor]:
+    """The queries and the connector in a folder. Raises BadInput if they are not there or cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / OWN)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{folder / OWN}: cannot be read ({str(error).splitlines()[0]}); copy it again.") from None
+
+
+def trained_transformer(folder: Path) -> "Path | None":
+    """Sana's transformer among a model's files; None where it stayed as it was."""
+    return folder / TRANSFORMER if (folder / TRANSFORMER / "config.json").is_file() else None
+
+
+@torch.no_grad()
+def put(model: torch.nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Put the queries and the connector into a model, all of them and nothing else. Raises BadInput naming `where`."""
+    places = {name: p for name, p in model.named_parameters() if name == "queries" or name.startswith("connector.")}
+    if lost := sorted(places.keys() - weights.keys()):
+        raise BadInput(f"{where}: has no {lost[0]} ({len(lost)} lacking); it is of another depth or width.")
+    if extra := sorted(weights.keys() - places.keys()):
+        raise BadInput(f"{where}: {extra[0]} has no place in the model ({len(extra)} such); it is of another depth.")
+    for name, place in places.items():
+        if weights[name].shape != place.shape:
+            raise BadInput(
+                f"{where}: {name} is {tuple(weights[name].shape)} and should be {tuple(place.shape)}; set the queries, "
+                "the connector and the model as they were there."
+            )
+        place.copy_(weights[name])
+
+
+def check_stage(folder: Path, settings: Settings) -> None:
+    """Raise BadInput if weights of an earlier stage in `folder` are not of these shapes, naming the key to change."""
+    if not (folder / FILE).is_file():
+        raise BadInput(f"model.init_from: {folder} has no {FILE}; name the final/ of an earlier stage.")
+    before = read_settings(folder)
+    for name, key in _SHAPE.items():
+        was, now = getattr(before, name), getattr(settings, name)
+        if was != now:
+            raise BadInput(
+                f"model.init_from: {folder} has {key} {was}, this recipe {now}; set {key}={was}, or train from the "
+                "beginning."
+            )
