@@ -4,6 +4,7 @@ Shapes: B pictures of C x H x W, K branches of guidance.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -47,7 +48,7 @@ def denoise(
     conditions  (K, B, N, D) in the order of `guidance.branches`
     """
     branches, number = conditions.shape[:2]
-    sampler.set_timesteps(steps, device=noise.device)
+    _set_levels(sampler, steps, noise.device)
     latents = noise
     for time in sampler.timesteps:
         levels = (time / LEVELS).to(torch.float32).expand(branches * number)
@@ -56,3 +57,11 @@ def denoise(
         direction = guided(predictions.unflatten(0, (branches, number)), guidance, image_guidance)
         latents = sampler.step(direction, time, latents, return_dict=False)[0]
         yield latents
+
+
+def _set_levels(sampler: Any, steps: int, device: torch.device) -> None:
+    """Evenly spaced noise levels, 1 to 1 / steps before the shift; Euler's own end in a step from 0.001 to nothing."""
+    if "sigmas" in signature(sampler.set_timesteps).parameters:
+        sampler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=device)
+    else:
+        sampler.set_timesteps(steps, device=device)
