@@ -1,4 +1,4 @@
-"""The figures that docs/sft states are those of benchmarks/results and of `plan`, as they are now."""
+"""The figures that docs/sft and docs/mdlm state are those of benchmarks/results and of `plan`, as they are now."""
 
 import json
 import re
@@ -20,6 +20,14 @@ CASES = {  # row of the page: case of the benchmark
     "three pictures in a sample": "small, full, pictures",
     "a clip in a sample": "small, full, video",
 }
+CONVERTED = {  # row of the page: arm of the benchmark, but for its number of steps
+    "converted only": "converted_only",
+    "LoRA, rank 16, all linear layers": "lora16",
+    "LoRA, rank 64, all linear layers": "lora64",
+    "in full": "full",
+    "in full, prefix attention": "full_prefix",
+    "in full, blocks of 4": "full_block",
+}
 TAKEN_AWAY = {
     "packing": "padded",
     "label rows": "full_logits",
@@ -29,7 +37,7 @@ TAKEN_AWAY = {
 
 
 def page(name: str) -> str:
-    return (ROOT / "docs/sft" / name).read_text("utf-8")
+    return (ROOT / "docs" / name).read_text("utf-8")
 
 
 def row(name: str, first: str) -> list[str]:
@@ -58,10 +66,10 @@ def test_speed() -> None:
         for group in case["groups"]:
             ratios[case["case"]] |= group["ratios"]
     for name, case in CASES.items():
-        stated = numbers(" ".join(row("speed.md", name)))
+        stated = numbers(" ".join(row("sft/speed.md", name)))
         assert stated == pytest.approx([ratios[case][arm] for arm in ("trainer", "tuned", "trl")], abs=0.051), name
     full, lora = ratios["small, full, picture"], ratios["small, lora, picture"]
-    text = " ".join(page("speed.md").split()).partition("With one thing taken away")[2]
+    text = " ".join(page("sft/speed.md").split()).partition("With one thing taken away")[2]
     for words, arm in TAKEN_AWAY.items():
         assert after(words, text) == pytest.approx([full[arm], lora[arm]], abs=0.0051), words
     assert after("in place of one large mask", text) == pytest.approx(
@@ -78,9 +86,39 @@ def test_learning() -> None:
     mean = result("learning")["mean"]
     for group in ("llm", "merger", "vision"):
         figures = (mean["base_mirrored"], mean[f"{group}_mirrored"], mean[f"{group}_shuffled"])
-        assert row("methods.md", f"`{group}`") == [f"{figure:.2f}" for figure in figures]
+        assert row("sft/methods.md", f"`{group}`") == [f"{figure:.2f}" for figure in figures]
     for name, arm in (("new samples alone", "no_replay"), ("with replay", "replay")):
-        assert row("methods.md", name) == [f"{mean[f'{arm}_{data}']:.2f}" for data in ("parity", "digits")]
+        assert row("sft/methods.md", name) == [f"{mean[f'{arm}_{data}']:.2f}" for data in ("parity", "digits")]
+
+
+def test_conversion() -> None:
+    found = result("conversion")
+    text = page("mdlm/denoising.md").partition("## What converts")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert len(rows[2:]) >= len(CONVERTED)
+    for label, steps, *stated in rows[2:]:
+        pace = found["steps"] if label == "converted only" else int(steps)
+        name = CONVERTED[label] + {-1: "_short", 0: "", 1: "_long"}[(pace > found["steps"]) - (pace < found["steps"])]
+        arm = found["arms"][name]
+        right = [f"{arm[figure]:.2f}" for figure in ("one_a_pass", "threshold", "forwards_per_token", "four_passes")]
+        assert stated == [f"{arm['nelbo']:.1f}", *right], name
+
+
+def test_caches_and_the_loss_step() -> None:
+    found = result("mdlm")
+    assert found["missed"] == []
+    for one in found["writing"]:
+        ratio = one["prompt_tokens"] // one["answer_tokens"]
+        uncached, *cached = row("mdlm/verbs.md", f"{ratio} : 1")
+        speed = one["tokens_per_cpu_second"]
+        if one["pattern"] == "prefix":
+            assert uncached == f"{speed['uncached']:.0f}"
+        assert cached[one["pattern"] == "block"] == f"{speed['cached']:.0f} ({one['speedup']:.1f} times)"
+        assert one["same_tokens"]
+    text, loss = page("mdlm/verbs.md"), found["loss_step"]
+    memory, time = loss["extra_mib"], loss["time_ratio"]
+    assert f"{memory['masked']:.0f} MiB where logits of every token take {memory['full']:.0f}" in " ".join(text.split())
+    assert f"{time:.1f} times as fast" in " ".join(text.split())
 
 
 @pytest.mark.slow
@@ -90,13 +128,13 @@ def test_the_corrected_table() -> None:
     every, lora = {group: Group(mode="full") for group in groups}, {"llm": Group(mode="lora", rank=16)}
     whole, small = plan(tune=every), plan(tune=every, optim=Optim(name="adamw_8bit"))
     shared = plan(tune=every, world=8, strategy="fsdp2")
-    assert numbers(row("methods.md", "full")[-1]) == [round(one.peak / GIB, 1) for one in (whole, small, shared)]
-    assert row("methods.md", "full")[1] == f"{whole.trainable / 1e9:.2f}B"
+    assert numbers(row("sft/methods.md", "full")[-1]) == [round(one.peak / GIB, 1) for one in (whole, small, shared)]
+    assert row("sft/methods.md", "full")[1] == f"{whole.trainable / 1e9:.2f}B"
     for name, kind in (("LoRA", None), ("QLoRA", "nf4"), ("int8", "int8")):
         low = Quantization.model_validate({"kind": kind}) if kind else None
         rows, logits = (plan(tune=lora, quantization=low, speed=Speed(label_rows=on)) for on in (True, False))
-        _, trained, all_logits, label_rows = row("methods.md", name)
+        _, trained, all_logits, label_rows = row("sft/methods.md", name)
         assert trained == f"{rows.trainable / 1e6:.2f}M"
         assert all_logits in ("", f"{logits.peak / GIB:.1f}")
         assert numbers(label_rows) == [round(size / GIB, 1) for size in (rows.peak, rows.rows["frozen weights"])]
-    assert f"at most {whole.flops / plan(tune=lora).flops:.1f} times as fast" in page("methods.md")
+    assert f"at most {whole.flops / plan(tune=lora).flops:.1f} times as fast" in page("sft/methods.md")

@@ -10,7 +10,9 @@ from qvl_core.cli import Option
 OPTIONS: dict[str, tuple[Any, Any]] = {  # field of `qvl_mdlm.sample.Sampling`: type and default
     "max_new_tokens": (Annotated[int, Option(min=1, help="Length of the canvas in tokens.")], 64),
     "steps": (
-        Annotated[int | None, Option(min=1, help="Forward passes of an answer; default: one for each token.")],
+        Annotated[
+            int | None, Option(min=1, help="Steps of an answer, at least one a block; default: one for each token.")
+        ],
         None,
     ),
     "block": (
@@ -22,7 +24,10 @@ OPTIONS: dict[str, tuple[Any, Any]] = {  # field of `qvl_mdlm.sample.Sampling`: 
     ),
     "temperature": (Annotated[float, Option(min=0.0, help="0 always takes the likeliest token.")], 0.0),
     "gumbel": (
-        Annotated[Literal["standard", "llada"], Option(help="How a token is drawn; llada: as LLaDA's code has it.")],
+        Annotated[
+            Literal["standard", "llada"],
+            Option(help="How noise is written; llada: the same draw as LLaDA's code has it."),
+        ],
         "standard",
     ),
     "remasking": (

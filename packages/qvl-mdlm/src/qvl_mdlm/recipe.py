@@ -56,13 +56,13 @@ class Sampling(blocks.Block):
     """How answers are written when a run is evaluated; `qvl-mdlm sample` has the same as options."""
 
     steps: Annotated[int, Field(ge=1)] | None = None
-    """Forward passes of an answer; default: one for each token."""
+    """Steps of an answer, at least one a block; default: one for each token."""
     block: Annotated[int, Field(ge=1)] | None = None
     """Tokens that are finished before the next are begun; default: all, or the model's."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 always takes the likeliest token."""
     gumbel: Literal["standard", "llada"] = "standard"
-    """How a token is drawn; llada: as LLaDA's code has it."""
+    """How noise is written; llada: the same draw as LLaDA's code has it."""
     remasking: Literal["confidence", "margin", "entropy", "random"] = "confidence"
     """By what tokens are kept in a step."""
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
