@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.encoded import IGNORE
+from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 from qvl_data.chat import encode, length, prompt
+from qvl_data.clips import Pictures
 from qvl_data.errors import BadSample, TooLong
 from qvl_data.sample import Sample
 
@@ -275,6 +277,24 @@ def test_pictures_can_be_handed_in(processor):
     np.testing.assert_array_equal(handed.images, np.asarray(processor.image_processor([other])["pixel_values"]))
     with pytest.raises(BadSample, match="2 opened pictures for 1 media"):
         encode(sample, processor, images=[other, other])
+
+
+def test_pixels_are_taken_from_what_was_encoded_before(processor, monkeypatch):
+    """A question, and another answer to it, show the first of the media that the whole conversation has."""
+    clips = [(2.0, [picture(seed=seed) for seed in (first, first + 1)]) for first in (3, 5)]
+    first = [("user", picture(96, 64, 1), clips[0], "which?"), ("assistant", "that")]
+    turns = [*first, ("user", picture(seed=2), clips[1], "and now?"), ("assistant", "this")]
+    whole, start = build(*turns), build(*first)
+    encoded, wanted = encode(whole, processor), [prompt(whole, processor)[0], encode(start, processor)]
+    monkeypatch.setattr(Pictures, "__init__", None)  # what opens pictures
+    found = [prompt(whole, processor, pixels_of=encoded)[0], encode(start, processor, pixels_of=encoded)]
+    for one, other in zip(found, wanted, strict=True):
+        for field in fields(Encoded):
+            np.testing.assert_equal(getattr(one, field.name), getattr(other, field.name), field.name)
+    assert len(found[0].image_grid) == len(found[0].video_grid) == 2
+    assert len(found[1].image_grid) == len(found[1].video_grid) == 1
+    with pytest.raises(BadSample, match="tokens stand for media that fill"):
+        encode(whole, processor, pixels_of=found[1])
 
 
 def test_nothing_to_learn_from(processor):

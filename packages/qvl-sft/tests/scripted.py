@@ -37,8 +37,8 @@ def answering(answer: Callable[[str, int], str]) -> Iterator[None]:
     prompt, generate = room.prompt, room.generate
     references: dict[str, str] = {}
 
-    def remembered(sample: Sample, processor: Any) -> Any:
-        question, references[sample.id] = prompt(sample, processor)
+    def remembered(sample: Sample, processor: Any, **options: Any) -> Any:
+        question, references[sample.id] = prompt(sample, processor, **options)
         return question, references[sample.id]
 
     def said(model: Any, processor: Any, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.encoded import IGNORE, Encoded
+from qvl_core.qwen3vl.encoded import IGNORE, Encoded, first_media
 
 from .clips import Pictures, Shown
 from .errors import BadSample, TooLong, placed
@@ -50,6 +50,7 @@ def encode(
     prompts: bool = False,
     empty_answers: bool = True,
     images: Sequence[Image.Image | None] | None = None,
+    pixels_of: Encoded | None = None,
 ) -> Encoded:
     """Tokens, labels and pixels of one sample; `processor` is a transformers Qwen3VLProcessor.
 
@@ -63,11 +64,13 @@ def encode(
     empty_answers
                 let answers without text be learned: an end, and nothing before it
     images      opened RGB pictures, one for each entry of sample.media; default: the sample opens them itself
+    pixels_of   the same conversation, or one that goes on from it, encoded before: its pixels are taken, and nothing is
+                opened
 
     Raises BadSample (also: pictures that cannot be opened, counts that do not match, nothing to learn from).
     """
     with placed(sample):
-        pictures = Pictures(sample, processor, images)
+        pictures = Pictures(sample, processor, images) if pixels_of is None else Shown(sample, processor)
         sample = as_text(sample, space_of(processor), pictures.size)
         messages = sample.messages
         weights = answer_weights(messages, train_on)
@@ -85,24 +88,33 @@ def encode(
                 raise TooLong("too_long", problem + mend)
             messages = shorter
             layout = _lay_out(sample, messages, weights, processor, pictures, prompts=prompts)
-        return _encoded(sample, layout, processor, pictures)
+        return _encoded(sample, layout, processor, pictures, pixels_of)
 
 
 def prompt(
-    sample: Sample, processor: Any, *, images: Sequence[Image.Image | None] | None = None
+    sample: Sample,
+    processor: Any,
+    *,
+    images: Sequence[Image.Image | None] | None = None,
+    pixels_of: Encoded | None = None,
 ) -> tuple[Encoded, str]:
-    """The conversation up to its last answer, generation prompt included, and that answer's text. Raises BadSample."""
+    """The conversation up to its last answer, generation prompt included, and that answer's text.
+
+    images, pixels_of  as `encode` has them
+
+    Raises BadSample.
+    """
     with placed(sample):
         answers = [index for index, message in enumerate(sample.messages) if message.role == "assistant"]
         if not answers:
             raise BadSample("no_answer", f"sample {sample.id}: no assistant turn to compare an answer with; add one")
         if answers[-1] == 0:
             raise BadSample("no_question", f"sample {sample.id}: nothing stands before the answer; add a user turn")
-        pictures = Pictures(sample, processor, images)
+        pictures = Pictures(sample, processor, images) if pixels_of is None else Shown(sample, processor)
         sample = as_text(sample, space_of(processor), pictures.size)
         before = sample.messages[: answers[-1]]
         layout = _lay_out(sample, before, [0.0] * len(before), processor, pictures, generate=True)
-        return _encoded(sample, layout, processor, pictures), sample.messages[answers[-1]].text
+        return _encoded(sample, layout, processor, pictures, pixels_of), sample.messages[answers[-1]].text
 
 
 def length(sample: Sample, processor: Any, train_on: TrainOn = "all") -> int:
@@ -263,18 +275,14 @@ def _media_tokens(index: int, processor: Any, template: Template, shown: Shown) 
         yield [template.special[processor.vision_end_token]], 0
 
 
-def _encoded(sample: Sample, layout: _Layout, processor: Any, pictures: Pictures) -> Encoded:
+def _encoded(sample: Sample, layout: _Layout, processor: Any, shown: Shown, pixels_of: Encoded | None) -> Encoded:
     ids = np.array(layout.ids, np.int64)
-    images = videos = image_grid = video_grid = None
-    if layout.images:
-        done = processor.image_processor([pictures[index] for index in layout.images])
-        images, image_grid = _arrays(done["pixel_values"], done["image_grid_thw"])
-    if layout.videos:
-        clips = [pictures.pixels(index) for index in layout.videos]
-        metadata = [pictures.clip(index).metadata for index in layout.videos]
-        options = {"do_sample_frames": False, "input_data_format": "channels_last"}
-        done = processor.video_processor(clips, video_metadata=metadata, **options)
-        videos, video_grid = _arrays(done["pixel_values_videos"], done["video_grid_thw"])
+    if pixels_of is None:
+        assert isinstance(shown, Pictures)
+        images, image_grid, videos, video_grid = _processed(layout, processor, shown)
+    else:
+        images, image_grid = first_media(pixels_of.images, pixels_of.image_grid, len(layout.images))
+        videos, video_grid = first_media(pixels_of.videos, pixels_of.video_grid, len(layout.videos))
     types = np.array(layout.types, np.int64)
     weights = np.array(layout.weights, np.float32)
     _check_agree(types, 1, image_grid, processor.image_processor.merge_size)
@@ -290,6 +298,21 @@ def _encoded(sample: Sample, layout: _Layout, processor: Any, pictures: Pictures
         videos=videos,
         video_grid=video_grid,
     )
+
+
+def _processed(layout: _Layout, processor: Any, pictures: Pictures) -> tuple[Any, Any, Any, Any]:
+    """Pixels and grids of the pictures, and of the videos."""
+    images = videos = image_grid = video_grid = None
+    if layout.images:
+        done = processor.image_processor([pictures[index] for index in layout.images])
+        images, image_grid = _arrays(done["pixel_values"], done["image_grid_thw"])
+    if layout.videos:
+        clips = [pictures.pixels(index) for index in layout.videos]
+        metadata = [pictures.clip(index).metadata for index in layout.videos]
+        options = {"do_sample_frames": False, "input_data_format": "channels_last"}
+        done = processor.video_processor(clips, video_metadata=metadata, **options)
+        videos, video_grid = _arrays(done["pixel_values_videos"], done["video_grid_thw"])
+    return images, image_grid, videos, video_grid
 
 
 def _check_agree(types: NDArray[np.int64], kind: int, grid: NDArray[np.int64] | None, merge: int) -> None:

@@ -87,7 +87,7 @@ class Evaluation:
 
 @dataclass
 class _Asked:
-    """A model that is asked, for `qvl_data.measuring`; each picture goes through its tower once."""
+    """A model that is asked, for `qvl_data.measuring`; each picture is opened, and goes through its tower, once."""
 
     evaluation: Evaluation
     model: Any
@@ -98,12 +98,14 @@ class _Asked:
         evaluation, sample = self.evaluation, mixture.sample(item)
         processor = evaluation.processor
         whole = encode(sample, processor, train_on=evaluation.train_on)
-        question, reference = prompt(sample, processor)
+        question, reference = prompt(sample, processor, pixels_of=whole)
         with placed(sample):
             references, choices = references_of(sample), choices_of(sample)
             if not evaluation.asks("choice_accuracy"):
                 choices = ()
-            alternatives = [encode(answered(sample, text), processor, train_on="last") for text in choices]
+            alternatives = [
+                encode(answered(sample, text), processor, train_on="last", pixels_of=whole) for text in choices
+            ]
             self._check_room(question, [whole, *alternatives])
         asked = next((message.text for message in reversed(sample.messages) if message.role == "user"), "")
         return _Opened(place, sample.id, asked, whole, question, reference, references, choices, alternatives)

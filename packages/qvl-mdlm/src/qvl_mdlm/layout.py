@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl_core.qwen3vl.batch import four_rows
-from qvl_core.qwen3vl.encoded import IGNORE, Encoded
+from qvl_core.qwen3vl.encoded import IGNORE, Encoded, first_media
 from qvl_mdlm.config import Pattern
 
 Array = NDArray[Any]
@@ -213,8 +213,4 @@ def _media(pixels: Any, grid: Any, tokens: int, merge: int) -> tuple[Any, Any]:
     if grid is None or tokens == 0:
         return None, None
     ends = np.cumsum(grid.prod(axis=1)) // merge**2
-    count = int(np.searchsorted(ends, tokens)) + 1
-    if count == len(grid):
-        return pixels, grid
-    whole = len(pixels) == len(grid)  # a swapped tower's pictures of one size, one each
-    return pixels[: count if whole else int(grid[:count].prod(axis=1).sum())], grid[:count]
+    return first_media(pixels, grid, int(np.searchsorted(ends, tokens)) + 1)

@@ -100,7 +100,7 @@ class _Asked:
     def open(self, mixture: Mixture, item: Item, place: int) -> "_Opened":
         evaluation, sample = self.evaluation, mixture.sample(item)
         whole = encode(sample, evaluation.processor, train_on=evaluation.train_on)
-        question, reference = prompt(sample, evaluation.processor)
+        question, reference = prompt(sample, evaluation.processor, pixels_of=whole)
         with placed(sample):
             references = references_of(sample)
             if any(METRICS[name].needs == "boxes" for name in evaluation.metrics):

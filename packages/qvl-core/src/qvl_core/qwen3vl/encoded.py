@@ -4,6 +4,7 @@ Shapes: L tokens, P vision patches, C = channels * temporal_patch * patch**2 num
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,3 +47,13 @@ class Encoded:
         the others count does not depend on it.
         """
         return int((self.labels[1:] != IGNORE).sum())
+
+
+def first_media(
+    pixels: NDArray[Any] | None, grid: NDArray[np.int64] | None, count: int
+) -> tuple[NDArray[Any] | None, NDArray[np.int64] | None]:
+    """Pixels and grid (M, 3) of the first `count` media of a kind; None without any."""
+    if pixels is None or grid is None or count == 0:
+        return None, None
+    whole = len(pixels) == len(grid)  # a swapped tower's pictures of one size, one each
+    return pixels[: count if whole else int(grid[:count].prod(axis=1).sum())], grid[:count]
