@@ -32,7 +32,7 @@ from qvl_core.run import RunFolder
 from qvl_mdlm import open_masked
 from qvl_mdlm.demo import CANVAS, FULL, REDUCED, Size, answers, ask, nelbo, sentences, trained_base, write_data
 from qvl_mdlm.recipe import RECIPE
-from qvl_mdlm.sample import Sampling
+from qvl_mdlm.sampling import Sampling
 from qvl_mdlm.train import train
 
 RESULT = Path(__file__).parent / "results" / "conversion.json"

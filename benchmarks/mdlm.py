@@ -40,7 +40,7 @@ from qvl_mdlm.bench import measure
 from qvl_mdlm.config import masked_config
 from qvl_mdlm.model import Qwen3VLForMaskedLM
 from qvl_mdlm.noise import Noise
-from qvl_mdlm.sample import Sampling
+from qvl_mdlm.sampling import Sampling
 
 TOKENS, RATIOS = 16, (2, 8, 16)
 BODY = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8}

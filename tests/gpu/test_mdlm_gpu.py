@@ -16,7 +16,8 @@ from qvl_mdlm.batch import Corruption, collation
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.model import Qwen3VLForMaskedLM
 from qvl_mdlm.noise import Noise
-from qvl_mdlm.sample import Sampling, sample
+from qvl_mdlm.sample import sample
+from qvl_mdlm.sampling import Sampling
 
 pytestmark = [
     pytest.mark.gpu,

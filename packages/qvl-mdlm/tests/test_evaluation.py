@@ -21,7 +21,7 @@ from qvl_mdlm.layout import shape_of
 from qvl_mdlm.likelihood import bound
 from qvl_mdlm.opening import open_masked
 from qvl_mdlm.prediction import Prediction, read_predictions
-from qvl_mdlm.sample import Sampling
+from qvl_mdlm.sampling import Sampling
 
 CANVAS = 4
 

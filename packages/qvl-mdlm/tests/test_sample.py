@@ -14,7 +14,8 @@ from qvl_core.qwen3vl.encoded import Encoded
 from qvl_mdlm.commit import choose, shares, together
 from qvl_mdlm.context import prefill, read_prompts, run, run_canvas
 from qvl_mdlm.pattern import visible
-from qvl_mdlm.sample import Sampling, Writer, never_written, sample
+from qvl_mdlm.sample import Writer, never_written, sample
+from qvl_mdlm.sampling import Sampling
 
 LENGTH = 8
 KINDS: dict[str, dict[str, Any]] = {

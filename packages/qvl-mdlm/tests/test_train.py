@@ -31,7 +31,7 @@ from qvl_mdlm.build import sampling_of
 from qvl_mdlm.model import Qwen3VLForMaskedLM, Qwen3VLMoeForMaskedLM
 from qvl_mdlm.plan import predict
 from qvl_mdlm.recipe import RECIPE
-from qvl_mdlm.sample import Sampling
+from qvl_mdlm.sampling import Sampling
 from qvl_mdlm.settings import SETTINGS
 
 STEPS = 4

@@ -31,7 +31,8 @@ from qvl_mdlm.form import read_form
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.likelihood import bound
 from qvl_mdlm.prediction import Prediction
-from qvl_mdlm.sample import Sampling, begin_with_space, sample
+from qvl_mdlm.sample import begin_with_space, sample
+from qvl_mdlm.sampling import Sampling
 
 QUESTION = "Which digit is this?"
 

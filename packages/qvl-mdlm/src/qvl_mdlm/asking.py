@@ -16,7 +16,8 @@ from qvl_data.sample import Media
 from qvl_mdlm.canvas import on_terminal, pieces
 from qvl_mdlm.infill import Filled, begin, filled
 from qvl_mdlm.opening import open_masked
-from qvl_mdlm.sample import Sampling, Step, Writer, Written
+from qvl_mdlm.sample import Step, Writer, Written
+from qvl_mdlm.sampling import Sampling
 
 
 def sample(

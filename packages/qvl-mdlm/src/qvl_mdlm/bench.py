@@ -29,7 +29,8 @@ from qvl_data.asked import asked
 from qvl_data.chat import prompt
 from qvl_mdlm.config import Pattern
 from qvl_mdlm.opening import open_masked
-from qvl_mdlm.sample import Sampling, sample
+from qvl_mdlm.sample import sample
+from qvl_mdlm.sampling import Sampling
 
 THRESHOLD = 0.9
 BLOCKS = 4  # of an answer, where the dual cache works block by block

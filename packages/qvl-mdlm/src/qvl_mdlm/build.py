@@ -31,7 +31,7 @@ from qvl_mdlm.noise import Noise
 from qvl_mdlm.plan import advice, predict
 from qvl_mdlm.probe import check_sees_both_ways
 from qvl_mdlm.recipe import WRITTEN, MDLMRecipe
-from qvl_mdlm.sample import Sampling
+from qvl_mdlm.sampling import Sampling
 from qvl_mdlm.settings import write_settings
 
 

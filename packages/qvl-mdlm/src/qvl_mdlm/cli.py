@@ -48,7 +48,7 @@ def sample(
 ) -> None:
     """Answer a question by denoising."""
     from qvl_mdlm.asking import sample as run
-    from qvl_mdlm.sample import Sampling
+    from qvl_mdlm.sampling import Sampling
 
     run(model, question, image or (), video or (), base=base, sampling=Sampling(**how), watch=watch)
 
@@ -67,7 +67,7 @@ def infill(
 ) -> None:
     """Fill the gaps of an answer; what is given stays to the letter."""
     from qvl_mdlm.asking import infill as run
-    from qvl_mdlm.sample import Sampling
+    from qvl_mdlm.sampling import Sampling
 
     run(model, question, answer, image or (), video or (), base=base, sampling=Sampling(**how), watch=watch)
 
@@ -100,7 +100,7 @@ def evaluate(
 ) -> None:
     """Measure a model on held-out samples: likelihood, answers, forward passes, multiple choice."""
     from qvl_mdlm.evaluate import evaluate as run
-    from qvl_mdlm.sample import Sampling
+    from qvl_mdlm.sampling import Sampling
 
     run(
         model,

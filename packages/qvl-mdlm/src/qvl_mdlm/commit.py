@@ -5,14 +5,11 @@ Shapes: M masked places, m of them in one row, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Sureness = Literal["confidence", "margin", "entropy"]
-Remasking = Literal[Sureness, "random"]
-Gumbel = Literal["standard", "llada"]
+from qvl_mdlm.sampling import Gumbel, Sureness
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor, gumbel: Gumbel = "standard") -> Tensor:

@@ -40,8 +40,9 @@ from qvl_mdlm.layout import shape_of
 from qvl_mdlm.likelihood import bound
 from qvl_mdlm.model import Qwen3VLForMaskedLM
 from qvl_mdlm.recipe import RECIPE
-from qvl_mdlm.sample import Sampling, Step, Writer, Written
+from qvl_mdlm.sample import Step, Writer, Written
 from qvl_mdlm.sample import sample as write
+from qvl_mdlm.sampling import Sampling
 from qvl_mdlm.train import train
 from qvl_vision.demo_training import recipe_of
 from qvl_vision.demo_training import train as train_base

@@ -34,7 +34,8 @@ from qvl_mdlm.layout import Shape, shape_of
 from qvl_mdlm.likelihood import Bound, bound
 from qvl_mdlm.prediction import Prediction, read_predictions
 from qvl_mdlm.recipe import METRICS
-from qvl_mdlm.sample import Sampling, Written, sample
+from qvl_mdlm.sample import Written, sample
+from qvl_mdlm.sampling import Sampling
 
 HELD = 64  # samples that are held, and answered, together
 PICTURES = 24  # right and wrong answers of a list whose pictures are kept for the report

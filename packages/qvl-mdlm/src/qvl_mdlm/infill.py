@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qvl_data.asked import Showable
     from qvl_mdlm.form import Form
-    from qvl_mdlm.sample import Sampling, Writer
+    from qvl_mdlm.sample import Writer
+    from qvl_mdlm.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def begin(
     from qvl_data.asked import asked
     from qvl_data.chat import prompt
     from qvl_mdlm.form import read_form
-    from qvl_mdlm.sample import Sampling, Writer
+    from qvl_mdlm.sample import Writer
+    from qvl_mdlm.sampling import Sampling
 
     config = model.config
     form = read_form(answer, processor, config.mask_token_id, config.block_size or config.pad_to)

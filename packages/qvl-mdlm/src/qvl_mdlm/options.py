@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from qvl_core.cli import Option
 
-OPTIONS: dict[str, tuple[Any, Any]] = {  # field of `qvl_mdlm.sample.Sampling`: type and default
+OPTIONS: dict[str, tuple[Any, Any]] = {  # field of `qvl_mdlm.sampling.Sampling`: type and default
     "max_new_tokens": (Annotated[int, Option(min=1, help="Length of the canvas in tokens.")], 64),
     "steps": (
         Annotated[

@@ -6,20 +6,15 @@ Rows do not depend on one another: a batch gives what its prompts give alone, in
 seed, the prompt's key and the row's step. A row is done when nothing is masked up to its first end token, and is then
 let go.
 
-What is computed in a step (`cache`): everything (`none`); of `prefix` and `block` models only what can change, which is
-exact (`auto`); of `full` models only the block in work, with the keys and values that all else had when the block was
-begun, which is an approximation (`dual`: Fast-dLLM, arXiv:2505.22618).
-
 A step is one forward, one head over what is masked in all rows, and one time that the host waits for the device.
 
 Shapes: B rows, N tokens of the canvas, n of a block, M masked places, m of them in one row, D hidden width, V
 vocabulary.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +27,6 @@ from qvl_core.qwen3vl.head import CHUNK
 from qvl_core.qwen3vl.seen import Seen
 from qvl_core.training.seeds import mix
 from qvl_mdlm.commit import (
-    Gumbel,
-    Remasking,
     above,
     by_factor,
     choose,
@@ -46,64 +39,11 @@ from qvl_mdlm.commit import (
     together,
 )
 from qvl_mdlm.context import read_prompts
-from qvl_mdlm.state import Kind, State
+from qvl_mdlm.sampling import Sampling, block_of, check_sampling
+from qvl_mdlm.state import State
 
 Ids = NDArray[np.int64]
 Key = int | str
-CHOICES = {"gumbel": Gumbel, "remasking": Remasking, "cache": Kind}
-AT_LEAST = {"max_new_tokens": 1, "steps": 1, "block": 1, "temperature": 0, "threshold": 0, "factor": 0, "guidance": 0}
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How canvases are written.
-
-    max_new_tokens  length of the canvas
-    steps           denoising steps, shared evenly among the tokens, at least one a block; default: one for each token
-    block           tokens that are finished before the next are begun; default: the canvas, or the model's block size
-    temperature     0 takes the likeliest token; above 0 one is drawn, see `commit.choose`
-    gumbel          how it is drawn
-    remasking       which tokens stay: see `commit.sureness`
-    threshold       instead of steps: write all tokens of at least this probability, and at least one
-    factor          instead of steps: write as many as Fast-dLLM's bound on their joint probability allows
-    guidance        classifier-free guidance: un + (guidance + 1)(cond - un); two forward passes a step
-    eos_guard       write end tokens only when nothing else is left in the block
-    early_stop      a row is done when nothing is masked before its first end token
-    suppress        further token ids that are never written; masks, pictures' tokens and spare rows never are
-    cache           auto, none or dual: see above
-    seed            decides what is drawn
-    """
-
-    max_new_tokens: int = 64
-    steps: int | None = None
-    block: int | None = None
-    temperature: float = 0.0
-    gumbel: Gumbel = "standard"
-    remasking: Remasking = "confidence"
-    threshold: float | None = None
-    factor: float | None = None
-    guidance: float = 0.0
-    eos_guard: bool = False
-    early_stop: bool = True
-    suppress: tuple[int, ...] = ()
-    cache: Kind = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, kind in CHOICES.items():
-            if (value := getattr(self, name)) not in get_args(kind):
-                raise BadInput(f"{name} {value}: choose of {', '.join(get_args(kind))}.")
-        for name, least in AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:  # nan is not either
-                raise BadInput(f"{name} {value}: must be a number of at least {least}.")
-        if self.threshold is not None and self.threshold > 1:
-            raise BadInput(f"threshold {self.threshold}: is a probability; it must be from 0 to 1.")
-        given = [name for name in ("steps", "threshold", "factor") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise BadInput(f"{' and '.join(given)}: each says how many tokens a step writes; keep one.")
-        if self.steps is not None and self.steps > self.max_new_tokens:
-            raise BadInput(f"steps {self.steps}: must be from 1 to the {self.max_new_tokens} tokens of the canvas.")
 
 
 @dataclass(frozen=True)
@@ -305,24 +245,24 @@ class Writer:
             first = np.flatnonzero(np.concatenate([row.spaced[at] for row, at in zip(rows, opened, strict=True)]))
             index = torch.from_numpy(first).to(self._device)
             logits[index] = logits[index].masked_fill(~self._spaces, -torch.inf)
-        of_rows = logits.split(list(map(len, opened)))
-        seeds = [mix(how.seed, "row", row.key, row.steps) for row in rows]
-        draws = [torch.Generator(self._device).manual_seed(seed) for seed in seeds]
-
-        def uniform(shape: Sequence[int], draw: torch.Generator) -> Tensor:
-            return torch.rand(shape, generator=draw, dtype=torch.float64, device=self._device)
-
+        of_rows = list(zip(rows, logits.split(list(map(len, opened))), strict=True))
         if how.temperature == 0:
             tokens = logits.argmax(-1)
         else:
-            drawn = zip(of_rows, draws, strict=True)
-            tokens = torch.cat([choose(e, how.temperature, uniform(e.shape, d), how.gumbel) for e, d in drawn])
+            drawn = ((own, self._uniform(row, "token", own.shape)) for row, own in of_rows)  # one row's noise at a time
+            tokens = torch.cat([choose(own, how.temperature, noise, how.gumbel) for own, noise in drawn])
         probability, norm = probability_of(logits, tokens)
         if how.remasking == "random":
-            sure = torch.cat([uniform(e.shape[:1], d) for e, d in zip(of_rows, draws, strict=True)])
+            sure = torch.cat([self._uniform(row, "order", own.shape[:1]) for row, own in of_rows])
         else:
             sure = sureness(logits, norm, probability, how.remasking)
         return torch.stack([tokens.double(), sure.double(), probability.double()])
+
+    def _uniform(self, row: _Row, what: str, shape: Sequence[int]) -> Tensor:
+        """Numbers from [0, 1) in fp64, drawn on the device from the seed, the row's key and its step alone."""
+        seed = mix(self.sampling.seed, what, row.key, row.steps)
+        generator = torch.Generator(self._device).manual_seed(seed)
+        return torch.rand(shape, generator=generator, dtype=torch.float64, device=self._device)
 
     def _logits(self, states: list[Tensor]) -> Tensor:
         """(M, V) from the hidden states (M, D) of each branch, with -inf for what is never written."""
@@ -385,11 +325,6 @@ def _count(rows: list[_Row], forwards: int) -> None:
         row.forwards += forwards
 
 
-def block_of(config: Any, sampling: Sampling) -> int:
-    """Tokens that are finished before the next are begun."""
-    return int(sampling.block or config.block_size or sampling.max_new_tokens)
-
-
 def never_written(config: Any, tokenizer: Any, suppress: Sequence[int] = ()) -> Tensor:
     """(V,) bool: masks, what stands for pictures, openings of turns, and rows of the embedding without a token."""
     rows = config.text_config.vocab_size
@@ -406,39 +341,6 @@ def begin_with_space(config: Any, tokenizer: Any) -> Tensor:
     begins = torch.zeros(config.text_config.vocab_size, dtype=torch.bool)
     begins[[number for token, number in tokenizer.get_vocab().items() if token.startswith("Ġ")]] = True
     return begins
-
-
-def check_sampling(config: Any, sampling: Sampling, prompts: Sequence[Encoded]) -> None:
-    """Raise BadInput for what this model cannot do."""
-    if config.pattern == "block" and sampling.block not in (None, config.block_size):
-        raise BadInput(
-            f"block {sampling.block}: the checkpoint was trained with blocks of {config.block_size} tokens; leave it "
-            "out."
-        )
-    if sampling.cache == "dual" and config.pattern != "full":
-        raise BadInput(
-            f"cache dual: is an approximation for `attention: full`; this model attends by {config.pattern}, whose "
-            "cache is exact: leave it out."
-        )
-    if sampling.cache == "dual" and sampling.guidance:
-        raise BadInput("cache dual and guidance do not go together; leave one out.")
-    block = block_of(config, sampling)
-    blocks = -(-sampling.max_new_tokens // block)
-    if sampling.steps is not None and sampling.steps < blocks:
-        raise BadInput(
-            f"steps {sampling.steps}: a canvas of {sampling.max_new_tokens} tokens has {blocks} blocks of {block}, and "
-            f"each takes a step; give {blocks} steps or more, or fewer blocks."
-        )
-    rows = config.text_config.vocab_size
-    if unknown := [token for token in sampling.suppress if not 0 <= token < rows]:
-        raise BadInput(f"suppress {unknown[0]}: there is no such token; ids are from 0 to {rows - 1}.")
-    limit = config.text_config.max_position_embeddings
-    longest = max(map(len, prompts), default=0)
-    if longest + sampling.max_new_tokens > limit:
-        raise BadInput(
-            f"max_new_tokens {sampling.max_new_tokens}: with a prompt of {longest} tokens that is over the model's "
-            f"{limit}; lower it."
-        )
 
 
 class _evaluating:

@@ -4,29 +4,29 @@ Shapes: B rows, P tokens of the longest prompt, N of the canvas, n of a block, D
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qvl_mdlm.context import Context, FixedCache, prefill, run, run_canvas
 from qvl_mdlm.pattern import visible
-
-Kind = Literal["auto", "none", "dual"]
+from qvl_mdlm.sampling import Caching
 
 
 class State:
     """The branches of a batch in work: its prompts, and with guidance the same unseen.
 
-    cache     see `qvl_mdlm.sample`
+    cache     see `qvl_mdlm.sampling`
     prefills  forward passes over the prompts alone that it took to begin
     """
 
-    def __init__(self, model: Any, context: Context, length: int, cache: Kind, guided: bool) -> None:
+    def __init__(self, model: Any, context: Context, length: int, cache: Caching, guided: bool) -> None:
         self.model = model
         self.contexts = [context]
         if guided:
-            mask = model.get_input_embeddings().weight[model.config.mask_token_id]
+            mask_id = torch.tensor(model.config.mask_token_id, device=context.embeds.device)
+            mask = model.get_input_embeddings()(mask_id)  # not its weight: the row may be trained beside LoRA
             self.contexts.append(context.without_prompt(mask))
         self.pattern: str = model.config.pattern
         self.dual = cache == "dual"
