@@ -50,8 +50,8 @@ def denoise(
     branches, number = conditions.shape[:2]
     _set_levels(sampler, steps, noise.device)
     latents = noise
-    for time in sampler.timesteps:
-        levels = (time / LEVELS).to(torch.float32).expand(branches * number)
+    for time, level in zip(sampler.timesteps, sampler.sigmas, strict=False):  # DPM-Solver's times are cut to integers
+        levels = level.to(noise.device, torch.float32).expand(branches * number)
         repeated = latents.repeat(branches, 1, 1, 1)
         predictions = velocity(repeated, levels, conditions.flatten(0, 1)).float()
         direction = guided(predictions.unflatten(0, (branches, number)), guidance, image_guidance)
