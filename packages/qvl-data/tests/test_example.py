@@ -8,7 +8,10 @@ from PIL import Image, ImageOps
 from qvl_core.errors import BadInput
 from qvl_data import example
 from qvl_data.cli import app
+from qvl_data.dataset import Dataset
 from qvl_data.example.digits import KINDS, SPLITS, digit_png, digits, digits_dataset
+from qvl_data.example.drawings import KINDS as DRAWN
+from qvl_data.example.drawings import NAMES, drawings
 from qvl_data.example.shuffled import shuffled
 
 COUNTS = {"train": 1257, "validation": 180, "test": 360}
@@ -184,6 +187,32 @@ def test_reasoning_is_true():
         digit = truth[numbers([sample])[0]]
         kind = "odd" if digit % 2 else "even"
         assert sample.messages[1].text == f"<think>\nThe digit is {digit}. {digit} is {kind}.\n</think>\n\n{kind}"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_drawings_show_the_digit_that_they_name_or_invert_in_the_split_of_the_questions(split):
+    asked = digits_dataset("digit", split)
+    named, inverted = (list(drawings(split, [kind])) for kind in DRAWN)
+    for question, ours, theirs in zip(asked, named, inverted, strict=True):
+        name = NAMES[int(question.messages[1].text)]
+        assert (ours.task, ours.messages[0].text) == ("t2i", f"a handwritten {name}")
+        assert (theirs.task, theirs.edit.instruction["en"]) == ("edit", "the same digit, inverted")
+        assert theirs.media[0] == question.media[0]
+        small, large, inverse = opened(ours), opened(question), opened(theirs, 1)
+        assert small.size == (8, 8)
+        assert small.resize((64, 64), Image.Resampling.BICUBIC).tobytes() == large.tobytes()
+        assert ImageOps.invert(inverse).tobytes() == small.tobytes()
+
+
+def test_both_kinds_of_drawings_are_of_the_same_digits(tmp_path):
+    samples = list(drawings("test"))
+    assert len(samples) == 2 * COUNTS["test"]
+    assert {sample.meta.dataset for sample in samples} == {"drawings/named", "drawings/inverted"}
+    assert [s.id for s in drawings("test", seed=1)] != [s.id for s in samples]
+    with pytest.raises(BadInput, match='unknown kind of drawing "red"; known are named, inverted'):
+        list(drawings("test", ["red"]))
+    assert app.run(["example", "drawings", str(tmp_path / "out"), "--kind", "named"]) == 0
+    assert {sample.task for sample in Dataset(tmp_path / "out" / "test.parquet")} == {"t2i"}
 
 
 def test_another_set_takes_the_place_of_one_when_told(tmp_path, capsys):

@@ -88,6 +88,27 @@ def thinking(
     _write_set("thinking", folder, format, container, seed, fresh)
 
 
+@example.command()
+def drawings(
+    folder: Folder,
+    format: Format = "qvl",
+    container: Container = None,
+    kind: Annotated[
+        list[str] | None, Option(help="What is asked for: named, inverted; repeatable; default: both.")
+    ] = None,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+) -> None:
+    """Write the handwritten digits as pictures to be drawn: by name, or inverted from a picture."""
+    from qvl_data.example.digits import check_kinds
+    from qvl_data.example.drawings import KINDS
+    from qvl_data.example.drawings import drawings as samples
+
+    kinds = check_kinds(kind, KINDS, "drawing")
+    choice = {"kinds": list(kinds), "seed": seed}
+    _write("drawings", folder, format, container, choice, fresh, lambda split: samples(split, kinds, seed))
+
+
 def _write_set(name: str, folder: Path, format: str, container: str | None, seed: int, fresh: bool) -> None:
     from qvl_data.example import samples
 

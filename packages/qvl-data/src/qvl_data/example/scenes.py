@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..order import mix
-from .digits import arrays
+from .digits import arrays, small
 
 _CELL = 64
 _INK = 40
@@ -24,9 +24,7 @@ class Placed:
 
 def drawn(index: int, side: int) -> Image.Image:
     """Digit `index`, white on black, `side` pixels square."""
-    pictures, _ = arrays()
-    small = Image.fromarray((pictures[index].astype(np.uint16) * 255 // 16).astype(np.uint8))
-    return small.resize((side, side), Image.Resampling.BICUBIC)
+    return small(index).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def scene(indices: list[int], columns: int, rows: int, *key: int) -> tuple[Image.Image, list[Placed]]:
