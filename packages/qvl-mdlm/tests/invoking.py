@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ def write_adapter(folder: Path, base: Path, **diffusion: Any) -> Path:
         block,
         precision="fp32",
         device="cpu",
-        configure=lambda config: configured(config, base=block, diffusion=settings),
+        configure=partial(configured, diffusion=settings),
     )
     apply_tune(model, {"llm": Group(mode="lora", rank=2)}, seed=0)
     generator = torch.Generator().manual_seed(1)

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvl_core.qwen3vl.encoded import IGNORE, Encoded
+from qvl_core.qwen3vl.encoded import IGNORE, Encoded, runs
 from qvl_core.qwen3vl.positions import positions
-from qvl_mdlm.layout import Shape, answers, upto
+from qvl_mdlm.layout import Shape, upto
 from qvl_mdlm.pattern import visible
 
 MERGE, PAD = 2, 999
@@ -43,7 +43,7 @@ TURNS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, ma
 def test_full_is_the_chat_up_to_its_last_answer(turns: list[tuple[int, int]], pad_to: int | None) -> None:
     sample = chat(turns)
     laid = Shape("full", MERGE, PAD, pad_to).lay_out(sample)
-    end = answers(sample)[-1][1]
+    end = runs(sample.labels != IGNORE)[-1][1]
     np.testing.assert_array_equal(laid.ids[:end], sample.ids[:end])
     assert (laid.ids[end:] == PAD).all()
     last = turns[-1][1]
@@ -59,11 +59,11 @@ def brute_force(
     sample: Encoded, block_size: int | None, fill: int
 ) -> tuple[list[tuple[str, int, int]], list[set[int]]]:
     """Tokens of the layout, and which of them each token sees, from the definition."""
-    runs = answers(sample)
+    answers = runs(sample.labels != IGNORE)
     groups: list[tuple[int, list[int]]] = []  # (level, places) of the chat, in order
     place = 0
     blocks: list[tuple[int, list[int]]] = []
-    for start, stop in runs:
+    for start, stop in answers:
         groups.append((len(groups), list(range(place, start))))
         size = block_size or (stop - start)
         for first in range(start, stop, size):
@@ -78,7 +78,7 @@ def brute_force(
         tokens += [("noisy", at, level) for at in group]
         multiple = block_size or fill
         length = len(group)
-        ends_answer = group[-1] + 1 in {stop for _, stop in runs}
+        ends_answer = group[-1] + 1 in {stop for _, stop in answers}
         if ends_answer and multiple:
             tokens += [("noisy", -1, level)] * (-length % multiple)
     assert noisy_levels
@@ -126,7 +126,7 @@ def test_copies_see_what_they_will_see_when_they_are_written(
             by_segment.setdefault(laid.segments[token], set()).add(level)
     assert all(len(levels) == 1 for levels in by_segment.values())
     assert sorted(by_segment) == list(range(len(by_segment)))
-    assert shape.length(len(sample), answers(sample)) == len(tokens)
+    assert shape.length(len(sample), runs(sample.labels != IGNORE)) == len(tokens)
 
 
 def test_documents_of_a_packed_row_and_padding_never_see_one_another() -> None:

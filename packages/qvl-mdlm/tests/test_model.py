@@ -107,7 +107,7 @@ OPENED: dict[str, Callable[[Path], Any]] = {
         Model(name=str(folder)),
         precision="fp32",
         device="cpu",
-        configure=partial(configured, base=Model(name=str(folder)), diffusion=Diffusion()),
+        configure=partial(configured, diffusion=Diffusion()),
     )[0],
 }
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.encoded import IGNORE, Encoded, first_media
+from qvl_core.qwen3vl.encoded import IGNORE, Encoded, first_media, runs
 
 from .clips import Pictures, Shown
 from .errors import BadSample, TooLong, placed
@@ -140,9 +140,7 @@ def spans(
         sample = as_text(sample, space_of(processor), shown.size)
         weights = answer_weights(sample.messages, train_on)
         layout = _lay_out(sample, sample.messages, weights, processor, shown, prompts=prompts)
-    learned = np.concatenate([[False], np.array(layout.weights) > 0, [False]])
-    edges = np.flatnonzero(learned[1:] != learned[:-1]).reshape(-1, 2)
-    return len(layout.ids), [(int(start), int(stop)) for start, stop in edges]
+    return len(layout.ids), runs(np.array(layout.weights) > 0)
 
 
 def answer_weights(messages: Sequence[Message], train_on: TrainOn) -> list[float]:

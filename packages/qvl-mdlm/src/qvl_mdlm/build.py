@@ -1,24 +1,17 @@
 """From a recipe to the parts that the loop trains: data, model, noise, loss, evaluation, export."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import Tensor
 
 from qvl_core.qwen3vl.export import export
 from qvl_core.qwen3vl.features import CachedCollate
-from qvl_core.qwen3vl.learning import base_of, open_features, shards_of, token_loss, tuned_model
-from qvl_core.qwen3vl.load import commit_of, fingerprint, summary
-from qvl_core.qwen3vl.lora import parameter_groups
-from qvl_core.qwen3vl.planning import flops_per_token
+from qvl_core.qwen3vl.learning import base_of, learned_parts, open_features, tuned_model
 from qvl_core.run import RunFolder
 from qvl_core.training.batches import SampleBatches
-from qvl_core.training.engine import resolve_precision
-from qvl_core.training.identity import identity
 from qvl_core.training.parts import Parts
 from qvl_core.training.world import World
 from qvl_data.sources import Mixture, mixtures
@@ -28,7 +21,7 @@ from qvl_mdlm.evaluate import Evaluation
 from qvl_mdlm.layout import shape_of
 from qvl_mdlm.model import configured
 from qvl_mdlm.noise import Noise
-from qvl_mdlm.plan import advice, predict
+from qvl_mdlm.plan import predict
 from qvl_mdlm.probe import check_sees_both_ways
 from qvl_mdlm.recipe import WRITTEN, MDLMRecipe
 from qvl_mdlm.sampling import Sampling
@@ -39,7 +32,7 @@ def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
     """Everything that `recipe` says, ready to train. Raises BadInput for what cannot be meant."""
     lists = mixtures(recipe.data)  # before the model: what is wrong with the data is known at once
     base = base_of(recipe, run, world)
-    configure = partial(configured, base=base, diffusion=recipe.diffusion)
+    configure = partial(configured, diffusion=recipe.diffusion)
     model, processor, table = tuned_model(
         recipe, base, world, command="qvl-mdlm", configure=configure, rows=partial(embedding_rows, recipe)
     )
@@ -56,7 +49,6 @@ def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
         witness(processor),
         noising,
     )
-    steps = batches.steps_of(recipe.train)
     measured = {name: mixture for name, mixture in lists.items() if name != "train"}
     evaluation = Evaluation(
         measured,
@@ -67,34 +59,20 @@ def build(recipe: MDLMRecipe, run: RunFolder, world: World) -> Parts:
         train_on=recipe.data.train_on,
         samples=recipe.evaluate.samples,
     )
-    if world.rank == 0:
-        Console().print(summary(model), table.rich(), _pace(recipe, steps, samples), sep="\n")
-    return Parts(
-        model=model,
-        groups=parameter_groups(model, recipe.tune, recipe.optim),
-        batches=batches,
-        loss=partial(token_loss, speed=recipe.speed, cache=cache),
-        steps=steps,
-        identity=identity(
-            recipe,
-            content=lists["train"].fingerprint(),
-            steps=steps,
-            precision=resolve_precision(recipe.train.precision, world.device),
-            blocks=("diffusion",),
-        ),
-        base=fingerprint(model),
-        about={
-            "tune": [asdict(row) for row in table.rows],
-            "base": base.name,
-            "base_commit": commit_of(recipe.model.name, recipe.model.revision),
-            "mask_token_id": model.config.mask_token_id,
-        },
+    return learned_parts(
+        recipe,
+        base,
+        model,
+        table,
+        batches,
+        cache,
+        world,
+        predict=predict,
+        identity={"content": lists["train"].fingerprint(), "blocks": ("diffusion",)},
+        about={"mask_token_id": model.config.mask_token_id},
         judged_by=judged_by(recipe),
         evaluate=partial(evaluation.measure, run=run) if measured else None,
         export=partial(_export, model, processor, base, configure),
-        shards=shards_of(model, cache),
-        flops_per_token=flops_per_token(predict(recipe)) if world.device.type == "cuda" else None,
-        advice=partial(advice, recipe),
     )
 
 
@@ -144,9 +122,3 @@ def _export(model: Any, processor: Any, base: Any, configure: Any, folder: Path,
 def embedding_rows(recipe: MDLMRecipe, config: Any) -> tuple[int, ...]:
     """Rows of the embedding that are trained beside LoRA."""
     return (config.mask_token_id,) if recipe.diffusion.mask_row else ()
-
-
-def _pace(recipe: MDLMRecipe, steps: int, samples: ChatSamples) -> str:
-    batch = recipe.batch
-    amount = f"{batch.size} samples" if batch.size else f"up to {batch.tokens:,} tokens"
-    return f"{steps} steps of {amount}; one epoch is {len(samples):,} samples"

@@ -21,6 +21,7 @@ from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 from qvl_data.chat import encode
 from qvl_data.errors import BadSample, TooLong
 from qvl_data.row import read_row
+from qvl_mdlm.media import Media
 
 MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 
@@ -128,8 +129,8 @@ def split(batch: dict[str, Any], config: Any) -> list[Encoded]:
         types = (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id)
     weights = batch.get("weights")
     merge = config.vision_config.spatial_merge_size
-    images = _Media("image", batch.get("pixel_values"), batch.get("image_grid_thw"), merge)
-    videos = _Media("video", batch.get("pixel_values_videos"), batch.get("video_grid_thw"), merge)
+    images = Media("image", *_arrays("image", batch.get("pixel_values"), batch.get("image_grid_thw")), merge)
+    videos = Media("video", *_arrays("video", batch.get("pixel_values_videos"), batch.get("video_grid_thw")), merge)
     samples = []
     for row, kept in enumerate(mask.bool()):
         kind = types[row][kept]
@@ -153,41 +154,7 @@ def split(batch: dict[str, Any], config: Any) -> list[Encoded]:
     return samples
 
 
-class _Media:
-    """Pixels and grids of a batch, handed out in order to the rows that show them."""
-
-    def __init__(self, kind: str, pixels: Tensor | None, grid: Tensor | None, merge: int) -> None:
-        self.kind = kind
-        self.grid = np.zeros((0, 3), np.int64) if grid is None else grid.numpy()
-        self.tokens = self.grid.prod(1) // merge**2  # (M,)
-        self.pixels = None if pixels is None else pixels.float().numpy()
-        if (self.pixels is None) != (grid is None):
-            raise BadInput(f"data_collator: {kind}s need both pixels and grid; give both, or neither.")
-        whole = self.pixels is not None and len(self.pixels) == len(self.grid)  # a swapped tower's pictures of one size
-        self.sizes = np.ones(len(self.grid), np.int64) if whole else self.grid.prod(1)  # (M,) rows of `pixels`
-        self.next = 0
-
-    def take(self, tokens: int) -> tuple[Any, Any]:
-        """Pixels and grid of the media that fill the next `tokens` tokens."""
-        if not tokens:
-            return None, None
-        filled = np.cumsum(self.tokens[self.next :])
-        count = int(np.searchsorted(filled, tokens)) + 1
-        if count > len(filled) or filled[count - 1] != tokens:
-            self._refuse(
-                f"{tokens} {self.kind} tokens stand in a row whose {self.kind}s fill {filled[:count].tolist()}"
-            )
-        first, self.next = self.next, self.next + count
-        start, stop = self.sizes[:first].sum(), self.sizes[: self.next].sum()
-        assert self.pixels is not None
-        return self.pixels[start:stop], self.grid[first : self.next]
-
-    def check_empty(self) -> None:
-        """Raise BadInput if media are left that no row shows."""
-        if self.next != len(self.grid):
-            self._refuse(f"{len(self.grid)} {self.kind}s are given and {self.next} stand in the rows")
-
-    def _refuse(self, problem: str) -> None:
-        raise BadInput(
-            f"data_collator: {problem}; do not cut ids after the processor: create_qwen3_vl_collator leaves out turns."
-        )
+def _arrays(kind: str, pixels: Tensor | None, grid: Tensor | None) -> tuple[Any, Any]:
+    if (pixels is None) != (grid is None):
+        raise BadInput(f"data_collator: {kind}s need both pixels and grid; give both, or neither.")
+    return None if pixels is None else pixels.float().numpy(), None if grid is None else grid.numpy()

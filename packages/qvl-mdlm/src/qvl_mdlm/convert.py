@@ -8,7 +8,7 @@ from qvl_core.errors import BadInput
 from qvl_core.files import new_folder
 from qvl_core.qwen3vl.adapter import merge_adapter
 from qvl_core.qwen3vl.groups import is_tied
-from qvl_core.qwen3vl.load import load_model, open_processor, quiet, stored_precision
+from qvl_core.qwen3vl.load import load_model, quiet, stored_precision
 from qvl_core.qwen3vl.trained import adapter_config, folder_of, is_adapter, own_processor
 from qvl_core.recipe.blocks import Model
 from qvl_core.training.engine import DTYPES
@@ -37,7 +37,7 @@ def convert(
     block = Model(name=str(folder))
     if is_masked(block):
         raise BadInput(f"{base}: is a masked diffusion model already; train it as it is, with model.name={base}.")
-    configure = partial(_configured, open_processor(block).tokenizer, attention, block_size, mask_token_id)
+    configure = partial(_configured, pattern=attention, block_size=block_size, mask_token_id=mask_token_id)
     model, processor = load_model(block, precision=stored_precision(block.name), device="cpu", configure=configure)
     check_sees_both_ways(model)
     _write(model, processor, out)
@@ -70,10 +70,8 @@ def merge(adapter: str, out: Path, base: str | None = None) -> Path:
     return out
 
 
-def _configured(
-    tokenizer: Any, attention: Pattern | None, block_size: int | None, mask_token_id: int | None, config: Any
-) -> Any:
-    return masked_config(config, tokenizer, attention, block_size, mask_token_id)
+def _configured(config: Any, processor: Any, **how: Any) -> Any:
+    return masked_config(config, processor.tokenizer, **how)
 
 
 def _write(model: Any, processor: Any, out: Path) -> None:

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl_core.qwen3vl.batch import four_rows
-from qvl_core.qwen3vl.encoded import IGNORE, Encoded, first_media
+from qvl_core.qwen3vl.encoded import IGNORE, Encoded, runs
+from qvl_data.template import ANSWER, END, START
 from qvl_mdlm.config import Pattern
+from qvl_mdlm.media import Media
 
 Array = NDArray[Any]
 FILL = -1  # place of a token that only fills a canvas up
@@ -55,8 +57,8 @@ class Marks:
 
     @staticmethod
     def of(tokenizer: Any) -> "Marks":
-        start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-        return Marks((start, *tokenizer("assistant\n", add_special_tokens=False)["input_ids"]), end)
+        start, end = tokenizer.convert_tokens_to_ids([START, END])
+        return Marks((start, *tokenizer(ANSWER, add_special_tokens=False)["input_ids"]), end)
 
     def answers(self, ids: Array) -> list[tuple[int, int]]:
         """Bounds of the answers in a chat, their ends included; one that is only opened is none."""
@@ -99,13 +101,13 @@ class Shape:
 
     def lay_out(self, sample: Encoded) -> Layout:
         """Raises nothing: a sample without labels has no segment."""
-        runs = answers(sample)
-        if not runs:
+        answers = runs(sample.labels != IGNORE)
+        if not answers:
             return self._whole(sample, len(sample), 0)
-        end = runs[-1][1]
+        end = answers[-1][1]
         if self.pattern == "full":
-            return self._whole(upto(sample, end, self.merge), end, self._fill(runs[-1]))
-        return self._copied(sample, runs)
+            return self._whole(upto(sample, end, self.merge), end, self._fill(answers[-1]))
+        return self._copied(sample, answers)
 
     def length(self, tokens: int, runs: Sequence[tuple[int, int]]) -> int:
         """Tokens of the layout of a chat of `tokens` tokens with these answers, without encoding it."""
@@ -183,18 +185,11 @@ def shape_of(config: Any, tokenizer: Any, pad_to: int | None = None) -> Shape:
     return Shape(config.pattern, merge, tokenizer.pad_token_id, pad_to, config.block_size, Marks.of(tokenizer))
 
 
-def answers(sample: Encoded) -> list[tuple[int, int]]:
-    """Bounds of the runs of labelled tokens."""
-    labelled = np.concatenate([[False], sample.labels != IGNORE, [False]])
-    edges = np.flatnonzero(labelled[1:] != labelled[:-1])
-    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
-
-
 def upto(sample: Encoded, end: int, merge: int) -> Encoded:
     """The first `end` tokens of a chat and the media that stand in them. `end` lies outside media."""
     kept = sample.types[:end]
-    images = _media(sample.images, sample.image_grid, int((kept == 1).sum()), merge)
-    videos = _media(sample.videos, sample.video_grid, int((kept == 2).sum()), merge)
+    images = Media("image", sample.images, sample.image_grid, merge).take(int((kept == 1).sum()))
+    videos = Media("video", sample.videos, sample.video_grid, merge).take(int((kept == 2).sum()))
     return Encoded(
         id=sample.id,
         ids=sample.ids[:end],
@@ -206,11 +201,3 @@ def upto(sample: Encoded, end: int, merge: int) -> Encoded:
         videos=videos[0],
         video_grid=videos[1],
     )
-
-
-def _media(pixels: Any, grid: Any, tokens: int, merge: int) -> tuple[Any, Any]:
-    """The first media, those that fill `tokens` tokens."""
-    if grid is None or tokens == 0:
-        return None, None
-    ends = np.cumsum(grid.prod(axis=1)) // merge**2
-    return first_media(pixels, grid, int(np.searchsorted(ends, tokens)) + 1)

@@ -28,8 +28,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.attention import use as attend_per_document
 from qvl_core.qwen3vl.groups import group_of
-from qvl_core.qwen3vl.load import find_folder, open_processor, register_architecture
-from qvl_core.recipe.blocks import Model
+from qvl_core.qwen3vl.load import find_folder, register_architecture
 from qvl_mdlm.config import MaskedConfig, MaskedMoeConfig, Pattern, masked_config
 from qvl_mdlm.probe import check_sees_both_ways
 from qvl_mdlm.recipe import Diffusion
@@ -139,10 +138,11 @@ class Qwen3VLMoeForMaskedLM(_MaskedLM, Qwen3VLMoeForConditionalGeneration):
     config_class = MaskedMoeConfig
 
 
-def configured(config: Any, base: Model, diffusion: Diffusion) -> Any:
+def configured(config: Any, processor: Any, diffusion: Diffusion) -> Any:
     """A checkpoint's configuration as a recipe's `diffusion` block has it; what `load_model` takes."""
-    tokenizer = open_processor(base).tokenizer
-    masked = masked_config(config, tokenizer, diffusion.attention, diffusion.block_size, diffusion.mask_token_id)
+    masked = masked_config(
+        config, processor.tokenizer, diffusion.attention, diffusion.block_size, diffusion.mask_token_id
+    )
     masked.pad_to = diffusion.pad_to
     return masked
 

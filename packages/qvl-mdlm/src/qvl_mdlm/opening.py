@@ -16,7 +16,7 @@ import torch
 
 import qvl_mdlm.model  # noqa: F401 (makes the classes known to transformers)
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.load import Precision, load_model, open_config, open_processor
+from qvl_core.qwen3vl.load import Precision, load_model, open_config
 from qvl_core.qwen3vl.lora import load_adapter
 from qvl_core.qwen3vl.trained import base_of, folder_of, is_adapter, own_processor
 from qvl_core.recipe.blocks import Model
@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
     block: Model
     adapter: Path | None
-    configure: Callable[[Any], Any]
+    configure: Callable[[Any, Any], Any]
 
 
 def open_masked(name: str, base: str | None = None, *, unconverted: bool = False) -> tuple[Any, Any]:
@@ -87,7 +87,7 @@ def find(name: str, base: str | None = None, unconverted: bool = False) -> Found
         )
     if not masked:
         log.warning("note: %s is autoregressive; it now attends both ways (full), which it has not learned to.", name)
-    return Found(block, None, partial(_masked, block))
+    return Found(block, None, _masked)
 
 
 def is_masked(block: Model) -> bool:
@@ -102,12 +102,12 @@ def _adapter(folder: Path, base: str | None) -> Found:
             f"{folder}: no {SETTINGS} there, which says how its base attends; copy it from the run's final/, or, if "
             "the adapter is autoregressive, merge it with `qvl-sft merge` and convert the result."
         )
-    return Found(block, folder, partial(_as_trained, block, settings) if settings else partial(_masked, block))
+    return Found(block, folder, partial(_as_trained, settings=settings) if settings else _masked)
 
 
-def _as_trained(block: Model, settings: dict[str, Any], config: Any) -> Any:
-    return with_settings(config, open_processor(block).tokenizer, settings)
+def _as_trained(config: Any, processor: Any, settings: dict[str, Any]) -> Any:
+    return with_settings(config, processor.tokenizer, settings)
 
 
-def _masked(block: Model, config: Any) -> Any:
-    return masked_config(config, open_processor(block).tokenizer)
+def _masked(config: Any, processor: Any) -> Any:
+    return masked_config(config, processor.tokenizer)

@@ -1,21 +1,14 @@
 """From a recipe to the parts that the loop trains: data, model, tune groups, loss, evaluation, export."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rich.console import Console
-
 from qvl_core.qwen3vl.export import export
-from qvl_core.qwen3vl.learning import open_features, shards_of, token_loss, tuned_model
-from qvl_core.qwen3vl.load import commit_of, fingerprint, summary
-from qvl_core.qwen3vl.lora import TuneTable, parameter_groups
-from qvl_core.qwen3vl.planning import flops_per_token
+from qvl_core.qwen3vl.learning import learned_parts, open_features, tuned_model
+from qvl_core.qwen3vl.lora import TuneTable
 from qvl_core.recipe.blocks import Model
 from qvl_core.run import RunFolder, Scalar
-from qvl_core.training.batches import SampleBatches
-from qvl_core.training.engine import resolve_precision
-from qvl_core.training.identity import identity
 from qvl_core.training.parts import Parts
 from qvl_core.training.world import World
 from qvl_data.sources import mixtures
@@ -24,7 +17,7 @@ from qvl_sft.base import base_model
 from qvl_sft.batch import chat_batches, chat_samples, collation
 from qvl_sft.evaluate import Evaluation
 from qvl_sft.known_good import idle_devices
-from qvl_sft.plan import advice, predict
+from qvl_sft.plan import predict
 from qvl_sft.recipe import SFTRecipe, check_mergers_learn
 from qvl_sft.references import check_stop
 from qvl_vision.checkpoint import mark_merger_trained
@@ -49,7 +42,6 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
     model, processor, table = open_model(recipe, base, world)
     cache = open_features(recipe, model, run, world)
     batches = chat_batches(recipe, chat_samples(recipe, lists["train"], processor), cache)
-    steps = batches.steps_of(recipe.train)
     evaluation = Evaluation(
         lists={name: mixture for name, mixture in lists.items() if name != "train"},
         processor=processor,
@@ -61,34 +53,20 @@ def build(recipe: SFTRecipe, run: RunFolder, world: World, allow_change: bool = 
         group_by=recipe.evaluate.group_by,
     )
     check_stop(recipe.evaluate, evaluation.lists)
-    if world.rank == 0:
-        notes = (f"note: {sentence}" for sentence in idle_devices(recipe, world.size))
-        Console().print(summary(model), table.rich(), _pace(recipe, steps, batches), *notes, sep="\n")
-    return Parts(
-        model=model,
-        groups=parameter_groups(model, recipe.tune, recipe.optim),
-        batches=batches,
-        loss=partial(token_loss, speed=recipe.speed, cache=cache),
-        steps=steps,
-        identity=identity(
-            recipe,
-            content=lists["train"].fingerprint(),
-            steps=steps,
-            precision=resolve_precision(recipe.train.precision, world.device),
-            train=("stage", "alignment"),
-        ),
-        base=fingerprint(model),
-        about={
-            "tune": [asdict(row) for row in table.rows],
-            "base": base.name,
-            "base_commit": commit_of(recipe.model.name, recipe.model.revision),
-        },
+    return learned_parts(
+        recipe,
+        base,
+        model,
+        table,
+        batches,
+        cache,
+        world,
+        predict=predict,
+        identity={"content": lists["train"].fingerprint(), "train": ("stage", "alignment")},
+        notes=[f"note: {sentence}" for sentence in idle_devices(recipe, world.size)],
         figures=aligned,
         evaluate=partial(evaluation.measure, run=run) if evaluation.lists else None,
         export=partial(export, model, processor, base, finish=mark_merger_trained if _trains_merger(recipe) else None),
-        shards=shards_of(model, cache),
-        flops_per_token=flops_per_token(predict(recipe)) if world.device.type == "cuda" else None,
-        advice=partial(advice, recipe),
     )
 
 
@@ -114,9 +92,3 @@ def _without_unused(model: Any, table: TuneTable) -> TuneTable:
 
 def _trains_merger(recipe: SFTRecipe) -> bool:
     return "merger" in recipe.tune and recipe.tune["merger"].mode == "full"
-
-
-def _pace(recipe: SFTRecipe, steps: int, batches: SampleBatches) -> str:
-    batch = recipe.batch
-    amount = f"{batch.size} samples" if batch.size else f"up to {batch.tokens:,} tokens"
-    return f"{steps} steps of {amount}; one epoch is {len(batches.samples):,} samples"

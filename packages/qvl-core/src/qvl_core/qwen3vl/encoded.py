@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 IGNORE = -100  # label of a token that is not learned from; the value torch and transformers ignore by default
 
 
+def runs(marked: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Bounds of the runs of true entries of (L,)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]])))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A chat as token ids, labels and pixels.

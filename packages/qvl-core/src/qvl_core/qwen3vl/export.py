@@ -20,7 +20,7 @@ def export(
     folder: Path,
     weights: Mapping[str, Tensor],
     *,
-    configure: Callable[[Any], Any] | None = None,
+    configure: Callable[[Any, Any], Any] | None = None,
     finish: Callable[[Any], None] | None = None,
 ) -> None:
     """Write trained `weights`, by name, to `folder`.

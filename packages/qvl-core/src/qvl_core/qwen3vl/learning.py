@@ -1,16 +1,19 @@
-"""What every method that learns tokens does before its first step: the base, the tuned model, the loss of a batch.
+"""What every method that learns tokens does before its first step: the base, the tuned model, the parts.
 
 base = base_of(recipe, run, world)
 model, processor, table = tuned_model(recipe, base, world, command="qvl-sft")
 cache = open_features(recipe, model, run, world)
-loss = partial(token_loss, speed=recipe.speed, cache=cache)
+parts = learned_parts(recipe, base, model, table, batches, cache, world, predict=predict, identity=..., export=...)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from rich.console import Console
 from torch import nn
 
 from qvl_core.errors import BadInput
@@ -18,18 +21,25 @@ from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.compiling import check_compiler
 from qvl_core.qwen3vl.features import FeatureBatch, FeatureCache, open_cache, sweep
-from qvl_core.qwen3vl.load import load_model
-from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter
+from qvl_core.qwen3vl.knobs import advice
+from qvl_core.qwen3vl.load import commit_of, fingerprint, load_model, summary
+from qvl_core.qwen3vl.lora import CONFIG_FILE, TuneTable, apply_tune, load_adapter, parameter_groups
 from qvl_core.qwen3vl.loss import next_token_loss
 from qvl_core.qwen3vl.offload import offloaded
+from qvl_core.qwen3vl.plan import MemoryPlan
+from qvl_core.qwen3vl.planning import flops_per_token
 from qvl_core.qwen3vl.quantize import check_library, quantize
 from qvl_core.qwen3vl.speed import speed_up
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.blocks import Model, Recipe, Speed
 from qvl_core.run import RunFolder
+from qvl_core.training.batches import SampleBatches
 from qvl_core.training.engine import resolve_precision
-from qvl_core.training.parts import Loss
+from qvl_core.training.identity import identity as identity_of
+from qvl_core.training.parts import Loss, Parts
 from qvl_core.training.world import World
+
+R = TypeVar("R", bound=Recipe)
 
 
 def base_of(recipe: Recipe, run: RunFolder, world: World) -> Model:
@@ -58,7 +68,7 @@ def tuned_model(
     world: World,
     *,
     command: str,
-    configure: Callable[[Any], Any] | None = None,
+    configure: Callable[[Any, Any], Any] | None = None,
     rows: Callable[[Any], Sequence[int]] = lambda _: (),
 ) -> tuple[Any, Any, TuneTable]:
     """The model with its tune groups set up, its processor, and the tune table.
@@ -125,6 +135,60 @@ def token_loss(model: nn.Module, batch: Batch | FeatureBatch, speed: Speed, cach
     assert isinstance(batch, Batch)
     with offloaded(batch.input_ids.device) if speed.offload else nullcontext():
         return Loss(next_token_loss(model, batch, label_rows=speed.label_rows, encoded=encoded), {})
+
+
+def learned_parts(
+    recipe: R,
+    base: Model,
+    model: Any,
+    table: TuneTable,
+    batches: SampleBatches,
+    cache: FeatureCache | None,
+    world: World,
+    *,
+    predict: Callable[[R], MemoryPlan],
+    identity: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    **own: Any,
+) -> Parts:
+    """The parts of a method that learns tokens, whose step it announces on the terminal.
+
+    predict   the method's plan of a recipe
+    identity  what the method adds to the arguments of `identity.identity`
+    about     what it records beside tune table and base
+    notes     sentences for the terminal
+    own       further parts: evaluate, export, ...
+    """
+    steps = batches.steps_of(recipe.train)
+    if world.rank == 0:
+        Console().print(summary(model), table.rich(), _pace(recipe, steps, batches), *notes, sep="\n")
+    precision = resolve_precision(recipe.train.precision, world.device)
+    return Parts(
+        model=model,
+        groups=parameter_groups(model, recipe.tune, recipe.optim),
+        batches=batches,
+        loss=partial(token_loss, speed=recipe.speed, cache=cache),
+        steps=steps,
+        identity=identity_of(recipe, steps=steps, precision=precision, **identity),
+        base=fingerprint(model),
+        about={
+            "tune": [asdict(row) for row in table.rows],
+            "base": base.name,
+            "base_commit": commit_of(recipe.model.name, recipe.model.revision),
+            **(about or {}),
+        },
+        shards=shards_of(model, cache),
+        flops_per_token=flops_per_token(predict(recipe)) if world.device.type == "cuda" else None,
+        advice=partial(advice, recipe, predict),
+        **own,
+    )
+
+
+def _pace(recipe: Recipe, steps: int, batches: SampleBatches) -> str:
+    batch = recipe.batch
+    amount = f"{batch.size} samples" if batch.size else f"up to {batch.tokens:,} tokens"
+    return f"{steps} steps of {amount}; one epoch is {len(batches.samples):,} samples"
 
 
 def shards_of(model: Any, cache: FeatureCache | None) -> list[nn.Module]:

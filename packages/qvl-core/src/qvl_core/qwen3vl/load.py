@@ -38,12 +38,13 @@ def load_model(
     precision: Precision,
     device: "str | torch.device",
     seed: int = 0,
-    configure: Callable[[Any], Any] | None = None,
+    configure: Callable[[Any, Any], Any] | None = None,
     low_bit: bool = False,
 ) -> tuple[Any, Any]:
     """The model in evaluation mode, its weights in `precision`, and its processor.
 
-    configure  makes another configuration of the checkpoint's, for a method whose architecture has the same weights
+    configure  makes another configuration of the checkpoint's and its processor, for a method whose architecture has
+               the same weights
     low_bit    also open a checkpoint that is stored in 4 bits (bitsandbytes): it can answer, and nothing else
 
     `tiny` is built from the seed, on the default texts. A model folder in `init_from` gives its weights to the
@@ -66,7 +67,7 @@ def load_model(
         config, processor = _read_config(folder, low_bit), _read_processor(folder)
         if configure is None and sees_both_ways(config):
             raise BadInput(f"{folder}: this model attends both ways and writes by denoising; use qvl-mdlm.")
-        config = configure(config) if configure else config
+        config = configure(config, processor) if configure else config
         loaded = _read_weights(_weights_folder(model, folder), config, dtype, device)
         if processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") != loaded.config.image_token_id:
             raise BadInput(f"{folder}: the tokenizer is another model's; copy the one that belongs to the weights.")
