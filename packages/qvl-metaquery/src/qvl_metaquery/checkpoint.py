@@ -9,8 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from qvl_core.errors import BadInput
+from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_core.training.checkpoint import newest, read
+from qvl_metaquery.recipe import RECIPE
 from qvl_metaquery.settings import FILE, Settings, read_settings
 from qvl_metaquery.weights import own_weights, trained_transformer
 
@@ -57,4 +59,14 @@ def find_whole(path: Path) -> Whole:
     prefix = "transformer."
     own = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    return Whole(folder, read_settings(folder.parent.parent), own, None, trained)
+    run = RunFolder(folder.parent.parent)
+    settings, before = read_settings(run.path), stage_before(run)
+    if before is None:
+        return Whole(folder, settings, own, None, trained)
+    return Whole(folder, settings, own_weights(before) | own, trained_transformer(before), trained)
+
+
+def stage_before(run: RunFolder) -> Path | None:
+    """The folder whose weights a run began with; a checkpoint has only those that it trains."""
+    named = load(RECIPE, str(run.recipe_file), [], "qvl_metaquery").model.init_from
+    return None if named is None else Path(named).expanduser()

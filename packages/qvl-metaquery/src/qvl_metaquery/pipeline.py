@@ -3,11 +3,10 @@
     pipeline = MetaQueryPipeline.from_pretrained(find_newest_checkpoint("runs/mine")).to("cuda", torch.bfloat16)
     pictures = pipeline(caption="A mountain lake at sunset", guidance_scale=4.5, num_inference_steps=30).images
 
-A prompt is read and asked once, not once a step; prompts without pictures are remembered from call to call. Every
-picture has a seed of its own: it is the same alone and in a batch.
+A prompt is read and asked once, not once a step or a picture, and remembered from call to call. Every picture has a
+seed of its own: it is the same alone and in a batch.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from torch import Tensor
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import collate
 from qvl_core.qwen3vl.budgets import apply_media
+from qvl_core.qwen3vl.encoded import Encoded
+from qvl_core.qwen3vl.load import Precision
 from qvl_core.recipe.blocks import Model
-from qvl_metaquery.batch import distinct
 from qvl_metaquery.checkpoint import Whole, find_whole
 from qvl_metaquery.coder import Coder, open_coder
 from qvl_metaquery.denoise import Name, denoise, first_noise, scheduler
@@ -30,10 +30,11 @@ from qvl_metaquery.model import MetaQuery
 from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer, sample_shift
 from qvl_metaquery.pixels import pictures
 from qvl_metaquery.prompts import Prompt, PromptLayout, encode
+from qvl_metaquery.remembered import Remembered, key_of
 from qvl_metaquery.settings import Settings
-from qvl_metaquery.weights import put
+from qvl_metaquery.weights import put, put_in
 
-REMEMBERED = 256  # conditions of prompts: 1 MB each at 2B
+PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class MetaQueryPipeline:
         self.model, self.processor, self.coder, self.settings = model.eval(), processor, coder.eval(), settings
         self.shift = shift
         self.layout = PromptLayout(settings.system, settings.caption_tokens, settings.image_tokens)
-        self._remembered: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.remembered = Remembered()
 
     @classmethod
     def from_pretrained(
@@ -73,23 +74,27 @@ class MetaQueryPipeline:
     def of(cls, whole: Whole, dtype: torch.dtype = torch.float32) -> "MetaQueryPipeline":
         """The pipeline of what was found in a folder."""
         settings = whole.settings
-        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-        mllm, processor = open_qwen(Model(name=settings.mllm, revision=settings.mllm_revision), precision, "cpu")
+        if dtype not in PRECISIONS:
+            raise BadInput(f"torch_dtype: {dtype} is not for drawing; give float32, bfloat16 or float16.")
+        named = Model(name=settings.mllm, revision=settings.mllm_revision)
+        mllm, processor = open_qwen(named, PRECISIONS[dtype], "cpu")
         apply_media(processor, settings.media)
         sana = open_sana(settings.sana, settings.sana_revision)
         transformer = open_transformer(whole.transformer or sana / "transformer", dtype)
-        if whole.trained:
-            transformer.load_state_dict(whole.trained, strict=False)
+        put_in(transformer, whole.trained, str(whole.folder))
         model = assemble(mllm, transformer, settings)
         put(model, whole.own, str(whole.folder))
-        model.requires_grad_(False).to(dtype)
-        return cls(model, processor, open_coder(sana / "vae", dtype), settings, sample_shift(settings, sana))
+        coder = open_coder(sana / "vae", dtype)
+        drawing = cls(model.requires_grad_(False), processor, coder, settings, sample_shift(settings, sana))
+        return drawing.to("cpu", dtype)
 
     def to(self, device: "str | torch.device", dtype: torch.dtype | None = None) -> "MetaQueryPipeline":
-        """Move everything, in place, as torch's modules do."""
+        """Move everything, in place, as torch's modules do; but the frequencies of positions stay in fp32."""
         for module in (self.model, self.coder):
-            module.to(device) if dtype is None else module.to(device, dtype)
-        self._remembered.clear()
+            module.to(device)
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(dtype or parameter.dtype)
+        self.remembered.clear()
         return self
 
     @property
@@ -118,14 +123,16 @@ class MetaQueryPipeline:
         size     side of the pictures in pixels; default: what was trained
         on_step  is called with the number of the step and all latents (B, C, H, W) after it
         """
-        prompts = [prompt for prompt in _prompts(caption, image) for _ in range(num_images)]
-        seeds = _seeds(seed, len(prompts), num_images)
-        shape = self.coder.latent_shape(size or self.settings.size)
+        prompts = _prompts(caption, image)
+        _check_counts(captions=len(prompts), num_images=num_images, num_inference_steps=num_inference_steps)
+        seeds = _seeds(seed, len(prompts) * num_images, num_images)
+        shape = self.coder.latent_shape(self.settings.size if size is None else size)
         kinds = branches(guidance_scale, image_guidance_scale, any(prompt.pictures for prompt in prompts))
-        told = [self.conditions([_branch(prompt, kind, negative_prompt) for prompt in prompts]) for kind in kinds]
+        told = self.conditions([_branch(prompt, kind, negative_prompt) for kind in kinds for prompt in prompts])
+        told = told.unflatten(0, (len(kinds), len(prompts))).repeat_interleave(num_images, 1)  # (K, B, N, C)
         steps = denoise(
             self.model.velocity,
-            torch.stack(told),
+            told,
             first_noise(shape, seeds).to(self.device),
             make_scheduler(scheduler, self.shift),
             num_inference_steps,
@@ -140,31 +147,23 @@ class MetaQueryPipeline:
 
     @torch.no_grad()
     def conditions(self, prompts: Sequence[Prompt]) -> Tensor:
-        """(B, N, D) what Sana is told of each prompt."""
-        encoded, number = distinct([encode(prompt, self.processor, self.layout) for prompt in prompts])
-        keys = [one.ids.tobytes() if one.images is None else None for one in encoded]
-        told = [None if key is None else self._remembered.get(key) for key in keys]
-        missing = [index for index, one in enumerate(told) if one is None]
+        """(U, N, C) what Sana is told of each prompt; equal ones are read once, and those that are remembered never."""
+        encoded = [encode(prompt, self.processor, self.layout) for prompt in prompts]
+        keys = [key_of(one) for one in encoded]
+        told = {key: one for key in keys if (one := self.remembered.get(key)) is not None}
+        missing = {key: one for key, one in zip(keys, encoded, strict=True) if key not in told}
         if missing:
-            merge = self.model.mllm.config.vision_config.spatial_merge_size
-            tokenizer = self.processor.tokenizer
-            batch = collate([encoded[index] for index in missing], False, merge, tokenizer.pad_token_id)
-            inputs = batch.to(self.device).inputs()
-            if "pixel_values" in inputs:
-                inputs["pixel_values"] = inputs["pixel_values"].to(self.model.mllm.dtype)
-            fresh = self.model.condition(self.model.read(inputs))
-            for index, one in zip(missing, fresh, strict=True):
-                told[index] = one
-                self._remember(keys[index], one)
-        whole = torch.stack([one for one in told if one is not None])
-        return whole[torch.tensor(number, device=whole.device)]
+            told |= zip(missing, self._read(list(missing.values())), strict=True)
+            for key in missing:
+                self.remembered.put(key, told[key])
+        return torch.stack([told[key] for key in keys])
 
-    def _remember(self, key: bytes | None, told: Tensor) -> None:
-        if key is None:
-            return
-        self._remembered[key] = told
-        if len(self._remembered) > REMEMBERED:
-            self._remembered.popitem(last=False)
+    def _read(self, prompts: Sequence[Encoded]) -> Tensor:
+        merge = self.model.mllm.config.vision_config.spatial_merge_size
+        inputs = collate(prompts, False, merge, self.processor.tokenizer.pad_token_id).to(self.device).inputs()
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.mllm.dtype)
+        return self.model.condition(self.model.read(inputs))
 
 
 make_scheduler = scheduler  # beside the parameter of that name
@@ -186,6 +185,12 @@ def _prompts(caption: Any, image: Any) -> list[Prompt]:
     if len(lists) != len(captions):
         raise BadInput(f"image: {len(lists)} lists of pictures for {len(captions)} captions; give one for each.")
     return [Prompt(text, tuple(shown)) for text, shown in zip(captions, lists, strict=True)]
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise BadInput(f"{name}: {count} of them give no picture; ask for one or more.")
 
 
 def _seeds(seed: Any, count: int, each: int) -> list[int]:

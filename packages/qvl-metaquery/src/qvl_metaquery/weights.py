@@ -69,6 +69,19 @@ def put(model: torch.nn.Module, weights: Mapping[str, Tensor], where: str) -> No
         place.copy_(weights[name])
 
 
+@torch.no_grad()
+def put_in(transformer: torch.nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Put what was trained of Sana's transformer into one. Raises BadInput naming `where` for what has no place."""
+    places = dict(transformer.named_parameters())
+    for name, value in weights.items():
+        if name not in places or places[name].shape != value.shape:
+            shape = f"is {tuple(places[name].shape)} there" if name in places else "is not there"
+            raise BadInput(
+                f"{where}: transformer.{name} {tuple(value.shape)} {shape}; sana.name is another Sana than it was."
+            )
+        places[name].copy_(value)
+
+
 def check_stage(folder: Path, settings: Settings) -> None:
     """Raise BadInput if weights of an earlier stage in `folder` are not of these shapes, naming the key to change."""
     if not (folder / FILE).is_file():
