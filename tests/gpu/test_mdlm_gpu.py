@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from qvl_core.qwen3vl.load import open_processor
+from qvl_core.qwen3vl.loss import token_losses
+from qvl_core.qwen3vl.seen import blind, given, look
 from qvl_core.qwen3vl.tiny import tiny
 from qvl_core.recipe.blocks import Model
 from qvl_core.training.samples import Place
@@ -54,3 +56,16 @@ def test_answers_repeat(base, options):
     how = Sampling(max_new_tokens=8, temperature=0.7, seed=3)
     first, again = (sample(model, processor, asked, how) for _ in range(2))
     assert [one.text for one in first] == [one.text for one in again]
+
+
+def test_features_that_wait_on_the_host_give_the_losses_of_the_pixels(base):
+    processor = open_processor(Model(name=str(base)))
+    model = Qwen3VLForMaskedLM.from_pretrained(base).cuda().eval()
+    corrupt = Corruption(shape_of(model.config, processor.tokenizer, 16), Noise(), model.config.mask_token_id)
+    chats = [encode(one, processor) for one in digits_dataset("digit", "test")[:6]]
+    seen = look(model, chats)
+    assert {part.device.type for one in seen for features in one.images for part in features} == {"cpu"}
+    noised = [corrupt(chat, 0, Place(0, slot, 6)) for slot, chat in enumerate(chats)]
+    batch = collation(processor, True, patterned=False)(noised).to("cuda")
+    given_features = token_losses(model, blind(batch), given(noised, seen, model.device))
+    torch.testing.assert_close(given_features, token_losses(model, batch), atol=1e-3, rtol=1e-3)

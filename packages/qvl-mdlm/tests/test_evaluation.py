@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import digits
+from asking import digits, samples
 from invoking import qvl_mdlm, write_adapter, write_choices
 
+from qvl_core.qwen3vl.seen import look
 from qvl_core.run import RunFolder, read_records
 from qvl_core.training.world import World
-from qvl_data.chat import encode
+from qvl_data.chat import encode, prompt
 from qvl_data.sources import Mixture
 from qvl_mdlm.batch import collation
 from qvl_mdlm.evaluate import Evaluation, figures_of
@@ -21,6 +22,7 @@ from qvl_mdlm.layout import shape_of
 from qvl_mdlm.likelihood import bound
 from qvl_mdlm.opening import open_masked
 from qvl_mdlm.prediction import Prediction, read_predictions
+from qvl_mdlm.sample import sample
 from qvl_mdlm.sampling import Sampling
 
 CANVAS = 4
@@ -72,6 +74,18 @@ def test_each_picture_goes_through_the_tower_once(opened: Any, data: Path, tmp_p
     assert [p.chosen is not None for p in predictions] == [True] * 3 + [False] * 2
 
 
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_answers_are_the_same_from_features_that_were_seen_before(opened: Any, guidance: float) -> None:
+    """Also of a prompt that shows fewer pictures than the conversation that was seen."""
+    model, processor = opened
+    asked = [prompt(chat, processor)[0] for chat in samples()]
+    whole = encode(samples()[3], processor)
+    how = Sampling(max_new_tokens=CANVAS, guidance=guidance)
+    seen = [*look(model, asked[:3]), *look(model, [whole])]
+    plain, given = (sample(model, processor, asked, how, seen=features) for features in (None, seen))
+    assert [one.ids.tolist() for one in plain] == [one.ids.tolist() for one in given]
+
+
 def test_whether_there_are_choices_is_seen_while_measuring(
     opened: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +98,7 @@ def test_a_canvas_beyond_the_models_last_position_is_left_out_and_named(
     opened: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = opened
-    lengths = [len(encode(sample, processor)) for sample in digits(5)]
+    lengths = [len(encode(one, processor)) for one in digits(5)]
     lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     lines[1]["messages"][0]["parts"].append({"type": "text", "text": "one two three four five six seven " * 4})
     file = data.with_name("long.jsonl")
@@ -114,11 +128,11 @@ def test_two_perplexities_say_which_tokens_they_are_of(opened: Any, data: Path, 
 
 def test_a_weight_in_training_does_not_change_the_bound(opened: Any) -> None:
     model, processor = opened
-    sample = encode(digits(1)[0], processor)
-    weighted = replace(sample, weights=np.full(len(sample), 0.25, np.float32))
+    chat = encode(digits(1)[0], processor)
+    weighted = replace(chat, weights=np.full(len(chat), 0.25, np.float32))
     shape = shape_of(model.config, processor.tokenizer, 16)
     collate = collation(processor, True, patterned=False)
-    plain, same = (bound(model, [one], shape, collate, draws=2).mean for one in (sample, weighted))
+    plain, same = (bound(model, [one], shape, collate, draws=2).mean for one in (chat, weighted))
     assert plain == same > 0
 
 
