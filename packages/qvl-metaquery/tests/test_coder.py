@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderDC
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from qvl_core.errors import BadInput
 from qvl_metaquery.coder import Autoencoder, Pixels, measured_scale, open_coder
@@ -82,6 +83,16 @@ def test_what_is_no_autoencoder_is_one_sentence(tmp_path: Path) -> None:
         open_coder(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL", "scaling_factor": 1}', encoding="utf-8")
     with pytest.raises(BadInput, match="AutoencoderKL"):
+        open_coder(tmp_path)
+
+
+def test_an_autoencoder_that_lacks_weights_is_refused(autoencoder: Any, tmp_path: Path) -> None:
+    autoencoder.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["encoder.conv_in.weight"]
+    save_file(weights, file)
+    with pytest.raises(BadInput, match=r"1 weights are missing, such as encoder\.conv_in\.weight"):
         open_coder(tmp_path)
 
 

@@ -1,6 +1,5 @@
 """The pipeline: a picture is its prompt's and its seed's own, prompts are read once, and the document's block runs."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -250,11 +249,11 @@ images[0].save("output.png")
 
 
 @pytest.fixture
-def _a_device_called_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _a_device_called_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         to = torch.nn.Module.to
         monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: to(self, "cpu"))
-    yield
+    return
 
 
 @pytest.mark.usefixtures("_a_device_called_cuda")

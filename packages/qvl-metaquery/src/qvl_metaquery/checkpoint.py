@@ -40,9 +40,9 @@ def find_newest_checkpoint(path: "str | Path") -> Path:
     if (run.final / FILE).is_file():
         return run.final
     if run.checkpoints.is_dir():
-        found, skipped = newest(run.checkpoints)
+        found, _ = newest(run.checkpoints)
         if found is None:
-            raise BadInput(f"{folder}: has no whole checkpoint ({'; '.join(skipped) or 'none yet'}); train on.")
+            raise BadInput(f"{folder}: has no checkpoint yet; train on.")
         return found.path
     return folder
 

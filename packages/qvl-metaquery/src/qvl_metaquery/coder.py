@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from qvl_core.errors import BadInput
+from qvl_metaquery.loading import load_part
 
 CONFIG = "config.json"
 
@@ -105,7 +106,7 @@ def open_coder(folder: Path, dtype: torch.dtype = torch.float32) -> Coder:
         )
     from diffusers import AutoencoderDC
 
-    return Autoencoder(AutoencoderDC.from_pretrained(folder, torch_dtype=dtype), float(scale)).eval()
+    return Autoencoder(load_part(AutoencoderDC, folder, dtype), float(scale)).eval()
 
 
 def measured_scale(model: Any, batches: Sequence[Tensor]) -> float:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.load import find_folder, load_model, quiet
+from qvl_core.qwen3vl.load import find_folder, load_model
 from qvl_core.recipe.blocks import Model
 from qvl_metaquery.connector import Connector
+from qvl_metaquery.loading import load_part
 from qvl_metaquery.model import MetaQuery
 from qvl_metaquery.settings import Settings
 
@@ -32,8 +33,7 @@ def open_transformer(folder: Path, dtype: torch.dtype) -> Any:
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
     if kind != "SanaTransformer2DModel":
         raise BadInput(f"{folder}: holds a {kind}, and conditions are learned for Sana; use SanaTransformer2DModel.")
-    with quiet(bars=False):
-        return SanaTransformer2DModel.from_pretrained(folder, torch_dtype=dtype)
+    return load_part(SanaTransformer2DModel, folder, dtype)
 
 
 def sample_shift(settings: Settings, sana: Path) -> float:

@@ -90,7 +90,8 @@ class DrawingBatch(blocks.Batch):
     @classmethod
     def _pictures(cls, values: Any) -> Any:
         for key in ("tokens", "packing", "group_by_length", "max_length", "too_long"):
-            if isinstance(values, dict) and values.get(key):
+            usual = blocks.Batch.model_fields[key].default  # which a resolved recipe has
+            if isinstance(values, dict) and values.get(key) not in (None, False, usual):
                 raise ValueError(f"`{key}` belongs to text; give `size`, the pictures of a step")
         return values
 
