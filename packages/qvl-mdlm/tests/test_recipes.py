@@ -1,7 +1,6 @@
 """The shipped recipes: valid, described by what is true, plannable offline; `check`; `tiny` really learns."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from qvl_core.qwen3vl.lora import apply_tune
 from qvl_core.qwen3vl.presets import meta_model
 from qvl_core.recipe.load import dump, load
 from qvl_core.recipe.shipped import shipped
+from qvl_core.recipe.testing import check_counts, check_plan, head
 from qvl_data.convert import write_samples
 from qvl_data.example.digits import digits_dataset
 from qvl_mdlm.check import warnings
@@ -20,14 +20,6 @@ from qvl_mdlm.plan import predict
 from qvl_mdlm.recipe import RECIPE, MDLMRecipe
 
 RECIPES = {recipe.name: recipe for recipe in shipped("qvl_mdlm")}
-UNITS = {"": 1, "M": 1e6, "B": 1e9}
-
-
-def header(name: str) -> str:
-    """The comment at the head of a recipe, in one line."""
-    lines = RECIPES[name].text.splitlines()
-    comment = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
-    return " ".join(line.lstrip("# ") for line in comment)
 
 
 def of(name: str, *overrides: str) -> MDLMRecipe:
@@ -52,19 +44,11 @@ def test_a_shipped_recipe_is_valid_and_undoubted(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_its_header_counts_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_head_counts_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    recipe, text = of(name), header(name)
-    table = apply_tune(meta_model(open_config(recipe.model.name)), recipe.tune, seed=0)
-    found = re.search(r"[Tt]rains ([\d.]+)([MB]) parameters", text)
-    assert found is not None
-    unit, digits = UNITS[found[2]], len(found[1].partition(".")[2])
-    assert float(found[1]) == pytest.approx(table.trainable / unit, abs=0.51 * 10**-digits)
-    if whole := re.search(r"of ([\d.]+)B", text):
-        assert float(whole[1]) == pytest.approx(table.parameters / 1e9, abs=0.0051)
-    if said := re.search(r"planned: ([\d.]+) GiB", text):
-        planned = predict(recipe)
-        assert (planned.peak + planned.reserve) / 2**30 == pytest.approx(float(said[1]), rel=0.02)
+    recipe, text = of(name), head(RECIPES[name].text)
+    check_counts(text, apply_tune(meta_model(open_config(recipe.model.name)), recipe.tune, seed=0))
+    check_plan(text, predict(recipe))
 
 
 def test_the_plan_counts_the_mask_of_who_sees_whom() -> None:

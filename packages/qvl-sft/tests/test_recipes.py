@@ -12,20 +12,13 @@ from qvl_core.qwen3vl.lora import apply_tune
 from qvl_core.qwen3vl.presets import meta_model
 from qvl_core.recipe.load import dump, load
 from qvl_core.recipe.shipped import shipped
+from qvl_core.recipe.testing import check_counts, check_plan, head
 from qvl_sft.known_good import warnings
 from qvl_sft.plan import model_config, predict
 from qvl_sft.recipe import RECIPE, SFTRecipe
 from qvl_vision.tiny import tiny_encoder
 
 RECIPES = {recipe.name: recipe for recipe in shipped("qvl_sft")}
-UNITS = {"": 1, "M": 1e6, "B": 1e9}
-
-
-def header(name: str) -> str:
-    """The comment at the head of a recipe, in one line."""
-    lines = RECIPES[name].text.splitlines()
-    comment = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
-    return " ".join(line.lstrip("# ") for line in comment)
 
 
 def of(name: str, *overrides: str) -> SFTRecipe:
@@ -54,7 +47,7 @@ def test_a_shipped_recipe_is_valid(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_its_header_has_command_cost_and_expectation(name: str) -> None:
-    text = header(name)
+    text = head(RECIPES[name].text)
     (command,) = re.findall(rf"qvl-sft (train {name}\b.*?)(?=  |$)", _command_line(name))
     words = shlex.split(command)
     of(words[1], *(word for word in words[2:] if "=" in word))  # what the header says to type is a valid recipe
@@ -72,21 +65,13 @@ def _command_line(name: str) -> str:
 def test_its_header_counts_right(name: str, encoder: Path) -> None:
     recipe = from_scratch(name, encoder)
     table = apply_tune(meta_model(model_config(recipe.model)), recipe.tune, seed=0)
-    found = re.search(r"[Tt]rains ([\d.,]*\d)([MB]?) parameters", header(name))
-    assert found is not None
-    digits = found[1].partition(".")[2]
-    said, unit = float(found[1].replace(",", "")), UNITS[found[2]]
-    assert said == pytest.approx(table.trainable / unit, abs=0.51 * 10 ** -len(digits))
-    if of_all := re.search(r"of ([\d.]+)([MB])\b", header(name)):
-        assert float(of_all[1]) == pytest.approx(table.parameters / UNITS[of_all[2]], abs=0.0051)
+    check_counts(head(RECIPES[name].text), table)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_plan_needs_no_network(name: str, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    planned = predict(from_scratch(name, encoder))
-    if said := re.search(r"planned: ([\d.]+) GiB", header(name)):
-        assert (planned.peak + planned.reserve) / 2**30 == pytest.approx(float(said[1]), rel=0.02)
+    check_plan(head(RECIPES[name].text), predict(from_scratch(name, encoder)))
 
 
 def test_plan_prints_a_table() -> None:
