@@ -285,7 +285,7 @@ def test_every_pass_is_counted(
     assert passes[:prefills] == [len(asked[0])] * prefills
 
 
-def test_a_step_waits_for_the_device_once_and_copies_no_prompt(
+def test_a_step_is_one_head_and_copies_no_prompt(
     models: dict[str, Any], processor: Any, asked: list[Encoded]
 ) -> None:
     heads, rooms = [], set()
