@@ -1,0 +1,255 @@
+"""Training: what is frozen stays to the bit, all else learns; the same again after a kill and however it is dealt."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sketches import mixed, written
+
+import qvl_metaquery.build
+from qvl_core.qwen3vl.tiny import tiny as tiny_mllm
+from qvl_core.recipe.load import load
+from qvl_core.run import RunFolder
+from qvl_core.training.optim import Optimizer
+from qvl_core.training.parts import Callbacks, Parts
+from qvl_metaquery import train
+from qvl_metaquery.recipe import RECIPE
+from qvl_metaquery.tiny import tiny
+
+STEPS = 4
+FROZEN = "tune.transformer.mode=frozen"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Qwen3-VL in qwen/ and a tiny Sana in sana/."""
+    folder = tmp_path_factory.mktemp("metaquery") / "base"
+    tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("drawings") / "train.parquet", mixed())
+
+
+@pytest.fixture
+def learn(base: Path, data: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`learn("name", *overrides)`: a short run of the recipe `tiny`, in its folder."""
+
+    def run(name: str, *changes: str) -> Path:
+        given = [f"model.name={base / 'qwen'}", f"sana.name={base / 'sana'}", f"data={{train: {data}}}"]
+        short = [f"train.steps={STEPS}", "schedule.warmup=1", "batch.size=4", "checkpoint.every=2", "log.every=1"]
+        how = ["flow.task=instruct", "queries.number=4", "optim.eps=1e-4", "optim.weight_decay=0.1"]
+        train(load(RECIPE, "tiny", [*given, *short, *how, *changes], "qvl_metaquery"), tmp_path / name)
+        return tmp_path / name
+
+    return run
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in RunFolder(run).read_metrics() if "loss" in record]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """All that a run has trained."""
+    found = load_file(run / "final/connector.safetensors")
+    for file in (run / "final").glob("transformer/*.safetensors"):
+        found |= {f"transformer.{name}": value for name, value in load_file(file).items()}
+    return found
+
+
+def difference(one: Path, other: Path) -> float:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name].float() - theirs[name].float()).abs().max()) for name in ours)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Parts]]:
+    """`watch(Callbacks(...))`: what the next runs are made of, with callbacks."""
+    build = qvl_metaquery.build.build
+
+    def start(*callbacks: Callbacks) -> list[Parts]:
+        found: list[Parts] = []
+
+        def watched(*arguments: Any) -> Parts:
+            found.append(replace(build(*arguments), callbacks=callbacks))
+            return found[-1]
+
+        monkeypatch.setattr(qvl_metaquery.build, "build", watched)
+        return found
+
+    return start
+
+
+# What changes
+
+
+@pytest.mark.parametrize("sana", ["full", "frozen"])
+def test_what_is_frozen_stays_to_the_bit_and_all_else_learns(
+    sana: str, learn: Callable[..., Path], watch: Callable[..., list[Parts]], base: Path
+) -> None:
+    found = watch()
+    run = learn("run", f"tune.transformer.mode={sana}")
+    model: Any = found[0].model
+    before = load_file(base / "qwen/model.safetensors")
+    after = model.mllm.state_dict()
+    assert "lm_head.weight" in after
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    start = load_file(base / "sana/transformer/diffusion_pytorch_model.safetensors")
+    changed = {name for name, value in start.items() if not torch.equal(model.transformer.state_dict()[name], value)}
+    assert changed == (set() if sana == "frozen" else start.keys())
+    assert (run / "final/transformer").is_dir() == (sana == "full")
+    assert (base / "qwen/model.safetensors").is_file()
+
+
+def test_no_trained_parameter_is_dead(
+    learn: Callable[..., Path], watch: Callable[..., list[Parts]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients: dict[str, torch.Tensor] = {}
+    parts, update = watch(), Optimizer.update
+
+    def looked_at(self: Optimizer, *arguments: Any) -> Any:
+        named = parts[0].model.named_parameters()
+        gradients.update({name: p.grad.clone() for name, p in named if p.grad is not None})
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Optimizer, "update", looked_at)
+    learn("run", "train.steps=1")
+    model = parts[0].model
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert gradients.keys() == trained
+    dead = {name for name, gradient in gradients.items() if not gradient.abs().max() > 0}
+    assert not dead
+    rows = gradients["queries"].abs().amax(1)
+    assert rows[-1] == 0  # behind the queries, read by none
+    assert (rows[:-1] > 0).all()
+
+
+def test_decay_is_for_matrices_alone(learn: Callable[..., Path], watch: Callable[..., list[Parts]]) -> None:
+    found = watch()
+    learn("run", "train.steps=1")
+    decay = {group.name: (group.weight_decay, set(group.parameters)) for group in found[0].groups}
+    assert decay["queries (no decay)"] == (0.0, {"queries"})
+    names = {name for rate, names in decay.values() if rate for name in names}
+    assert names
+    assert not any(name.endswith((".bias", "norm.weight", "_scale")) for name in names)
+
+
+# The same again
+
+
+class _Killed(BaseException):
+    """Nothing may catch it."""
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_killed_run_ends_with_the_same_bits(
+    step: int, learn: Callable[..., Path], watch: Callable[..., list[Parts]]
+) -> None:
+    how = ("optim.ema=0.9",)
+    whole = learn("whole", *how)
+
+    def die(done: int) -> None:
+        if done == step:
+            raise _Killed
+
+    watch(Callbacks(on_step=die))
+    with pytest.raises(_Killed):
+        learn("killed", *how)
+    watch()
+    again = learn("killed", *how)
+    assert losses(again) == losses(whole)
+    assert len(losses(whole)) == STEPS
+    assert difference(again, whole) == 0
+
+
+@pytest.mark.slow
+def test_kill_9_is_survived(learn: Callable[..., Path], tmp_path: Path) -> None:
+    whole, killed = learn("whole"), tmp_path / "killed"
+    command = [sys.executable, "-m", "qvl_metaquery", "train", str(whole / "recipe.yaml"), "--out", str(killed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment) as first:
+        while first.poll() is None and not (killed / "checkpoints/step-000002").is_dir():
+            time.sleep(0.001)
+        first.kill()
+    assert not (killed / "result.json").is_file()
+    assert subprocess.run(command, env=environment, timeout=400).returncode == 0
+    assert losses(killed) == losses(whole)
+    assert difference(killed, whole) == 0
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("batch.micro=2",),
+        ("batch.micro=1",),
+        ("train.recompute=true",),
+        pytest.param(("data.workers=1",), marks=pytest.mark.slow),
+    ],
+    ids=["2 x 2", "4 x 1", "recompute", "worker"],
+)
+def test_how_it_is_computed_changes_nothing(how: tuple[str, ...], learn: Callable[..., Path]) -> None:
+    one, two = learn("one"), learn("two", *how)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert difference(one, two) < 1e-5
+
+
+SHARDED = [pytest.mark.slow, pytest.mark.deepspeed, pytest.mark.skipif(not find_spec("deepspeed"), reason="none there")]
+SPREAD = [
+    pytest.param("ddp", ()),
+    pytest.param("ddp", (FROZEN,), marks=pytest.mark.slow),
+    pytest.param("ddp", ("train.recompute=true",), marks=pytest.mark.slow),
+    pytest.param("fsdp2", (), marks=pytest.mark.slow),
+    pytest.param("fsdp2", (FROZEN, "train.recompute=true"), marks=pytest.mark.slow),
+    *(pytest.param(zero, (), marks=SHARDED) for zero in ("zero1", "zero2", "zero3")),
+]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("strategy", "how"), SPREAD)
+def test_two_processes_are_one(strategy: str, how: tuple[str, ...], learn: Callable[..., Path], tmp_path: Path) -> None:
+    one = learn("one", *how)
+    command = [sys.executable, "-m", "qvl_metaquery", "train", str(one / "recipe.yaml"), "--nproc", "2"]
+    command += [f"parallel.strategy={strategy}", "--out", str(tmp_path / "two")]
+    assert subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=400).returncode == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-5)
+    assert difference(one, tmp_path / "two") < 1e-5
+
+
+# Other models
+
+
+@pytest.mark.parametrize("kind", [{"tied": False}, {"experts": 4}], ids=["untied", "experts"])
+def test_other_shapes_of_qwen_teach_as_well(kind: dict[str, Any], learn: Callable[..., Path], tmp_path: Path) -> None:
+    tiny_mllm(tmp_path / "qwen", **kind)
+    run = learn("run", f"model.name={tmp_path / 'qwen'}", "train.steps=2")
+    assert len(losses(run)) == 2
+    assert weights(run)["queries"].shape == (6, 128)
+
+
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="none there")
+def test_qwen_in_four_bits_teaches_as_well(learn: Callable[..., Path], watch: Callable[..., list[Parts]]) -> None:
+    found = watch()
+    run = learn("run", "model.quantization=nf4", "train.steps=2")
+    model: Any = found[0].model
+    layer = model.mllm.model.language_model.layers[0].mlp.up_proj
+    assert type(layer).__name__ == "Linear4bit"
+    assert losses(run) != losses(learn("plain", "train.steps=2"))
+
+
+def test_the_average_is_what_is_left(learn: Callable[..., Path]) -> None:
+    plain, averaged = learn("plain"), learn("averaged", "optim.ema=0.9")
+    assert losses(averaged) == losses(plain)
+    assert difference(plain, averaged) > 0
