@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvl_metaquery.denoise import Name, denoise, first_noise, scheduler
+from qvl_metaquery.denoise import denoise, first_noise, scheduler
+from qvl_metaquery.sampling import Name
 
 SHAPE = (2, 3, 3)
 MEAN, SPREAD = 0.7, 0.4  # of the data, a normal distribution

@@ -1,8 +1,104 @@
 """The verbs of qvl-metaquery; each imports what it needs when it runs."""
 
-from qvl_core.cli import App
+from pathlib import Path
+from typing import Annotated, Literal
+
+from qvl_core.cli import App, Argument, Option
 
 app = App("qvl-metaquery", package="qvl_metaquery", help="Qwen3-VL that draws.")
 app.common("train", "tiny", "recipes", "report", "doctor", "slurm")
+
+Trained = Annotated[str, Argument(metavar="MODEL", help="Run folder, its final/, or one of its checkpoints.")]
+Negative = Annotated[str, Option(help="What is not to be drawn.")]
+Steps = Annotated[int, Option(min=1, help="Steps from noise to picture.")]
+Guidance = Annotated[float, Option(min=0.0, help="How much more than the negative prompt the prompt weighs; 1: none.")]
+ImageGuidance = Annotated[
+    float, Option(min=0.0, help="The same for a prompt's pictures; at most 1: they are not guided apart.")
+]
+Scheduler = Annotated[Literal["euler", "dpm"], Option(help="euler: first order; dpm: DPM-Solver++ of second order.")]
+Size = Annotated[int | None, Option(min=1, help="Side of a picture in pixels; default: what was trained.")]
+Batch = Annotated[int, Option(min=1, help="Pictures that are drawn together: speed and memory, not the result.")]
+Number = Annotated[int, Option("--num-images", min=1, help="Pictures of each prompt.")]
+Seed = Annotated[int, Option(min=0, help="Of a prompt's first picture; the following ones count up.")]
+
+
+@app.command()
+def generate(
+    model: Trained,
+    out: Annotated[Path, Option(help="Folder for the PNG files.")] = Path("pictures"),
+    mode: Annotated[Literal["t2i", "i2i"], Option(help="From text alone, or from text and pictures.")] = "t2i",
+    prompt: Annotated[str | None, Option(help="What is to be drawn.")] = None,
+    image: Annotated[list[Path] | None, Option(help="Picture that the prompt speaks of; repeatable, in order.")] = None,
+    prompts: Annotated[
+        Path | None, Option(help="File with a prompt in each line, JSONL with `prompt` and `images`, or a folder.")
+    ] = None,
+    negative: Negative = "",
+    num_images: Number = 1,
+    seed: Seed = 0,
+    steps: Steps = 30,
+    guidance: Guidance = 4.5,
+    image_guidance: ImageGuidance = 1.5,
+    scheduler: Scheduler = "euler",
+    size: Size = None,
+    batch: Batch = 4,
+) -> None:
+    """Draw pictures of prompts; each PNG says in itself how it was drawn."""
+    from qvl_metaquery.asked import from_command_line
+    from qvl_metaquery.sampling import Sampling
+
+    asked = from_command_line(prompt, image or (), prompts)
+    how = Sampling(guidance, image_guidance, steps, scheduler, negative, size)
+    from qvl_metaquery.generate import generate as run
+
+    run(model, asked, out, mode, how, num_images, seed, batch)
+
+
+@app.command()
+def evaluate(
+    model: Trained,
+    prompts: Annotated[Path, Argument(help="GenEval's JSONL, DPG-Bench's folder of texts, or any file of prompts.")],
+    out: Annotated[Path, Option(help="Folder for images/, predictions.jsonl and result.json.")] = Path(
+        "runs/evaluation"
+    ),
+    style: Annotated[
+        Literal["auto", "geneval", "dpg"], Option(help="How files are laid out; auto: by what the prompts say.")
+    ] = "auto",
+    scorer: Annotated[
+        list[str] | None, Option(help="Scorer that is registered, also by a --plugin file; repeatable.")
+    ] = None,
+    clip: Annotated[Path | None, Option(help="Folder of a CLIP model: CLIP score.")] = None,
+    fid: Annotated[Path | None, Option(help="Folder of real pictures: FID; needs --fid-weights.")] = None,
+    fid_weights: Annotated[Path | None, Option(help="File of the Inception network that FID is defined by.")] = None,
+    negative: Negative = "",
+    num_images: Number = 4,
+    seed: Seed = 42,
+    steps: Steps = 30,
+    guidance: Guidance = 4.5,
+    image_guidance: ImageGuidance = 1.5,
+    scheduler: Scheduler = "euler",
+    size: Size = None,
+    batch: Batch = 4,
+    fresh: Annotated[bool, Option("--fresh", help="Move an earlier one at --out aside.")] = False,
+) -> None:
+    """Draw a benchmark's prompts where its scorer looks for them; the same command goes on with what is missing."""
+    from qvl_metaquery.metrics import chosen
+    from qvl_metaquery.sampling import Sampling
+
+    scorers = chosen(scorer or (), clip, fid, fid_weights)
+    from qvl_metaquery.evaluate import evaluate as run
+
+    run(
+        model,
+        prompts,
+        out,
+        style=None if style == "auto" else style,
+        sampling=Sampling(guidance, image_guidance, steps, scheduler, negative, size),
+        number=num_images,
+        seed=seed,
+        batch=batch,
+        scorers=scorers,
+        fresh=fresh,
+    )
+
 
 main = app.main

@@ -5,15 +5,14 @@ Shapes: B pictures of C x H x W, K branches of guidance.
 
 from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qvl_metaquery.flow import LEVELS
 from qvl_metaquery.guidance import guided
-
-Name = Literal["euler", "dpm"]
+from qvl_metaquery.sampling import Name
 
 
 def scheduler(name: Name, shift: float) -> Any:

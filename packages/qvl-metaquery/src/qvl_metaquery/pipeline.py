@@ -24,13 +24,14 @@ from qvl_core.qwen3vl.load import Precision
 from qvl_core.recipe.blocks import Model
 from qvl_metaquery.checkpoint import Whole, find_whole
 from qvl_metaquery.coder import Coder, open_coder
-from qvl_metaquery.denoise import Name, denoise, first_noise, scheduler
+from qvl_metaquery.denoise import denoise, first_noise, scheduler
 from qvl_metaquery.guidance import Branch, branches
 from qvl_metaquery.model import MetaQuery
 from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer, sample_shift
 from qvl_metaquery.pixels import pictures
 from qvl_metaquery.prompts import Prompt, PromptLayout, encode
 from qvl_metaquery.remembered import Remembered, key_of
+from qvl_metaquery.sampling import Name
 from qvl_metaquery.settings import Settings
 from qvl_metaquery.weights import put, put_in
 

@@ -1,0 +1,165 @@
+"""`qvl-metaquery evaluate`: the pictures of a benchmark's prompts where its scorer looks for them, and figures of ours.
+
+Every file is written whole; an evaluation that was killed goes on with what is missing, and every picture has a seed of
+its own, so it ends with the same files.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from qvl_core.errors import BadInput
+from qvl_core.files import old_name, sha256, write_atomic, writing
+from qvl_core.predictions import write_predictions
+from qvl_core.qwen3vl.load import weights_sha256
+from qvl_core.run import RunFolder, Scalar, result
+from qvl_metaquery.asked import read_prompts
+from qvl_metaquery.checkpoint import find_newest_checkpoint
+from qvl_metaquery.drawn import write_picture
+from qvl_metaquery.generate import Wish, drawn, open_pipeline
+from qvl_metaquery.layouts import Sheet, Style, check_style, prepare, sheets, style_of
+from qvl_metaquery.sampling import Sampling
+from qvl_metaquery.scorers import Picture, Scorer, scored
+from qvl_metaquery.settings import FILE, read_settings
+from qvl_metaquery.weights import TRANSFORMER
+
+REQUEST = "evaluation.json"
+IMAGES = "images"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A picture as predictions.jsonl has it; `list` is the style, `scores` have names such as digits_right."""
+
+    list: str
+    name: str
+    prompt: str
+    seed: int
+    file: str
+    scores: dict[str, Scalar] = field(default_factory=dict)
+
+
+def evaluate(
+    model: str,
+    prompts: Path,
+    out: Path,
+    *,
+    style: Style | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+    number: int = 4,
+    seed: int = 42,
+    batch: int = 4,
+    scorers: Mapping[str, Scorer] | None = None,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Draw `number` pictures of each prompt, score them, and leave images/, predictions.jsonl and result.json in `out`.
+
+    style    how files are laid out (see `qvl_metaquery.layouts`); default: by what the prompts say
+    batch    pictures that are drawn together
+    fresh    move what is at `out` aside
+
+    Raises BadInput for prompts that cannot be read, and for an `out` that holds another evaluation.
+    """
+    asked = read_prompts(prompts)
+    style = style or style_of(asked)
+    check_style(asked, style, prompts)
+    request = {
+        "model": identity(Path(model)),
+        "prompts": hashlib.sha256(json.dumps([[one.text, dict(one.record)] for one in asked]).encode()).hexdigest(),
+        "style": style,
+        "number": number,
+        "seed": seed,
+        **sampling.said(),
+    }
+    run = begin(out, request, fresh)
+    files = sheets(asked, run.path / IMAGES, style, number, seed)
+    draw(model, [sheet for sheet in files if not sheet.file.is_file()], style, sampling, batch)
+    pictures = [Picture(sheet, place) for sheet in files for place in range(len(sheet.seeds))]
+    found = {name: scored(name, scorer, pictures) for name, scorer in (scorers or {}).items()}
+    write_predictions(
+        run.path,
+        [
+            Prediction(
+                style,
+                picture.sheet.asked.name,
+                picture.prompt,
+                picture.seed,
+                picture.sheet.file.relative_to(run.path).as_posix(),
+                {f"{name}_{key}": v for name, s in found.items() if s.each for key, v in s.each[index].items()},
+            )
+            for index, picture in enumerate(pictures)
+        ],
+    )
+    figures = {f"{name}_{key}": value for name, scores in found.items() for key, value in scores.all_figures().items()}
+    counts = {"prompts": len(asked), "pictures": len(pictures)}
+    said: dict[str, Scalar] = {"model": model, "prompt_file": str(prompts), "style": style, **counts, **figures}
+    values = result("qvl-metaquery", seed=seed, complete=True, figures=said)
+    run.write_result(values)
+    Console().print(_table(counts | figures))
+    print(run.path / IMAGES)
+    return dict(values)
+
+
+def identity(model: Path) -> str:
+    """What two models share only if they draw alike. Raises BadInput for a folder that is none."""
+    folder = find_newest_checkpoint(model)
+    if (folder / "manifest.json").is_file():
+        return sha256(folder / "manifest.json")
+    read_settings(folder)
+    return " ".join([sha256(folder / FILE), weights_sha256(folder), weights_sha256(folder / TRANSFORMER)])
+
+
+def begin(out: Path, request: Mapping[str, Any], fresh: bool) -> RunFolder:
+    """The folder of an evaluation, new or continued. Raises BadInput if it is another's."""
+    file = out / REQUEST
+    held = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
+    if held and not file.is_file():
+        raise BadInput(f"{out}: holds something else than an evaluation; choose another --out.")
+    with writing(out):
+        if held and fresh:
+            os.replace(out, old_name(out))
+            held = False
+        out.mkdir(parents=True, exist_ok=True)
+    if not held:
+        write_atomic(file, json.dumps(request, indent=2, ensure_ascii=False) + "\n")
+        return RunFolder(out)
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise BadInput(f"{file}: is no JSON; start again with --fresh.") from None
+    for name, value in request.items():
+        if before.get(name) != value:
+            raise BadInput(
+                f"{out}: holds pictures of another `{name}`; choose another --out, or move them aside with --fresh."
+            )
+    return RunFolder(out)
+
+
+def draw(model: str, missing: Sequence[Sheet], style: Style, sampling: Sampling, batch: int) -> None:
+    """Draw the files that are not there."""
+    if not missing:
+        return
+    pipeline = open_pipeline(model)
+    pictures = drawn(pipeline, [Wish(sheet.asked, seed) for sheet in missing for seed in sheet.seeds], sampling, batch)
+    console = Console(stderr=True)
+    for sheet in track(missing, "drawing", console=console, transient=True, disable=not console.is_terminal):
+        own = [next(pictures) for _ in sheet.seeds]
+        with writing(sheet.file):
+            prepare(sheet, style)
+        how = {"prompt": sheet.asked.text, "seeds": list(sheet.seeds), "model": model, **sampling.said()}
+        write_picture(sheet.file, sheet.joined(own), how)
+
+
+def _table(figures: Mapping[str, float]) -> Table:
+    shown = Table(show_header=False)
+    for name, value in figures.items():
+        shown.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    return shown

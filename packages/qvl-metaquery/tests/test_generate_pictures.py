@@ -1,0 +1,160 @@
+"""`qvl-metaquery generate`: files that say what they show, whatever is drawn together; prompts in files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawing_verbs import qvl_metaquery
+from PIL import Image
+
+from qvl_core.errors import BadInput
+from qvl_metaquery.asked import read_prompts
+from qvl_metaquery.drawn import file_name, how_drawn, write_picture
+
+FEW = ("--steps", "2")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    file = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(file)
+    return file
+
+
+def test_pictures_have_names_and_say_how_they_were_drawn(drawer: Path, tmp_path: Path) -> None:
+    prompt = ("--prompt", "A cat: 七 wearing a top hat!")
+    how = ("--negative", "blurred", "--num-images", 3, "--seed", 42, "--guidance", 2, "--scheduler", "dpm")
+    done = qvl_metaquery("generate", drawer, *prompt, *how, *FEW, "--batch", 2, "--out", tmp_path / "out")
+    assert (done.code, done.err) == (0, "")
+    files = [tmp_path / "out" / f"A-cat-七-wearing-a-top-hat-seed{seed}.png" for seed in (42, 43, 44)]
+    assert done.out.split() == [str(file) for file in files]
+    assert sorted((tmp_path / "out").iterdir()) == files
+    assert how_drawn(files[1]) == {
+        "prompt": prompt[1],
+        "images": [],
+        "seed": 43,
+        "model": str(drawer),
+        "guidance": 2.0,
+        "image_guidance": 1.5,
+        "steps": 2,
+        "scheduler": "dpm",
+        "negative": "blurred",
+        "size": None,
+    }
+    alone = ("--negative", "blurred", "--seed", 43, "--guidance", 2, "--scheduler", "dpm")
+    assert qvl_metaquery("generate", drawer, *prompt, *alone, *FEW, "--out", tmp_path / "one").code == 0
+    one, other = (np.asarray(Image.open(folder / files[1].name), int) for folder in (tmp_path / "one", files[1].parent))
+    assert abs(one - other).max() <= 1
+
+
+def test_pictures_that_a_prompt_speaks_of(drawer: Path, photo: Path, tmp_path: Path) -> None:
+    words = ("--prompt", "same, in winter", *FEW)
+    shown = ("--mode", "i2i", "--image", photo, "--image", photo)
+    assert qvl_metaquery("generate", drawer, *words, *shown, "--out", tmp_path / "two").code == 0
+    assert qvl_metaquery("generate", drawer, *words, *shown[:4], "--out", tmp_path / "one").code == 0
+    one, two = (Image.open(tmp_path / name / "same-in-winter-seed0.png").tobytes() for name in ("one", "two"))
+    assert one != two
+    assert how_drawn(tmp_path / "two" / "same-in-winter-seed0.png")["images"] == [str(photo), str(photo)]
+
+
+def test_a_file_of_prompts_with_and_without_pictures(drawer: Path, photo: Path, tmp_path: Path) -> None:
+    plain, records = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    plain.write_text("a seven\n\na three\n", encoding="utf-8")
+    done = qvl_metaquery("generate", drawer, "--prompts", plain, *FEW, "--out", tmp_path / "plain")
+    assert done.code == 0
+    assert sorted(file.name for file in (tmp_path / "plain").iterdir()) == [
+        "00000-a-seven-seed0.png",
+        "00001-a-three-seed0.png",
+    ]
+    records.write_text(json.dumps({"prompt": "inverted", "images": [photo.name]}) + "\n", encoding="utf-8")
+    arguments = ("--prompts", records, *FEW, "--out", tmp_path / "shown")
+    assert qvl_metaquery("generate", drawer, "--mode", "i2i", *arguments).code == 0
+    assert how_drawn(tmp_path / "shown" / "00000-inverted-seed0.png")["images"] == [photo.name]
+    refused = qvl_metaquery("generate", drawer, *arguments)
+    assert refused.code == 2
+    assert refused.err.startswith("--mode t2i: prompt 'inverted' has pictures")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--prompt: is empty"),
+        (["--prompt", "  "], "--prompt: is empty"),
+        (["--mode", "i2i", "--prompt", "x"], "--mode i2i: prompt 'x' has no picture"),
+        (["--prompt", "x", "--image", "none.png"], "none.png: there is no such picture"),
+        (["--mode", "i2i", "--prompt", "x", "--image", "torn.png"], "torn.png"),
+        (["--prompts", "none.txt"], "none.txt: there is no such file or folder of prompts"),
+        (["--prompts", "none.txt", "--prompt", "x"], "--prompts: has its own prompts"),
+        (["--prompt", "x", "--size", "7"], "7 is no multiple of 2"),
+        (["--prompt", "x", "--steps", "0"], "steps"),
+        (["--prompt", "x", "--scheduler", "ddim"], "ddim"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence(
+    arguments: list[str], said: str, drawer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("torn.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    done = qvl_metaquery("generate", drawer, *arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path: Path) -> None:
+    done = qvl_metaquery("generate", tmp_path, "--prompt", "x")
+    assert done.code == 2
+    assert "no metaquery.json there" in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.txt", "\n \n", "a.txt: there is no prompt in this file"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt"', r"a.jsonl:2: is not JSON"),
+        ("a.jsonl", '\n{"text": "x"}\n', r"a.jsonl:2: has no text under `prompt`"),
+        ("a.jsonl", '["x"]\n', r"a.jsonl:1: has no text under `prompt`"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": " "}\n', r"a.jsonl:2: the prompt is empty"),
+        ("a.jsonl", '{"prompt": "x", "images": "a.png"}\n', r"a.jsonl:1: `images` is no list"),
+        ("prompts/a.txt", "", r"a.txt: the prompt is empty"),
+        ("prompts/a.md", "x", r"prompts: there is no NAME.txt in this folder"),
+    ],
+)
+def test_bad_files_of_prompts_are_one_sentence(name: str, text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=said):
+        read_prompts(file.parent if "/" in name else file)
+
+
+def test_a_file_of_prompts_in_another_encoding_is_refused_and_a_mark_of_its_order_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("七".encode("utf-16"))
+    with pytest.raises(BadInput, match="is not UTF-8"):
+        read_prompts(file)
+    file.write_text("七", encoding="utf-8-sig")
+    assert [one.text for one in read_prompts(file)] == ["七"]
+
+
+def test_pictures_outside_the_files_folder_are_not_opened(photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    file = tmp_path / "inside" / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "x", "images": [str(photo)]}), encoding="utf-8")
+    (asked,) = read_prompts(file)
+    with pytest.raises(BadInput):
+        asked.opened()
+
+
+def test_names_are_of_words_and_never_too_long() -> None:
+    assert file_name("", "", 3) == "seed3.png"
+    assert file_name("0001", "../a/b\\c:d", 3) == "0001-a-b-c-d-seed3.png"
+    assert len(file_name("0001", "word " * 100, 3)) < 100
+
+
+def test_another_picture_does_not_say_how_it_was_drawn(photo: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="does not say how it was drawn"):
+        how_drawn(photo)
+    write_picture(tmp_path / "a.png", Image.new("RGB", (4, 4)), {"prompt": "七 “x”"})
+    assert how_drawn(tmp_path / "a.png") == {"prompt": "七 “x”"}
