@@ -431,6 +431,17 @@ def test_asked_to_stop_while_exporting_or_showing(whole: Path, tmp_path: Path) -
     assert len(events(out, "evaluation")) == 1
 
 
+@pytest.mark.parametrize(("every", "steps"), [(None, [4, 8]), (3, [3, 6, 8])])
+def test_pictures_are_shown_with_evaluations_or_at_steps_of_their_own(
+    every: int | None, steps: list[int], whole: Path, tmp_path: Path
+) -> None:
+    shown = []
+    parts = toy_parts(network(), preview=lambda model, folder, step: shown.append(step), preview_every=every)
+    toy_run(tmp_path / "run", parts, toy_recipe(evaluate={"every": 4}))
+    assert shown == steps
+    assert (tmp_path / "run/final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     def press(step: int) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -22,6 +22,7 @@ from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.training.samples import Bad, LeftOut
 from qvl_core.training.seeds import mix
 from qvl_data.errors import BadSample
+from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture
 from qvl_metaquery.dropout import Task, dropped
 from qvl_metaquery.flow import Times, noise_level
@@ -82,6 +83,9 @@ class DrawingBatch:
         return replace(self, **{name: change(value) for name, value in values.items() if name != "coded"})
 
 
+Collate = Callable[[Sequence[Drawing]], DrawingBatch]
+
+
 @dataclass(frozen=True)
 class Corruption:
     """How a picture's noise, its level, and what is left out of its prompt are drawn.
@@ -133,16 +137,19 @@ class DrawingSamples:
         """One draw of the mixture, with the noise of `position`. Raises LeftOut."""
         noise, level, choice = self.corruption.draw(self.seed, position)
         try:
-            sample = self.mixture.sample(item)
-            asked = wanted(sample, self.task)
-            task: Task = self.task if asked.prompt.pictures else "t2i"
-            left_out = dropped(task, choice, self.corruption.part)
-            prompt = encode(asked.prompt.without(*left_out), self.processor, self.layout, sample.id)
-            picture = square(asked.picture(), self.size) if self.latents is None else self.latents(sample)
+            return self.drawing(self.mixture.sample(item), noise, level, choice)
         except BadSample as error:
             place = self.mixture.place(item)
             name = f"{place} ({error.sample_id})" if error.sample_id else place
             raise LeftOut(Bad(name, error.reason, str(error))) from None
+
+    def drawing(self, sample: Sample, noise: Array, level: float, choice: float = 1.0) -> Drawing:
+        """A sample with noise (C, H, W) of a level; `choice` decides what is left out, 1: nothing. Raises BadSample."""
+        asked = wanted(sample, self.task)
+        task: Task = self.task if asked.prompt.pictures else "t2i"
+        left_out = dropped(task, choice, self.corruption.part)
+        prompt = encode(asked.prompt.without(*left_out), self.processor, self.layout, sample.id)
+        picture = square(asked.picture(), self.size) if self.latents is None else self.latents(sample)
         whole = {field.name: getattr(prompt, field.name) for field in fields(Encoded)}
         return Drawing(**whole, picture=picture, noise=noise, level=level)
 
@@ -156,7 +163,7 @@ def witness(samples: DrawingSamples) -> Drawing:
     return Drawing(**whole, picture=picture, noise=noise, level=1.0, share=0)
 
 
-def collation(processor: Any, coded: bool) -> "partial[DrawingBatch]":
+def collation(processor: Any, coded: bool) -> Collate:
     """A function that can be pickled to workers."""
     tokenizer, merge = processor.tokenizer, processor.image_processor.merge_size
     return partial(collate, coded=coded, merge=merge, pad_id=tokenizer.pad_token_id)

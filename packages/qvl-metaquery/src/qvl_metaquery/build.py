@@ -1,7 +1,7 @@
 """From a recipe to the parts that the loop trains: data, Qwen3-VL, queries, connector, Sana, loss, pictures, export."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from qvl_metaquery.batch import Corruption, DrawingSamples, collation, witness
 from qvl_metaquery.coder import Coder, open_coder
 from qvl_metaquery.loss import drawing_loss
 from qvl_metaquery.model import GROUPS, MetaQuery
-from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer
+from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer, sample_shift
+from qvl_metaquery.preview import Preview
 from qvl_metaquery.prompts import PromptLayout
 from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.settings import Settings
 from qvl_metaquery.tiny import tiny
+from qvl_metaquery.validation import Validation
 from qvl_metaquery.weights import check_stage, own_weights, put, save, trained_transformer
 
 
@@ -42,6 +44,22 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
     opened = open_parts(base, world)
     samples = drawing_samples(recipe, lists["train"], opened.processor, opened.coder)
     collate = collation(opened.processor, coded=samples.latents is not None)
+    validation = Validation(
+        {name: mixture for name, mixture in lists.items() if name != "train"},
+        replace(samples, latents=None),
+        collation(opened.processor, coded=False),
+        opened.coder,
+        recipe.evaluate.samples,
+    )
+    preview = Preview(
+        lists.get("validation", lists["train"]),
+        recipe.flow.task,
+        opened.processor,
+        opened.coder,
+        base.settings,
+        sample_shift(base.settings, opened.sana),
+        recipe.sampling,
+    )
     batches = SampleBatches(samples, recipe.batch, recipe.train.seed, collate, witness(samples), pictured=False)
     steps = batches.steps_of(recipe.train)
     if world.rank == 0:
@@ -67,6 +85,9 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
             "base": base.model.name,
             "base_commit": commit_of(recipe.model.name, recipe.model.revision),
         },
+        evaluate=partial(validation.measure, run=run) if validation.lists else None,
+        preview=preview,
+        preview_every=recipe.sampling.preview,
         export=partial(_export, base, opened),
         shards=shards_of(opened.model),
     )

@@ -107,6 +107,22 @@ class DrawingOptim(blocks.Optim):
     """AdamW's exponential averages of the gradient and of its square."""
 
 
+class DrawingEvaluate(blocks.Evaluate):
+    """What is measured during training: the loss on held-out pictures, whose noise is the same every time."""
+
+    metrics: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    """None: pictures are judged by `qvl-metaquery evaluate`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_answers(cls, values: Any) -> Any:
+        for key in ("metrics", "max_new_tokens", "group_by"):
+            usual = cls.model_fields[key].default  # which a resolved recipe has
+            if isinstance(values, dict) and values.get(key, usual) != usual:
+                raise ValueError(f"`{key}` belongs to answers; the loss alone is measured (validation_loss): remove it")
+        return values
+
+
 class MetaQueryRecipe(blocks.Recipe):
     """Qwen3-VL that draws: queries and connector are trained, Sana as `tune` says, Qwen3-VL never."""
 
@@ -117,6 +133,7 @@ class MetaQueryRecipe(blocks.Recipe):
     sampling: Sampling = Sampling()
     batch: DrawingBatch
     optim: DrawingOptim = DrawingOptim()
+    evaluate: DrawingEvaluate = DrawingEvaluate()
 
     @model_validator(mode="after")
     def _only_what_learns(self) -> "MetaQueryRecipe":

@@ -19,9 +19,9 @@ def train(
     An unfinished run is continued, a finished one is left alone; `fresh` moves either aside, `resume` names a
     checkpoint to continue from, `allow_change` continues although the recipe has changed.
     """
-    from qvl_core.report import report
     from qvl_core.training.conduct import conduct
     from qvl_metaquery.build import build
+    from qvl_metaquery.report import report
 
     return conduct(
         "qvl-metaquery", recipe, out, build, report=report, fresh=fresh, resume=resume, allow_change=allow_change

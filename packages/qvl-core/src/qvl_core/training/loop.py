@@ -49,6 +49,8 @@ def fit(
                     session.log()
                 if due(session.step, recipe.evaluate.every) and session.undecided():
                     session.evaluate()
+                if due(session.step, parts.preview_every) and session.step < parts.steps:
+                    session.preview()
                 if due(session.step, recipe.checkpoint.every) or session.is_best():
                     session.save()
         return session.finish()

@@ -91,8 +91,9 @@ class Parts:
     """A method's side of the bargain.
 
     `evaluate(model, world, final)` returns figures (the same on every rank), and `preview(model, folder, step)` makes
-    pictures (on rank 0); each rank may call the model as often as it likes in them, since sharded weights are gathered
-    before on all ranks. In a single process a request to stop ends either with a BaseException.
+    pictures (on rank 0), with each evaluation, or every `preview_every` steps and at the end; each rank may call the
+    model as often as it likes in them, since sharded weights are gathered before on all ranks. In a single process a
+    request to stop ends either with a BaseException.
     `export(folder, weights)` writes what the ecosystem loads, from the trained weights by name (on rank 0).
     Checkpoints hold what is in `groups`: a model whose buffers change in training (batch norm) cannot be resumed.
     `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on; `about` is
@@ -115,6 +116,7 @@ class Parts:
     evaluate: Callable[[nn.Module, "World", bool], dict[str, float]] | None = None
     export: Callable[[Path, Mapping[str, Tensor]], None] | None = None
     preview: Callable[[nn.Module, Path, int], None] | None = None
+    preview_every: int | None = None
     shards: Sequence[nn.Module] = ()  # modules that FSDP gathers one by one: transformer blocks
     flops_per_token: float | None = None
     advice: Callable[[], str] | None = None

@@ -166,6 +166,16 @@ class Session:
                 callback.on_evaluate(self.step, dict(figures))
         return figures
 
+    def preview(self) -> None:
+        """Show pictures between evaluations. A request to stop goes first."""
+        self.log()
+        self.stop_if_asked()
+        try:
+            with self._log.paused():
+                self._show()
+        except Interrupted:
+            self.stop()
+
     def owes_evaluation(self) -> bool:
         """Whether the run was stopped before the evaluation at this step was done."""
         return self.progress.owes_evaluation
@@ -219,14 +229,19 @@ class Session:
         return Outcome(self.step, final_step, figures, self.progress)
 
     def _measure(self, final: bool) -> dict[str, float]:
-        evaluate, preview = self.parts.evaluate, self.parts.preview
+        evaluate = self.parts.evaluate
         figures: dict[str, float] = {}
         if evaluate:
             figures = self._call(lambda model: evaluate(model, self.world, final))
+        if final or self.parts.preview_every is None:
+            self._show()
+        return figures
+
+    def _show(self) -> None:
+        preview = self.parts.preview
         if preview:
             folder, step = self.run.samples, self.step
             self._call(lambda model: self.world.on_first(lambda: preview(model, folder, step)))
-        return figures
 
     def _call(self, measure: Callable[[nn.Module], Any]) -> Any:
         """Let the engine call it. A request to stop interrupts it, but not the exchange of weights around it."""
