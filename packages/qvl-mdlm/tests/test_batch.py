@@ -236,6 +236,11 @@ def test_a_canvas_that_is_too_long_is_left_out_under_its_name(mixture: Mixture, 
         ) as caught:
             replace(whole.noising, max_length=limit, drop=drop)(whole.chats.encode(long), place_of(long))
         assert (caught.value.bad.reason, caught.value.bad.tolerated) == ("too_long", drop)
+        assert "lower diffusion.pad_to" in caught.value.bad.message
+    blocks = replace(masks_of(mixture, processor, "block").noising, max_length=4)
+    with pytest.raises(LeftOut) as caught:
+        blocks(whole.chats.encode(long), place_of(long))
+    assert "pad_to" not in caught.value.bad.message  # blocks are filled whatever it says
 
 
 def test_media_behind_the_last_answer_go_with_their_tokens(mixture: Mixture, processor: Any) -> None:

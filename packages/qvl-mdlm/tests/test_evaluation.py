@@ -11,6 +11,7 @@ import pytest
 from asking import digits, samples
 from invoking import qvl_mdlm, write_adapter, write_choices
 
+from qvl_core.qwen3vl import attention
 from qvl_core.qwen3vl.seen import look
 from qvl_core.run import RunFolder, read_records
 from qvl_core.training.world import World
@@ -72,6 +73,19 @@ def test_each_picture_goes_through_the_tower_once(opened: Any, data: Path, tmp_p
     assert sum(pictures) == len(predictions) == 5
     assert all(p.answer is not None for p in predictions)
     assert [p.chosen is not None for p in predictions] == [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize("how", ["sdpa", "eager"])
+def test_attention_that_cannot_tell_samples_of_a_row_apart_measures_the_same(
+    how: str, opened: Any, data: Path, tmp_path: Path
+) -> None:
+    wanted, _ = measured(opened, data, tmp_path)
+    try:
+        opened[0].set_attn_implementation(how)
+        figures, _ = measured(opened, data, tmp_path)
+    finally:
+        attention.use(opened[0])
+    assert figures == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5])

@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
+    Qwen3Config,
     Qwen3VLForConditionalGeneration,
 )
 
@@ -388,6 +389,8 @@ def test_mask_tokens_that_are_others(base: Path, processor: Any) -> None:
     tokenizer = processor.tokenizer
     taken = settings(AutoConfig.from_pretrained(base))
     taken |= {"the pad token": tokenizer.pad_token_id, "the end token": tokenizer.eos_token_id}
+    taken["the filler of pictures"] = tokenizer.convert_tokens_to_ids("<|vision_pad|>")
+    taken["the start of a turn"] = tokenizer.convert_tokens_to_ids("<|im_start|>")
     for what, token in taken.items():
         with pytest.raises(BadInput, match=f"mask_token_id {token}: is {what}; leave it out to take the first spare"):
             Qwen3VLForMaskedLM.from_pretrained(base, mask_token_id=token)
@@ -415,7 +418,8 @@ def test_too_few_rows(base: Path, processor: Any, tmp_path: Path) -> None:
         ({"block_size": 4}, "give both or neither"),
         ({"attention": "prefix", "block_size": 4}, "give both or neither"),
         ({"attention": "block", "block_size": 0}, "block_size 0: must be at least 1 token"),
-        ({"mask_token_id": -1}, "mask_token_id -1: the embedding has 576 rows"),
+        ({"mask_token_id": -1}, "mask_token_id -1: the embedding has 576 rows; leave it out to take the first spare"),
+        ({"mask_token_id": 900}, "mask_token_id 900: the embedding has 576 rows; leave it out"),
     ],
 )
 def test_settings_that_cannot_be_meant(base: Path, options: dict[str, Any], words: str) -> None:
@@ -435,6 +439,16 @@ def test_other_settings_than_those_of_training(folder: Path, options: dict[str, 
     with pytest.raises(BadInput, match=words):
         Qwen3VLForMaskedLM.from_pretrained(folder, **options)
     assert Qwen3VLForMaskedLM.from_pretrained(folder, attention="full").config.pattern == "full"
+
+
+def test_what_is_no_model(processor: Any, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"no config.json there, so it is no model; open adapters by open_masked"):
+        Qwen3VLForMaskedLM.from_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    Qwen3Config().save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match=r"of the type qwen3 is not Qwen3-VL \(qwen3_vl, qwen3_vl_moe\); give one"):
+        Qwen3VLForMaskedLM.from_pretrained(tmp_path)
 
 
 # It is not taken for an autoregressive model

@@ -93,10 +93,16 @@ def test_check_shows_what_is_masked(data: Path, tmp_path: Path) -> None:
         (["tune={merger: {mode: full}}"], "tune.llm is frozen"),
         (["diffusion.pad_to=null"], "sampling has to know the length"),
         (["evaluate.max_new_tokens=12"], "no multiple of diffusion.pad_to 8"),
+        (["diffusion={attention: block, block_size: 3}"], "no multiple of diffusion.block_size 3"),
     ],
 )
 def test_a_doubt_is_said(changes: list[str], words: str) -> None:
     assert any(words in sentence for sentence in warnings(of("tiny", *changes), 1_700_000))
+
+
+def test_blocks_are_not_doubted_for_a_pad_to_that_they_do_not_use() -> None:
+    blocks = of("tiny", "diffusion={attention: block, block_size: 2, pad_to: 32}")
+    assert not list(warnings(blocks, 1_700_000))
 
 
 def test_full_training_of_a_large_model_at_a_high_rate_is_doubted() -> None:
@@ -114,7 +120,7 @@ def test_full_training_of_a_large_model_at_a_high_rate_is_doubted() -> None:
         (["diffusion={complementary: true, schedule: cosine}"], "needs `schedule: linear`"),
         (["model.attention=sdpa"], "set `batch.packing: false`"),
         (["evaluate.metrics=[bleu]"], "there is no 'bleu'"),
-        (["diffusion.mask_token_id=900"], "none to spare"),
+        (["diffusion.mask_token_id=900"], "the embedding has 576 rows; leave it out"),
         (["diffusion.attension=full"], 'did you mean "diffusion.attention"'),
     ],
 )

@@ -1,5 +1,6 @@
 """The sampler against a loop that commits one token at a time, caches against none, batches against singles."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from asking import prompts
+from peft import LoraConfig, get_peft_model
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
-from qvl_mdlm.commit import choose, shares, together
+from qvl_mdlm.commit import above, by_factor, choose, probability_of, shares, sureness, together
 from qvl_mdlm.context import prefill, read_prompts, run, run_canvas
+from qvl_mdlm.infill import infill
 from qvl_mdlm.pattern import visible
 from qvl_mdlm.sample import Writer, never_written, sample
 from qvl_mdlm.sampling import Sampling
@@ -155,6 +158,10 @@ def test_no_mask_and_no_picture_ever_comes_out(
 ) -> None:
     model = models[name]
     never = never_written(model.config, processor.tokenizer).numpy()
+    added, words = processor.tokenizer.get_added_vocab(), ("vision", "image", "video", "im_start")
+    named = [number for token, number in added.items() if any(word in token for word in words)]
+    assert len(named) == 6
+    assert never[[model.config.mask_token_id, *named]].all()
     bias = torch.zeros_like(model.lm_head.weight[:, :1])
     bias[torch.from_numpy(never)] = 1e4  # the model wants nothing else
     hook = model.lm_head.register_forward_hook(lambda _, __, logits: logits + bias[:, 0])
@@ -211,6 +218,76 @@ def test_the_guard_writes_end_tokens_last(models: dict[str, Any], processor: Any
 
     assert first_end(False) == 0
     assert first_end(True) == LENGTH - 3  # nothing but end tokens is wished for
+
+
+@pytest.mark.parametrize("how", [{"threshold": 0.0}, {"factor": 1e3}], ids=str)
+def test_the_guard_holds_whatever_is_sure_enough(
+    models: dict[str, Any], processor: Any, asked: list[Encoded], how: dict[str, float]
+) -> None:
+    model, end = models["full"], processor.tokenizer.eos_token_id
+
+    def wish(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        """An end at every second place."""
+        wished = torch.zeros_like(logits)
+        wished[::2, end] = 1e3
+        return logits + wished
+
+    hook = model.lm_head.register_forward_hook(wish)
+    try:
+        first = next(Writer(model, processor, asked[:1], Sampling(LENGTH, eos_guard=True, **how)).steps())
+    finally:
+        hook.remove()
+    assert sorted(first.written[0].tolist()) == [1, 3, 5, 7]
+
+
+@torch.no_grad()
+def test_guidance_moves_away_from_the_prompt_unseen(
+    models: dict[str, Any], processor: Any, asked: list[Encoded]
+) -> None:
+    model, prompt = models["full"], asked[0]
+    mask = model.config.mask_token_id
+    seen, unseen = np.full(len(prompt) + LENGTH, mask), np.full(len(prompt) + LENGTH, mask)
+    seen[: len(prompt)] = prompt.ids
+    given, blind = model(input_ids=torch.from_numpy(np.stack([seen, unseen]))).logits[:, -LENGTH:]
+    never = never_written(model.config, processor.tokenizer)
+    found = []
+    for guidance in (0.0, 1.5):
+        logits = (blind + (guidance + 1) * (given - blind)).masked_fill(never, -torch.inf)
+        (written,) = sample(model, processor, [prompt], Sampling(LENGTH, steps=1, guidance=guidance, early_stop=False))
+        found.append(logits.argmax(-1).tolist())
+        assert written.ids.tolist() == found[-1]
+    assert found[0] != found[1]
+
+
+def test_what_is_suppressed_never_comes_out(models: dict[str, Any], processor: Any, asked: list[Encoded]) -> None:
+    plain = {token for one in sample(models["full"], processor, asked, Sampling(LENGTH)) for token in one.ids.tolist()}
+    how = Sampling(LENGTH, suppress=tuple(plain))
+    for one in sample(models["full"], processor, asked, how):
+        assert plain.isdisjoint(one.ids.tolist())
+
+
+def test_how_sure_a_place_is() -> None:
+    probabilities = torch.tensor([[0.5, 0.4, 0.1, 0.0], [0.4, 0.2, 0.2, 0.2]], dtype=torch.float64)
+    logits = probabilities.log() + 3
+    tokens = torch.tensor([0, 1])
+    probability, norm = probability_of(logits, tokens)
+    assert probability.tolist() == pytest.approx([0.5, 0.2])
+    assert sureness(logits, norm, probability, "confidence").tolist() == pytest.approx([0.5, 0.2])
+    assert sureness(logits, norm, probability, "margin").tolist() == pytest.approx([0.1, 0.2])
+    entropies = [-sum(p * math.log(p) for p in row if p) for row in probabilities.tolist()]
+    assert sureness(logits, norm, probability, "entropy").tolist() == pytest.approx([-each for each in entropies])
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.9, [2]), (0.8, [2]), (0.5, [2, 0]), (0.1, [2, 0, 3, 1])])
+def test_a_threshold_writes_what_reaches_it_and_the_surest(threshold: float, kept: list[int]) -> None:
+    sure = torch.tensor([0.6, 0.1, 0.8, 0.3])
+    assert above(sure, sure, threshold).tolist() == kept
+
+
+def test_a_factor_writes_as_many_as_its_bound_allows() -> None:
+    sure = torch.tensor([0.95, 0.5, 0.99, 0.9])  # (n + 1)(1 - p) of the n-th surest: 0.02, 0.15, 0.4, 2.5
+    for factor, count in ((0.01, 1), (0.1, 1), (0.2, 2), (0.5, 3), (3.0, 4)):
+        assert by_factor(sure, sure, factor).tolist() == [2, 0, 3, 1][:count]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
@@ -285,9 +362,7 @@ def test_every_pass_is_counted(
     assert passes[:prefills] == [len(asked[0])] * prefills
 
 
-def test_a_step_is_one_head_and_copies_no_prompt(
-    models: dict[str, Any], processor: Any, asked: list[Encoded]
-) -> None:
+def test_a_step_is_one_head_and_copies_no_prompt(models: dict[str, Any], processor: Any, asked: list[Encoded]) -> None:
     heads, rooms = [], set()
     model = models["prefix"]
     hook = model.lm_head.register_forward_hook(lambda _, __, logits: heads.append(len(logits)))
@@ -381,6 +456,19 @@ def test_something_has_to_be_left_to_write(models: dict[str, Any], processor: An
     everything = tuple(range(models["full"].config.text_config.vocab_size))
     with pytest.raises(BadInput, match="leaves no token that could be written"):
         sample(models["full"], processor, asked, Sampling(suppress=everything))
+
+
+def test_a_model_in_peft_writes_as_the_model(masked: Callable[..., Any], processor: Any, asked: list[Encoded]) -> None:
+    model = masked()
+    wrapped = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.5, init_lora_weights=False)
+    )
+    wrapped.train()
+    answers = sample(wrapped, processor, asked, Sampling(LENGTH))
+    assert [one.ids.tolist() for one in answers] == [
+        one.ids.tolist() for one in sample(model.eval(), processor, asked, Sampling(LENGTH))
+    ]
+    assert infill(wrapped, processor, "What is it?", "It is [2].").tokens == 2
 
 
 def test_no_prompt_is_no_answer(models: dict[str, Any], processor: Any) -> None:

@@ -104,9 +104,11 @@ class Noising:
         tokens = len(made[0]) * self._each
         if tokens > self.max_length:
             what = "its canvas" if self._each == 1 else "its canvas and its complement"
+            shape = self.corruption.shape
+            shorter = ", or lower diffusion.pad_to" if shape.pad_to and shape.pattern != "block" else ""
             message = (
                 f"sample {chat.id}: {tokens} tokens with {what} is over the limit of {self.max_length}; "
-                "raise batch.max_length, or lower diffusion.pad_to"
+                f"raise batch.max_length{shorter}"
             )
             raise LeftOut(Bad(chat.id, "too_long", message, self.drop))
         return made

@@ -27,7 +27,7 @@ from qvl_data.stream import ChatSamples, witness
 from qvl_mdlm.batch import Noised, collation
 from qvl_mdlm.build import chat_samples, embedding_rows, noising_of
 from qvl_mdlm.canvas import on_terminal, pieces
-from qvl_mdlm.config import masked_config
+from qvl_mdlm.model import configured
 from qvl_mdlm.recipe import MDLMRecipe
 
 RANK = 16  # the lowest that was tried, and converted (benchmarks/conversion.py)
@@ -43,8 +43,7 @@ def check(recipe: MDLMRecipe, out: Path | None = None) -> None:
     lists = mixtures(recipe.data)
     stock, processor = open_config(recipe.model.name, recipe.model.revision), open_processor(recipe.model)
     apply_media(processor, recipe.media)
-    diffusion, tokenizer = recipe.diffusion, processor.tokenizer
-    config = masked_config(stock, tokenizer, diffusion.attention, diffusion.block_size, diffusion.mask_token_id)
+    tokenizer, config = processor.tokenizer, configured(stock, processor, recipe.diffusion)
     table = apply_tune(
         meta_model(stock),
         recipe.tune,
@@ -116,10 +115,12 @@ def warnings(recipe: MDLMRecipe, parameters: int) -> Iterator[str]:
     if recipe.diffusion.pad_to is None and recipe.diffusion.attention != "block":
         yield "diffusion.pad_to is null: no canvas is longer than its answer, so sampling has to know the length."
     longest = recipe.evaluate.max_new_tokens
-    if recipe.diffusion.pad_to and longest % recipe.diffusion.pad_to:
+    key = "block_size" if recipe.diffusion.attention == "block" else "pad_to"
+    multiple = getattr(recipe.diffusion, key)
+    if multiple and longest % multiple:
         yield (
-            f"evaluate.max_new_tokens {longest} is no multiple of diffusion.pad_to {recipe.diffusion.pad_to}: canvases "
-            "of this length were not trained on."
+            f"evaluate.max_new_tokens {longest} is no multiple of diffusion.{key} {multiple}: canvases of this length "
+            "were not trained on."
         )
     if recipe.checkpoint.every is None and (recipe.train.steps is None or recipe.train.steps > 1000):
         yield "checkpoint.every is not set: a killed run would start again from step 0."

@@ -11,6 +11,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfi
 from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeTextConfig, Qwen3VLMoeVisionConfig
 
 from qvl_core.errors import BadInput
+from qvl_data.template import START
 from qvl_vision.config import QVLVisionConfig
 
 Pattern = Literal["full", "prefix", "block"]
@@ -70,11 +71,14 @@ def masked_config(
     pattern, block_size, mask_token_id  for an autoregressive checkpoint: by default `full`, and the first row of the
     embedding that no token has. A converted one was trained with its own, and others are refused.
 
-    Raises BadInput for what cannot be: a mask token that is another's, an embedding without a spare row, no block size.
+    Raises BadInput for what cannot be: another kind of model, a mask token that is another's, an embedding without a
+    spare row, no block size.
     """
     if isinstance(config, MaskedConfig | MaskedMoeConfig):
         _check_same(config, pattern=pattern, block_size=block_size, mask_token_id=mask_token_id)
         return config
+    if not isinstance(config, Qwen3VLConfig | Qwen3VLMoeConfig):
+        raise BadInput(f"a model of the type {config.model_type} is not Qwen3-VL (qwen3_vl, qwen3_vl_moe); give one.")
     pattern = pattern or "full"
     if pattern not in PATTERNS:
         raise BadInput(f"attention {pattern!r}: must be one of {', '.join(PATTERNS)}.")
@@ -96,23 +100,29 @@ def find_mask_token(config: Any, tokenizer: Any) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def check_mask_token(token: int, config: Any, tokenizer: Any) -> None:
-    """Raise BadInput unless the embedding has this row and nothing else uses it."""
-    rows = config.text_config.vocab_size
-    if not 0 <= token < rows:
-        raise BadInput(
-            f"mask_token_id {token}: the embedding has {rows:,} rows and none to spare; give the id of a token that "
-            "your texts never use."
-        )
-    used = {
-        "the pad token": tokenizer.pad_token_id,
-        "the end token": tokenizer.eos_token_id,
+def markers(config: Any, tokenizer: Any) -> dict[str, int]:
+    """Ids that only templates and pictures write, by what they are."""
+    start, filler = tokenizer.convert_tokens_to_ids([START, "<|vision_pad|>"])
+    return {
+        "the start of a turn": start,
         "the image token": config.image_token_id,
         "the video token": config.video_token_id,
+        "the filler of pictures": filler,
         "the start of a picture": config.vision_start_token_id,
         "the end of a picture": config.vision_end_token_id,
     }
-    for what, other in used.items():
+
+
+def check_mask_token(token: int, config: Any, tokenizer: Any) -> None:
+    """Raise BadInput unless the embedding has this row and nothing else uses it."""
+    rows, spare = config.text_config.vocab_size, find_mask_token(config, tokenizer)
+    if not 0 <= token < rows:
+        said = f"mask_token_id {token}: the embedding has {rows:,} rows"
+        if spare < rows:
+            raise BadInput(f"{said}; leave it out to take the first spare one, {spare}.")
+        raise BadInput(f"{said} and none to spare; give the id of a token that your texts never use.")
+    ends = {"the pad token": tokenizer.pad_token_id, "the end token": tokenizer.eos_token_id}
+    for what, other in (ends | markers(config, tokenizer)).items():
         if token == other:
             raise BadInput(f"mask_token_id {token}: is {what}; leave it out to take the first spare row.")
 

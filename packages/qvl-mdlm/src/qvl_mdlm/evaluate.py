@@ -32,6 +32,7 @@ from qvl_data.sources import Item, Mixture, read_sources
 from qvl_mdlm.batch import collation
 from qvl_mdlm.layout import Shape, shape_of
 from qvl_mdlm.likelihood import Bound, bound
+from qvl_mdlm.model import tells_apart
 from qvl_mdlm.prediction import Prediction, read_predictions
 from qvl_mdlm.recipe import METRICS
 from qvl_mdlm.sample import Written, sample
@@ -164,7 +165,8 @@ class _Asked:
 
     def _bound(self, wholes: Sequence[Encoded], places: Sequence[int], seen: Sequence[Seen]) -> Bound:
         evaluation = self.evaluation
-        collate = collation(evaluation.processor, True, patterned=self.model.config.pattern != "full")
+        patterned = self.model.config.pattern != "full"
+        collate = collation(evaluation.processor, packing=tells_apart(self.model), patterned=patterned)
         return bound(self.model, wholes, evaluation.shape, collate, evaluation.draws, places=places, seen=seen)
 
 

@@ -29,6 +29,7 @@ from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.attention import use as attend_per_document
 from qvl_core.qwen3vl.groups import group_of
 from qvl_core.qwen3vl.load import find_folder, register_architecture
+from qvl_core.qwen3vl.loss import core_of
 from qvl_mdlm.config import MaskedConfig, MaskedMoeConfig, Pattern, masked_config
 from qvl_mdlm.probe import check_sees_both_ways
 from qvl_mdlm.recipe import Diffusion
@@ -66,7 +67,9 @@ class _MaskedLM:
         """
         config, asked = options.pop("config", None), str(name)
         if not isinstance(config, MaskedConfig | MaskedMoeConfig):
-            name = folder = find_folder(str(name), options.get("revision"), "name")
+            name = folder = find_folder(asked, options.get("revision"), "name")
+            if not (folder / "config.json").is_file():
+                raise BadInput(f"{asked}: no config.json there, so it is no model; open adapters by open_masked.")
             register_architecture(folder / "config.json")
             config = config or AutoConfig.from_pretrained(folder)
             converted = isinstance(config, MaskedConfig | MaskedMoeConfig)
@@ -145,6 +148,11 @@ def configured(config: Any, processor: Any, diffusion: Diffusion) -> Any:
     )
     masked.pad_to = diffusion.pad_to
     return masked
+
+
+def tells_apart(model: Any) -> bool:
+    """Whether the samples of a packed row do not see one another: by a mask of who sees whom, or by the kernels."""
+    return model.config.pattern != "full" or "flash" in core_of(model).model.language_model.config._attn_implementation
 
 
 def freeze(model: Any, groups: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.head import CHUNK
+from qvl_core.qwen3vl.loss import core_of
 from qvl_core.qwen3vl.seen import Seen
 from qvl_core.training.seeds import mix
 from qvl_mdlm.commit import (
@@ -38,6 +39,7 @@ from qvl_mdlm.commit import (
     sureness,
     together,
 )
+from qvl_mdlm.config import markers
 from qvl_mdlm.context import read_prompts
 from qvl_mdlm.sampling import Sampling, block_of, check_sampling
 from qvl_mdlm.state import State
@@ -93,6 +95,7 @@ def sample(
 ) -> list[Written]:
     """Answers, in the order of the prompts.
 
+    model     a `Qwen3VLForMaskedLM`, as loaded or with peft around it
     prompts   chats up to and including the generation prompt (`qvl_data.chat.prompt`)
     canvases  (N,) of each: what is to stand behind its prompt, with mask tokens where it may be written; default: masks
               alone. What is given stays.
@@ -137,6 +140,7 @@ class Writer:
     _prefills: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        self.model = core_of(self.model)
         check_sampling(self.model.config, self.sampling, self.prompts)
         self._check_given()
         tokenizer, config = self.processor.tokenizer, self.model.config
@@ -280,7 +284,7 @@ class Writer:
         if how.eos_guard:
             sure = guarded(sure, ends)
             if not bool(ends.all()):
-                probability = torch.where(ends, 0.0, probability)
+                probability = torch.where(ends, -torch.inf, probability)
         if how.threshold is not None:
             kept = above(sure, probability, how.threshold)
         elif how.factor is not None:
@@ -330,9 +334,7 @@ def never_written(config: Any, tokenizer: Any, suppress: Sequence[int] = ()) -> 
     rows = config.text_config.vocab_size
     never = torch.ones(rows, dtype=torch.bool)
     never[list(tokenizer.get_vocab().values())] = False
-    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    media = [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id]
-    never[[config.mask_token_id, start, *media, *suppress]] = True
+    never[[config.mask_token_id, *markers(config, tokenizer).values(), *suppress]] = True
     return never
 
 

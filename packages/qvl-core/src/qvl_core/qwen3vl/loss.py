@@ -29,7 +29,7 @@ def next_token_loss(
     label_rows false computes the logits of every token, as the library does: the same loss from more memory and time
     encoded    what the vision tower gave, for a batch without pixels (features.FeatureCache)
     """
-    core = _core(model)
+    core = core_of(model)
     weights = batch.weights if weights is None else weights
     if not label_rows:
         hidden = hidden_states(core, batch, encoded)
@@ -48,7 +48,7 @@ def token_losses(model: nn.Module, batch: Batch, encoded: dict[str, Any] | None 
 
     encoded  what the vision tower gave, for a batch without pixels (`seen.given`)
     """
-    core = _core(model)
+    core = core_of(model)
     return head_nll(core.lm_head, label_states(core, batch, encoded), batch.targets)[1]
 
 
@@ -59,13 +59,13 @@ def label_states(model: nn.Module, batch: Batch, encoded: dict[str, Any] | None 
 
 def hidden_states(model: nn.Module, batch: Batch, encoded: dict[str, Any] | None = None) -> Tensor:
     """Hidden states of every token (B * T, D)."""
-    body: Any = _core(model).model
+    body: Any = core_of(model).model
     given = {} if encoded is None else {"mm_encoder_outputs": encoded}
     hidden: Tensor = body(**batch.inputs(), **given, use_cache=False).last_hidden_state  # (B, T, D)
     return hidden.flatten(0, 1)
 
 
-def _core(model: nn.Module) -> Any:
+def core_of(model: nn.Module) -> Any:
     """The Qwen3-VL inside a PeftModel; any other model is its own core."""
     wrapped: Any = model
     return wrapped.get_base_model() if hasattr(model, "get_base_model") else model
