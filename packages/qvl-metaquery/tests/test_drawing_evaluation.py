@@ -11,10 +11,13 @@ from drawing_verbs import qvl_metaquery
 from PIL import Image
 
 from qvl_core.errors import BadInput
+from qvl_data.example.digits import arrays
+from qvl_data.example.drawings import NAMES
 from qvl_metaquery import evaluate as evaluating
 from qvl_metaquery.asked import Asked
 from qvl_metaquery.evaluate import evaluate
 from qvl_metaquery.layouts import Sheet
+from qvl_metaquery.metrics import chosen
 from qvl_metaquery.pipeline import MetaQueryPipeline
 from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.scorers import Picture, Scores, register_scorer, scored
@@ -180,6 +183,23 @@ def test_a_scorer_says_something_of_each_picture_or_of_all() -> None:
     register(bright)
     with pytest.raises(BadInput, match='"same" is there already'):
         register(bright)
+
+
+def test_digits_are_read_by_the_nearest_real_one(tmp_path: Path) -> None:
+    values, digits = arrays()
+    pictures = []
+    for place, index in enumerate(np.flatnonzero(np.isin(digits, [3, 7]))[:12]):
+        sheet = Sheet(tmp_path / f"{place}.png", Asked("a", f"a handwritten {NAMES[digits[index]]}"), (0,))
+        Image.fromarray((values[index].reshape(8, 8) * (255 / 16)).astype(np.uint8)).save(sheet.file)
+        pictures.append(Picture(sheet, 0))
+    found = scored("digits", chosen(["digits"])["digits"], pictures).all_figures()
+    assert found["right"] == 1.0
+    assert 0.5 < found["diversity"] < 1.5
+    wrong = [Picture(Sheet(one.sheet.file, Asked("a", "a line", record={"digit": 0}), (0,)), 0) for one in pictures]
+    assert scored("digits", chosen(["digits"])["digits"], wrong).all_figures()["right"] == 0.0
+    for text in ("a line", "a three or a seven"):
+        with pytest.raises(BadInput, match=f'the prompt "{text}" names . digits'):
+            chosen(["digits"])["digits"]([Picture(Sheet(pictures[0].sheet.file, Asked("a", text), (0,)), 0)])
 
 
 PLUGIN = """

@@ -24,6 +24,8 @@ def chosen(
     names: Sequence[str], clip: Path | None = None, fid: Path | None = None, fid_weights: Path | None = None
 ) -> dict[str, Scorer]:
     """The scorers that a command asks for. Raises BadInput for what is not there, before anything is drawn."""
+    from qvl_metaquery import digit_score  # noqa: F401  (registers itself)
+
     scorers = named(names)
     if clip is not None:
         scorers["clip"] = clip_score(clip)

@@ -83,8 +83,10 @@ def named(names: Iterable[str]) -> dict[str, Scorer]:
     """Scorers by their names. Raises BadInput for one that is not there."""
     for name in names:
         if name not in SCORERS:
-            known = f"there are {', '.join(SCORERS)}" if SCORERS else "there is none yet"
-            raise BadInput(f"--scorer {name}: {known}; register yours in a file and name it with --plugin FILE.py.")
+            raise BadInput(
+                f"--scorer {name}: there is {', '.join(SCORERS)}; register yours in a file and name it with --plugin "
+                "FILE.py."
+            )
     return {name: SCORERS[name] for name in names}
 
 
