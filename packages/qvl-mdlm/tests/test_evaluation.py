@@ -1,17 +1,21 @@
 """Evaluations: each picture is looked at once, no sample ends one, figures say what they are of."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
+from math import factorial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from asking import digits, samples
+import torch
+from asking import digits, encoded, samples
 from invoking import qvl_mdlm, write_adapter, write_choices
 
 from qvl_core.qwen3vl import attention
+from qvl_core.qwen3vl.encoded import IGNORE
 from qvl_core.qwen3vl.seen import look
 from qvl_core.run import RunFolder, read_records
 from qvl_core.training.world import World
@@ -20,7 +24,7 @@ from qvl_data.sources import Mixture
 from qvl_mdlm.batch import collation
 from qvl_mdlm.evaluate import Evaluation, figures_of
 from qvl_mdlm.layout import shape_of
-from qvl_mdlm.likelihood import bound
+from qvl_mdlm.likelihood import Bound, bound
 from qvl_mdlm.opening import open_masked
 from qvl_mdlm.prediction import Prediction, read_predictions
 from qvl_mdlm.sample import sample
@@ -138,6 +142,33 @@ def test_two_perplexities_say_which_tokens_they_are_of(opened: Any, data: Path, 
     assert figures["test_answer_perplexity"] == pytest.approx(np.exp(nats / answers))
     assert figures["test_canvas_perplexity"] == pytest.approx(np.exp(nats / canvases))
     assert figures["test_answer_perplexity"] > figures["test_canvas_perplexity"] > 1
+
+
+@torch.no_grad()
+def test_the_bound_is_the_enumerated_one(masked: Callable[..., Any], processor: Any) -> None:
+    """Over all masks of an answer; one of l of n tokens weighs (l - 1)! (n - l)! / n!."""
+    model, (chat,) = masked(), encoded(processor)[:1]
+    answer = np.flatnonzero(chat.labels != IGNORE)
+    n, end = len(answer), answer[-1] + 1
+    masks = np.array(list(product((False, True), repeat=n)))[1:]
+    ids = np.tile(chat.ids[:end], (len(masks), 1))
+    ids[:, answer] = np.where(masks, model.config.mask_token_id, ids[:, answer])
+    nll = -model(input_ids=torch.from_numpy(ids)).logits.log_softmax(-1)[:, answer]
+    nll = nll.gather(-1, torch.from_numpy(chat.ids[answer]).expand(len(masks), n)[..., None])[..., 0].numpy()
+    weigh = [factorial(count - 1) * factorial(n - count) / factorial(n) for count in masks.sum(1)]
+    wanted = float((np.array(weigh)[:, None] * masks * nll).sum())
+    shape = shape_of(model.config, processor.tokenizer)
+    found = bound(model, [chat], shape, collation(processor, True, False), draws=40 * n)
+    spread = found.nats[0].std(ddof=1) / (40 * n) ** 0.5
+    assert abs(found.mean - wanted) < 4 * spread
+    assert spread < 0.01 * wanted
+    assert found.tokens.tolist() == found.answers.tolist() == [n]
+
+
+def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
+    nats = np.array([[1.0, 3.0], [4.0, 4.0], [7.0, 5.0]])
+    found = Bound(nats, np.array([2, 2, 2]), np.array([2, 2, 2]))
+    assert (found.mean, found.error) == pytest.approx((4.0, 2 / 3**0.5))
 
 
 def test_a_weight_in_training_does_not_change_the_bound(opened: Any) -> None:

@@ -81,6 +81,15 @@ def test_a_recipe_is_refused(
     assert "Traceback" not in done.err
 
 
+def test_an_evaluation_is_refused_before_anything_is_measured(
+    blocks: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qvl_mdlm.evaluate.Evaluation.measure", None)
+    how = ["--split", "train", "--out", str(tmp_path / "out"), "--steps", "65"]
+    done = qvl_mdlm("evaluate", str(blocks), str(data / "good"), *how)
+    assert (done.code, "steps 65: must be from 1 to the 64 tokens" in done.err) == (2, True), done.err
+
+
 @pytest.mark.parametrize("verb", ["sample", "evaluate"])
 def test_a_canvas_over_the_limit_is_refused(verb: str, blocks: Path, data: Path, tmp_path: Path) -> None:
     what = ["?"] if verb == "sample" else [str(data / "good"), "--split", "train", "--out", str(tmp_path / "out")]

@@ -152,6 +152,13 @@ def test_what_is_given_stays_to_the_letter(opened: Any, answer: str) -> None:
     assert filled.tokens == int((form.ids == model.config.mask_token_id).sum()) == filled.forwards
 
 
+def test_the_steps_of_an_answer_are_those_of_its_own_length(opened: Any, converted: Path) -> None:
+    sampling = Sampling(max_new_tokens=1, steps=2)  # what another canvas could not have
+    assert infill(*opened, QUESTION, "[3]", sampling=sampling).forwards == 2
+    for option in ("--max-new-tokens=8", "--eos-guard", "--no-early-stop"):  # none of them would change anything
+        assert qvl_mdlm("infill", str(converted), QUESTION, "--answer", "[1]", option).code == 2
+
+
 def test_the_space_before_a_gap_begins_its_first_token(opened: Any) -> None:
     model, processor = opened
     form = read_form("It is [2], a [1] it", processor, model.config.mask_token_id, None)

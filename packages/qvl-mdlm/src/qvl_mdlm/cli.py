@@ -1,5 +1,6 @@
 """The verbs of qvl-mdlm; each imports what it needs when it runs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,7 +55,7 @@ def sample(
 
 
 @app.command()
-@with_sampling
+@partial(with_sampling, but=("max_new_tokens", "eos_guard", "early_stop"))  # the answer is as long as it is given
 def infill(
     model: Trained,
     question: Question,

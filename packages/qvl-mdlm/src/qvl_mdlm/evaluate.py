@@ -36,7 +36,7 @@ from qvl_mdlm.model import tells_apart
 from qvl_mdlm.prediction import Prediction, read_predictions
 from qvl_mdlm.recipe import METRICS
 from qvl_mdlm.sample import Written, sample
-from qvl_mdlm.sampling import Sampling
+from qvl_mdlm.sampling import Sampling, check_sampling
 
 HELD = 64  # samples that are held, and answered, together
 PICTURES = 24  # right and wrong answers of a list whose pictures are kept for the report
@@ -271,6 +271,7 @@ def evaluate(
     _check_metrics(metrics or ())
     with evaluation_folder(out, fresh) as run:
         loaded, processor = open_masked(model, base, unconverted=True)
+        check_sampling(loaded.config, sampling, ())  # before anything is measured
         shape = shape_of(loaded.config, processor.tokenizer, loaded.config.pad_to)
         evaluation = Evaluation(lists, processor, shape, metrics, sampling, draws=draws, live=True)
         figures = evaluation.measure(loaded, World(0, 1, loaded.device, "single"), True, run, samples)

@@ -1,7 +1,7 @@
 """How canvases are written, as options that several verbs share. No torch is imported here."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Annotated, Any, Literal
 
@@ -70,17 +70,21 @@ OPTIONS: dict[str, tuple[Any, Any]] = {  # field of `qvl_mdlm.sampling.Sampling`
 }
 
 
-def with_sampling(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb these options in place of its last parameter, `how`: a mapping of `Sampling`'s fields."""
+def with_sampling(verb: Callable[..., Any], but: Sequence[str] = ()) -> Callable[..., Any]:
+    """Give a verb these options in place of its parameter `how`: a mapping of `Sampling`'s fields.
+
+    but  options that mean nothing there
+    """
+    options = {name: option for name, option in OPTIONS.items() if name not in but}
 
     @wraps(verb)
     def called(**given: Any) -> Any:
-        how = {name: given.pop(name) for name in OPTIONS}
+        how = {name: given.pop(name) for name in options}
         return verb(**given, how={**how, "suppress": tuple(how["suppress"] or ())})
 
     own = [one for one in inspect.signature(verb).parameters.values() if one.name != "how"]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    shared = [inspect.Parameter(n, keyword, default=default, annotation=kind) for n, (kind, default) in OPTIONS.items()]
+    shared = [inspect.Parameter(n, keyword, default=default, annotation=kind) for n, (kind, default) in options.items()]
     called.__signature__ = inspect.Signature([*(one.replace(kind=keyword) for one in own), *shared])  # type: ignore[attr-defined]
     called.__annotations__ = {one.name: one.annotation for one in [*own, *shared]}
     return called

@@ -69,8 +69,6 @@ class Sampling:
         given = [name for name in ("steps", "threshold", "factor") if getattr(self, name) is not None]
         if len(given) > 1:
             raise BadInput(f"{' and '.join(given)}: each says how many tokens a step writes; keep one.")
-        if self.steps is not None and self.steps > self.max_new_tokens:
-            raise BadInput(f"steps {self.steps}: must be from 1 to the {self.max_new_tokens} tokens of the canvas.")
 
 
 def block_of(config: Any, sampling: Sampling) -> int:
@@ -92,6 +90,8 @@ def check_sampling(config: Any, sampling: Sampling, prompts: Sequence[Encoded]) 
         )
     if sampling.cache == "dual" and sampling.guidance:
         raise BadInput("cache dual and guidance do not go together; leave one out.")
+    if sampling.steps is not None and sampling.steps > sampling.max_new_tokens:
+        raise BadInput(f"steps {sampling.steps}: must be from 1 to the {sampling.max_new_tokens} tokens of the canvas.")
     block = block_of(config, sampling)
     blocks = -(-sampling.max_new_tokens // block)
     if sampling.steps is not None and sampling.steps < blocks:
