@@ -31,6 +31,7 @@ from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transform
 from qvl_metaquery.preview import Preview
 from qvl_metaquery.prompts import PromptLayout
 from qvl_metaquery.recipe import MetaQueryRecipe
+from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.settings import Settings
 from qvl_metaquery.tiny import tiny
 from qvl_metaquery.validation import Validation
@@ -58,7 +59,7 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
         opened.coder,
         base.settings,
         sample_shift(base.settings, opened.sana),
-        recipe.sampling,
+        Sampling(**recipe.sampling.model_dump(exclude={"preview"})),
     )
     batches = SampleBatches(samples, recipe.batch, recipe.train.seed, collate, witness(samples), pictured=False)
     steps = batches.steps_of(recipe.train)

@@ -21,7 +21,7 @@ from qvl_metaquery.coder import Coder
 from qvl_metaquery.dropout import Task
 from qvl_metaquery.pipeline import MetaQueryPipeline
 from qvl_metaquery.prompts import Prompt
-from qvl_metaquery.recipe import Sampling
+from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.settings import Settings
 from qvl_metaquery.wanted import wanted
 
@@ -31,7 +31,7 @@ LOOKED_AT = 200  # samples, of which prompts that differ are taken
 
 @dataclass
 class Preview:
-    """`Parts.preview`: draws as the recipe's `sampling` says.
+    """`Parts.preview`.
 
     mixture  whose first prompts are drawn
     """
@@ -47,16 +47,11 @@ class Preview:
     def __call__(self, model: nn.Module, folder: Path, step: int) -> None:
         """Draw all prompts together, and write them to `folder`."""
         pipeline = MetaQueryPipeline(model, self.processor, self.coder, self.settings, self.shift)  # type: ignore[arg-type]
-        how = self.sampling
         drawn = pipeline(
             caption=[prompt.text for prompt in self.prompts],
             image=[prompt.pictures for prompt in self.prompts],
-            negative_prompt=how.negative,
-            guidance_scale=how.guidance,
-            image_guidance_scale=how.image_guidance,
-            num_inference_steps=how.steps,
-            scheduler=how.scheduler,
             seed=list(range(len(self.prompts))),
+            **self.sampling.arguments(),
         ).images
         folder.mkdir(parents=True, exist_ok=True)
         for number, (prompt, picture) in enumerate(zip(self.prompts, drawn, strict=True)):
