@@ -28,12 +28,13 @@ import torch
 from arms import record
 from diffusers import SanaTransformer2DModel
 from head import spread
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, DynamicCache
 
 from qvl_core.qwen3vl import attention
 from qvl_core.qwen3vl.presets import config
 from qvl_core.qwen3vl.tiny import tiny_config, tiny_processor
+from qvl_core.training.operations import counting
+from qvl_data.example.drawings import NAMES as NUMBERS
 from qvl_metaquery.coder import Pixels
 from qvl_metaquery.conditions import Prefix, ask
 from qvl_metaquery.connector import Connector
@@ -48,9 +49,7 @@ LENGTHS = ((448, 64), (100, 256))  # tokens of the prompt, queries
 BAR, BAR_AT = 1.7, (448, 64)
 RATE = 790e12  # bf16 operations per second that large products reach on an H200
 STEPS, WORDS, PICTURES = 20, 256, 64
-NAMES = [
-    f"a handwritten {name}" for name in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-]
+NAMES = [f"a handwritten {name}" for name in NUMBERS]
 RESULT = Path(__file__).parent / "results" / "metaquery.json"
 
 
@@ -76,7 +75,7 @@ def read(model: MetaQuery, tokens: int) -> Prefix:
 
 
 def operations(work: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         work()
     return int(counter.get_total_flops())
 
@@ -224,7 +223,7 @@ def missed(trained: list[dict[str, Any]], drawn: dict[str, Any], equal: dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one shape, small parts, one repeat; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="one shape, small parts, two repeats; writes nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     shapes = SHAPES[:1] if arguments.quick else SHAPES
@@ -234,7 +233,7 @@ def main() -> None:
             f"{one['model']} {one['prompt_tokens']}+{one['queries']}: language model {one['language_model_ratio']} x, "
             f"whole step {one['whole_step_ratio']} x fewer operations; {one['milliseconds_at_790_tflops']} ms"
         )
-    width, layers, repeats = (128, 2, 1) if arguments.quick else (512, 4, 5)
+    width, layers, repeats = (128, 2, 2) if arguments.quick else (512, 4, 5)
     drawn = drawing(width, layers, repeats)
     print(f"drawing: {drawn['speedup']} x as fast with the prompt remembered, {drawn['largest_difference']:.1e} apart")
     equal = equal_prompts(width, layers)

@@ -9,7 +9,7 @@ import pytest
 from qvl_core.recipe.load import load
 
 DOCS = Path(__file__).parents[1] / "docs"
-RECIPES = {"sft": "lora_4b", "mdlm": "lora_2b"}  # page -> recipe that its keys change
+RECIPES = {"sft": "lora_4b", "mdlm": "lora_2b", "metaquery": "tiny"}  # page -> recipe that its keys change
 # What the documents that users come with set.
 FLAGS = {
     "sft": """
@@ -21,6 +21,10 @@ video_min_frames video_max_pixels video_min_pixels custom_vision_encoder
 model_name_or_path freeze_vision freeze_merger lora r lora_alpha lora_dropout target_modules dataset_args
 mask_prompt_loss max_seq_length output_dir num_train_epochs per_device_train_batch_size gradient_accumulation_steps
 learning_rate warmup_ratio lr_scheduler_type bf16 tf32 gradient_checkpointing
+""",
+    "metaquery": """
+run_name config_file base_dir resume_from_checkpoint file_name output_dir qwen3vl_model checkpoint_path mode prompt
+guidance_scale num_images seed input_images image_guidance_scale share nproc-per-node
 """,
 }
 WORDS = {
@@ -34,6 +38,13 @@ per_device_eval_batch_size device_map
     "mdlm": """
 accelerate sbatch KoDocumentTableVisualSFT [train:1000,test:100] messages image Memory flash_attention_2
 dataloader_num_workers ranks
+""",
+    "metaquery": """
+train_qwen3vl.sh train_qwen3vl.bat train_qwen3vl_slurm.sh torchrun curate_dataset_qwen3vl.py inference_qwen3vl.py
+app_qwen3vl.py learning_rate warmup_steps num_metaqueries connector_num_hidden_layers loss_type modules_to_freeze
+modules_to_unfreeze "vae" model.mllm_backbone embed_tokens per_device_train_batch_size deepspeed zero1.json zero2.json
+zero3.json max_pixels MetaQuery_Instruct_2.4M_512res CC12M find_newest_checkpoint ignore_mismatched_sizes
+_gradient_checkpointing torch_dtype caption= guidance_scale= num_inference_steps
 """,
 }
 

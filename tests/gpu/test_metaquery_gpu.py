@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
 
 from qvl_core.qwen3vl import attention
@@ -26,6 +25,7 @@ from qvl_core.qwen3vl.plan import GIB
 from qvl_core.qwen3vl.presets import config
 from qvl_core.qwen3vl.tiny import tiny_config, tiny_tokenizer
 from qvl_core.training.engine import Engine
+from qvl_core.training.operations import counting
 from qvl_core.training.parts import Micro, Parts
 from qvl_core.training.world import World
 from qvl_metaquery.batch import Drawing, collate
@@ -111,7 +111,7 @@ def measure(
     if on:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         engine.step(0, [micro], number)
     seconds, loss = [], 0.0
     for step in range(1, steps):
