@@ -22,7 +22,11 @@ CASES = {  # row of the page: case of the benchmark
 }
 CONVERTED = {  # row of the page: arm of the benchmark, but for its number of steps
     "converted only": "converted_only",
+    "LoRA, rank 4, all linear layers": "lora4",
+    "LoRA, rank 8, all linear layers": "lora8",
     "LoRA, rank 16, all linear layers": "lora16",
+    "LoRA, rank 16, attention alone": "lora16_attention",
+    "LoRA, rank 16, and the mask's row": "lora16_mask_row",
     "LoRA, rank 64, all linear layers": "lora64",
     "in full": "full",
     "in full, prefix attention": "full_prefix",

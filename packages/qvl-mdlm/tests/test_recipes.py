@@ -88,7 +88,8 @@ def test_check_shows_what_is_masked(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["tune={llm: {mode: lora, rank: 8}}"], "no rank below 16 was tried"),
+        (["tune={llm: {mode: lora, rank: 4}}"], "ranks below 8 did not convert"),
+        (["tune={llm: {mode: lora, rank: 16}}", "train.steps=200"], "LoRA needed 600"),
         (["sampling.steps=4"], "whether they agree or not"),
         (["tune={merger: {mode: full}}"], "tune.llm is frozen"),
         (["diffusion.pad_to=null"], "sampling has to know the length"),

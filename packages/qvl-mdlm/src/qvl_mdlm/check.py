@@ -30,7 +30,7 @@ from qvl_mdlm.canvas import on_terminal, pieces
 from qvl_mdlm.model import configured
 from qvl_mdlm.recipe import MDLMRecipe
 
-RANK = 16  # the lowest that was tried, and converted (benchmarks/conversion.py)
+RANK, STEPS = 8, 600  # what LoRA needed to answer one token a pass (benchmarks/conversion.py)
 LARGE = 1e9  # parameters; smaller models bear higher rates
 
 
@@ -101,8 +101,13 @@ def warnings(recipe: MDLMRecipe, parameters: int) -> Iterator[str]:
         yield "tune.llm is frozen: attention that sees both ways is new to it, and it is what has to learn."
     elif llm.mode == "lora" and llm.rank < RANK:
         yield (
-            f"tune.llm.rank {llm.rank}: no rank below {RANK} was tried, and {RANK} needed three times the steps of "
-            "full training to convert a tiny model; raise it, or train in full."
+            f"tune.llm.rank {llm.rank}: ranks below {RANK} did not convert a tiny model in {STEPS} steps, not even "
+            "for one token a pass; take 16 or more, with which a threshold also needs fewer passes, or train in full."
+        )
+    elif llm.mode == "lora" and recipe.train.steps is not None and recipe.train.steps < STEPS:
+        yield (
+            f"train.steps {recipe.train.steps}: LoRA needed {STEPS} to convert a tiny model (full training 200); raise "
+            "them, or train in full."
         )
     if recipe.sampling.steps is not None and recipe.sampling.steps < recipe.evaluate.max_new_tokens:
         yield (

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from qvl_core.qwen3vl.batch import Batch
@@ -27,7 +28,7 @@ from qvl_data.sources import Item, Mixture
 from qvl_metaquery.dropout import Task, dropped
 from qvl_metaquery.flow import Times, noise_level
 from qvl_metaquery.pixels import square, stacked
-from qvl_metaquery.prompts import Prompt, PromptLayout, encode
+from qvl_metaquery.prompts import TOKEN, Prompt, PromptLayout, encode
 from qvl_metaquery.wanted import wanted
 
 Array = NDArray[np.float32]
@@ -154,9 +155,10 @@ class DrawingSamples:
         return Drawing(**whole, picture=picture, noise=noise, level=level)
 
 
-def witness(samples: DrawingSamples) -> Drawing:
-    """A picture that is not learned (see `qvl_core.training.batches.SampleBatches`)."""
-    prompt = encode(Prompt(), samples.processor, samples.layout, "witness")
+def witness(samples: DrawingSamples, pictured: bool = False) -> Drawing:
+    """A picture that is not learned (see `qvl_core.training.batches.SampleBatches`); `pictured`: its prompt has one."""
+    shown = (Image.new("RGB", (2 * TOKEN, 2 * TOKEN)),) if pictured else ()
+    prompt = encode(Prompt(pictures=shown), samples.processor, samples.layout, "witness")
     noise = np.zeros(samples.corruption.shape, np.float32)
     picture = noise if samples.latents else np.zeros((3, samples.size, samples.size), np.float32)
     whole = {field.name: getattr(prompt, field.name) for field in fields(Encoded)}

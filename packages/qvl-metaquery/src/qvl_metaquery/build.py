@@ -61,7 +61,9 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
         sample_shift(base.settings, opened.sana),
         Sampling(**recipe.sampling.model_dump(exclude={"preview"})),
     )
-    batches = SampleBatches(samples, recipe.batch, recipe.train.seed, collate, witness(samples), pictured=False)
+    together = recipe.parallel.strategy == "zero3"  # its processes gather the tower together, or wait for one another
+    shown = witness(samples, pictured=together)
+    batches = SampleBatches(samples, recipe.batch, recipe.train.seed, collate, shown, pictured=together)
     steps = batches.steps_of(recipe.train)
     if world.rank == 0:
         base.settings.write(run.path)  # a checkpoint can draw before there is a final/
@@ -137,7 +139,7 @@ def open_parts(recipe: MetaQueryRecipe, world: World) -> Opened:
     if stage is not None:
         put(model, own_weights(stage), str(stage))
     table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim, groups=GROUPS)
-    recompute(model, recipe)
+    recompute(model, bool(recipe.train.recompute))
     coder = open_coder(sana / "vae", DTYPES[precision]).to(world.device)
     coder.latent_shape(recipe.flow.size)
     return Opened(model, processor, coder, table, sana)
@@ -153,11 +155,13 @@ def check_tune(recipe: MetaQueryRecipe, stage: Path | None) -> None:
             )
 
 
-def recompute(model: MetaQuery, recipe: MetaQueryRecipe) -> None:
-    """Keep only what each layer takes, and compute the rest again in the backward pass, where the recipe says so."""
-    model.recompute = model.connector.recompute = bool(recipe.train.recompute)
-    if recipe.train.recompute:
+def recompute(model: MetaQuery, wanted: bool) -> None:
+    """Keep only what each layer takes, and compute the rest again in the backward pass, or do not."""
+    model.recompute = model.connector.recompute = wanted
+    if wanted:
         model.transformer.enable_gradient_checkpointing()
+    else:
+        model.transformer.disable_gradient_checkpointing()
 
 
 def drawing_samples(recipe: MetaQueryRecipe, mixture: Mixture, processor: Any, coder: Coder) -> DrawingSamples:

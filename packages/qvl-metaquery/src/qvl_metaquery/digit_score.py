@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qvl_core.errors import BadInput
+from qvl_core.run import Scalar
 from qvl_data.example.drawings import NAMES
 from qvl_metaquery.judge import diversity, grey, nearest, real
 from qvl_metaquery.scorers import Picture, Scores, register_scorer
@@ -22,7 +23,9 @@ def digits(pictures: Sequence[Picture]) -> Scores:
     known, which = real("train")
     drawn = grey([picture.opened() for picture in pictures])
     read = nearest(drawn, known, which)
-    each = [{"right": bool(found == digit), "read": str(found)} for found, digit in zip(read, asked, strict=True)]
+    each: list[dict[str, Scalar]] = [
+        {"right": bool(found == digit), "read": str(found)} for found, digit in zip(read, asked, strict=True)
+    ]
     apart = np.unique(asked, return_counts=True)[1].min() > 1
     return Scores(each, {"diversity": diversity(drawn, asked, known, which)} if apart else {})
 

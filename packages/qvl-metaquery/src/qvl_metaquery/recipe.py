@@ -90,8 +90,8 @@ class DrawingBatch(blocks.Batch):
     @classmethod
     def _pictures(cls, values: Any) -> Any:
         for key in ("tokens", "packing", "group_by_length", "max_length", "too_long"):
-            usual = blocks.Batch.model_fields[key].default  # which a resolved recipe has
-            if isinstance(values, dict) and values.get(key) not in (None, False, usual):
+            usual = cls.model_fields[key].default  # which a resolved recipe has
+            if isinstance(values, dict) and values.get(key, usual) != usual:
                 raise ValueError(f"`{key}` belongs to text; give `size`, the pictures of a step")
         return values
 
@@ -134,6 +134,17 @@ class MetaQueryRecipe(blocks.Recipe):
     batch: DrawingBatch
     optim: DrawingOptim = DrawingOptim()
     evaluate: DrawingEvaluate = DrawingEvaluate()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_are_named_once(cls, values: Any) -> Any:
+        for key in ("modules_to_freeze", "modules_to_unfreeze"):
+            if isinstance(values, dict) and key in values:
+                raise ValueError(
+                    f"`{key}`: `tune` says what is trained ({', '.join(GROUPS)}: full or frozen); Qwen3-VL and the "
+                    "autoencoder always stay frozen, and queries are no rows of an embedding; remove it"
+                )
+        return values
 
     @model_validator(mode="after")
     def _only_what_learns(self) -> "MetaQueryRecipe":

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from qvl_core.errors import BadInput
-from qvl_core.qwen3vl.plan import GIB, MemoryPlan
+from qvl_core.qwen3vl.plan import GIB, Plan
 from qvl_core.qwen3vl.quantize import check_library
 from qvl_core.recipe.blocks import Group, Quantization, Recipe
 
 R = TypeVar("R", bound=Recipe)
-Predict = Callable[[R], MemoryPlan]
+Predict = Callable[[R], Plan]
 
 
 def advice(recipe: R, predict: Predict[R]) -> str:
@@ -17,7 +17,7 @@ def advice(recipe: R, predict: Predict[R]) -> str:
 
     predict  the method's own plan of a recipe
     """
-    now = _needed(predict(recipe))
+    now = predict(recipe).needed
     knobs = ((words, needed_by(changed, predict)) for words, changed in _knobs(recipe))
     sizes = sorted((size, words) for words, size in knobs if size is not None)
     less = [f"{words} ({size / GIB:.1f} GiB)" for size, words in sizes if size < 0.9 * now]
@@ -30,21 +30,16 @@ def needed_by(recipe: R, predict: Predict[R]) -> int | None:
     try:
         if recipe.model.quantization is not None:
             check_library(recipe.model.quantization)
-        return _needed(predict(recipe))
+        return predict(recipe).needed
     except BadInput:
         return None
-
-
-def _needed(planned: MemoryPlan) -> int:
-    """What a card has to have: the peak and the reserve, as the verdict on it counts."""
-    return planned.peak + planned.reserve
 
 
 def _more_devices(recipe: R, now: int, predict: Predict[R]) -> str:
     """What four devices would need, if there is one now and the weights can be shared."""
     if recipe.model.quantization is not None or (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1) > 1:
         return ""
-    each = _needed(predict(_with(recipe, "parallel", strategy="fsdp2", nproc=4)))
+    each = predict(_with(recipe, "parallel", strategy="fsdp2", nproc=4)).needed
     words = f", or parallel: {{strategy: fsdp2, nproc: 4}} for {each / GIB:.1f} GiB on each of four"
     return words if each < 0.9 * now else ""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from transformers import PreTrainedConfig
 
-__all__ = ["GIB", "MemoryPlan", "Workload", "plan_memory", "quantized_bytes", "state_bytes"]
+__all__ = ["GIB", "MemoryPlan", "Plan", "Workload", "plan_memory", "quantized_bytes", "state_bytes"]
 
 GIB = 2**30
 PEAK_FLOPS = 790e12  # an H200's dense bf16 rate in large matrix products; its data sheet says 989e12
@@ -37,7 +37,7 @@ FRAGMENTATION = 0.04  # of the peak: blocks that the allocator holds unused
 HEAD_CHUNK = 8 * 2**25  # the chunk of logits, its softmax and its gradient (head.CHUNK in bf16 and fp32)
 
 Strategy = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
-_SHARDED: Mapping[str, tuple[str, ...]] = {  # rows of which each device holds its part
+SHARDED: Mapping[str, tuple[str, ...]] = {  # rows of which each device holds its part
     "single": (),
     "ddp": (),
     "zero1": ("optimizer states",),
@@ -48,8 +48,8 @@ _SHARDED: Mapping[str, tuple[str, ...]] = {  # rows of which each device holds i
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes of one device by row, and seconds of one optimizer step."""
+class Plan:
+    """Bytes of one device by row, and seconds of one optimizer step, whatever the method."""
 
     rows: dict[str, int]
     """weights, trained weights, gradients, optimizer states, activations ...: what is there at the peak."""
@@ -57,8 +57,6 @@ class MemoryPlan:
     """Sum of the rows: what `torch.cuda.max_memory_allocated` should show."""
     reserve: int
     """What the process holds beyond that."""
-    host: int
-    """Pinned memory of the host for offloaded activations."""
     saved: int
     """What autograd keeps from the forward for the backward, wherever it lies."""
     flops: float
@@ -67,15 +65,22 @@ class MemoryPlan:
     """Step time at the device's full rate."""
     expected_seconds: tuple[float, float]
     """Step time at 50 % and at 30 % of it."""
-    tokens: int
-    """Tokens of one step over all devices."""
     parameters: int
     trainable: int
     groups: dict[str, tuple[str, int, int]]
     """Mode, parameters and trainable parameters of each group."""
-    workload: Workload
     devices: int
     """Devices that share a step."""
+
+    @property
+    def needed(self) -> int:
+        """What a card has to have."""
+        return self.peak + self.reserve
+
+    @property
+    def caption(self) -> str:
+        """What the table says below its rows."""
+        return f"{self.trainable / 1e6:.1f}M of {self.parameters / 1e9:.3f}B parameters trained."
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,22 +88,12 @@ class MemoryPlan:
     def rich(self) -> "Table":
         from rich.table import Table
 
-        slow, fast = (self.tokens / seconds for seconds in reversed(self.expected_seconds))
         one = "one device" if self.devices == 1 else f"each of {self.devices} devices"
-        table = Table(title=one, show_footer=True, caption_justify="left")
+        table = Table(title=one, show_footer=True, caption=self.caption, caption_justify="left")
         table.add_column("memory", "needed")
-        table.add_column("GiB", f"{(self.peak + self.reserve) / GIB:.1f}", justify="right")
+        table.add_column("GiB", f"{self.needed / GIB:.1f}", justify="right")
         for name, size in (self.rows | {"reserve (context, fragmentation)": self.reserve}).items():
             table.add_row(name, f"{size / GIB:.2f}")
-        table.caption = (
-            f"{self.trainable / 1e6:.1f}M of {self.parameters / 1e9:.3f}B parameters trained. "
-            f"{self.workload.tokens:,} tokens per forward, {self.workload.images:.0%} of pictures, "
-            f"{self.workload.labels:.0%} labels. Step of {self.tokens:,} tokens: at least {self.floor_seconds:.2f} s, "
-            f"expected {self.expected_seconds[0]:.2f} to {self.expected_seconds[1]:.2f} s "
-            f"({slow:,.0f} to {fast:,.0f} tokens/s)."
-        )
-        if self.host:
-            table.caption += f" The host holds {self.host / GIB:.1f} GiB of activations in pinned memory."
         return table
 
     def groups_table(self) -> "Table":
@@ -112,6 +107,30 @@ class MemoryPlan:
         for group, (mode, parameters, trained) in self.groups.items():
             table.add_row(group, mode, f"{parameters:,}", f"{trained:,}" if trained else "")
         return table
+
+
+@dataclass(frozen=True)
+class MemoryPlan(Plan):
+    """The plan of training on tokens."""
+
+    host: int
+    """Pinned memory of the host for offloaded activations."""
+    tokens: int
+    """Tokens of one step over all devices."""
+    workload: Workload
+
+    @property
+    def caption(self) -> str:
+        slow, fast = (self.tokens / seconds for seconds in reversed(self.expected_seconds))
+        said = (
+            f"{super().caption} {self.workload.tokens:,} tokens per forward, {self.workload.images:.0%} of pictures, "
+            f"{self.workload.labels:.0%} labels. Step of {self.tokens:,} tokens: at least {self.floor_seconds:.2f} s, "
+            f"expected {self.expected_seconds[0]:.2f} to {self.expected_seconds[1]:.2f} s "
+            f"({slow:,.0f} to {fast:,.0f} tokens/s)."
+        )
+        if self.host:
+            said += f" The host holds {self.host / GIB:.1f} GiB of activations in pinned memory."
+        return said
 
 
 def plan_memory(
@@ -222,7 +241,7 @@ def plan_memory(
         "batch": work.tokens * 100 + shapes.patches * shapes.pixels * 4,
         "mask": mask * (1 + own),
     }
-    shared = _SHARDED[strategy]
+    shared = SHARDED[strategy]
     if "frozen weights" in shared:
         rows |= {"16-bit copies of trained weights": 0, "gathered weights": shapes.gathered(model, own)}
     rows = {name: ceil(size / world) if name in shared else size for name, size in rows.items()}

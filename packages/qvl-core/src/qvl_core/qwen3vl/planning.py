@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from qvl_core.cards import Card, card
 from qvl_core.qwen3vl.counting import Workload
-from qvl_core.qwen3vl.plan import GIB, PEAK_FLOPS, MemoryPlan, plan_memory
+from qvl_core.qwen3vl.plan import GIB, PEAK_FLOPS, MemoryPlan, Plan, plan_memory
 from qvl_core.recipe.blocks import Recipe
 
 
@@ -44,7 +44,7 @@ def predict(
     )
 
 
-def show(planned: MemoryPlan, gpu: str | None, advice: Callable[[], str]) -> None:
+def show(planned: Plan, gpu: str | None, advice: Callable[[], str]) -> None:
     """Print parameters by group, the memory of one device, and the step time; on `gpu`, whether it fits."""
     from rich.console import Console
 
@@ -54,9 +54,9 @@ def show(planned: MemoryPlan, gpu: str | None, advice: Callable[[], str]) -> Non
         console.print(verdict(planned, card(gpu), advice))
 
 
-def verdict(planned: MemoryPlan, on: Card, advice: Callable[[], str]) -> str:
+def verdict(planned: Plan, on: Card, advice: Callable[[], str]) -> str:
     """Whether a plan fits on a card, and what to change if it does not."""
-    needed = (planned.peak + planned.reserve) / GIB
+    needed = planned.needed / GIB
     cards = on.name if planned.devices == 1 else f"{on.name}, each of {planned.devices}"
     said = f"{cards}: {needed:.1f} of {on.gib:.1f} GiB"
     return f"{said}; it fits." if needed <= on.gib else f"{said}; it does not fit: {advice()}."

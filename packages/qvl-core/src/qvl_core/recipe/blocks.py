@@ -262,6 +262,8 @@ class Train(Block):
     """Recompute activations in the backward pass, of all layers or of these groups: less memory, a third more time."""
     max_nonfinite: Annotated[int, Field(ge=1)] = 5
     """Steps in a row with a non-finite loss or gradient (never applied) before the run stops."""
+    divergence: Annotated[float, Field(gt=1)] | None = None
+    """Stop when a step's loss is over so many times its running mean; looked at when a line is logged. null: never."""
 
     @model_validator(mode="after")
     def _some_end(self) -> "Train":

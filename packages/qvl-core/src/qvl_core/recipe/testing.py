@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qvl_core.qwen3vl.lora import TuneTable
-    from qvl_core.qwen3vl.plan import MemoryPlan
+    from qvl_core.qwen3vl.plan import Plan
 
 _UNITS = {"": 1, "M": 1e6, "B": 1e9}
 
@@ -31,8 +31,8 @@ def check_counts(head: str, table: "TuneTable") -> None:
             assert abs(float(said[1].replace(",", "")) - counted / _UNITS[said[2]]) <= half, (head, counted)
 
 
-def check_plan(head: str, planned: "MemoryPlan") -> None:
+def check_plan(head: str, planned: "Plan") -> None:
     """`planned: 13.6 GiB` is what a device needs by the plan, within 2 %, if it is said."""
     if said := re.search(r"planned: ([\d.]+) GiB", head):
-        needed = (planned.peak + planned.reserve) / 2**30
+        needed = planned.needed / 2**30
         assert abs(needed - float(said[1])) <= 0.02 * float(said[1]), (head, needed)

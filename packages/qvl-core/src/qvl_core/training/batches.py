@@ -50,7 +50,7 @@ class SampleBatches:
     samples: Samples
     batch: Batch
     seed: int
-    collate: Callable[[Sequence[Encoded]], TensorBatch]
+    collate: Callable[[Sequence[Any]], TensorBatch]
     witness: Encoded
     finish: Callable[[Encoded, Place], Sequence[Encoded]] | None = None
     pictured: bool = True

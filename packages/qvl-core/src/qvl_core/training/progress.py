@@ -10,6 +10,7 @@ from typing import Any
 from qvl_core.errors import BadInput, QVLError
 from qvl_core.recipe.blocks import EarlyStop, Recipe
 from qvl_core.run import Spent, spent
+from qvl_core.training.divergence import Running
 from qvl_core.training.samples import Bad
 
 
@@ -26,6 +27,7 @@ class Progress:
     owes_evaluation: bool = False  # asked to stop before or while it evaluated at this step
     skipped: int = 0  # steps that were not applied because a loss or gradient was not finite
     streak: int = 0  # of them, the last ones in a row
+    running: Running = field(default_factory=Running)  # mean of the loss
     bad: dict[str, dict[str, Any]] = field(default_factory=dict)  # left-out samples by id, at most data.max_bad
     dropped: dict[str, str] = field(default_factory=dict)  # reasons by id of those that the recipe lets drop
     before: Spent = field(default_factory=Spent)
@@ -35,7 +37,8 @@ class Progress:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Progress":
-        return cls(**{**state, "before": Spent(*state["before"])})
+        running = Running(*state.get("running", ()))
+        return cls(**{**state, "before": Spent(*state["before"]), "running": running})
 
     def knows(self, bad: Bad) -> bool:
         """Whether the sample was left out before, in an earlier epoch or before a kill."""

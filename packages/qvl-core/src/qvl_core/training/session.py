@@ -16,6 +16,7 @@ from qvl_core.recipe.blocks import Recipe
 from qvl_core.recipe.load import dump
 from qvl_core.run import RunFolder
 from qvl_core.training import checkpoint
+from qvl_core.training.divergence import diverged, diverging
 from qvl_core.training.engine import Engine, Figures
 from qvl_core.training.log import RunLog
 from qvl_core.training.parts import Micro, Parts
@@ -136,6 +137,7 @@ class Session:
                 self._log.event(entry.step, "nonfinite", samples=samples)
             self.progress.note_step(entry.step, bool(was_applied), bool(was_poisoned), self.recipe.train.max_nonfinite)
             if was_applied:
+                self._check_course(entry.step, sums[0] / entry.count)
                 applied.append((entry.count, norm, sums))
         figures: dict[str, float] = {"lr": self.engine.lr(done[-1].step - 1), "nonfinite": float(self.progress.skipped)}
         if applied:
@@ -146,6 +148,14 @@ class Session:
         for callback in self._callbacks:
             if callback.on_log:
                 callback.on_log(done[-1].step, dict(figures))
+
+    def _check_course(self, step: int, loss: float) -> None:
+        """Take a step's loss into the running mean. Raises QVLError if it is far above it (`train.divergence`)."""
+        factor, running = self.recipe.train.divergence, self.progress.running
+        if factor is not None and diverged(running, loss, factor):
+            found, _ = checkpoint.newest(self.run.checkpoints) if self.run.checkpoints.is_dir() else (None, [])
+            raise diverging(step, loss, running, factor, None if found is None else str(found.path))
+        self.progress.running = running.then(loss)
 
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Measure, show pictures, note whether it is the best so far. A request to stop goes first."""

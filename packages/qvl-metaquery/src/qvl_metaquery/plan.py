@@ -1,0 +1,202 @@
+"""`qvl-metaquery plan`: memory and time of a recipe from exact shapes, without weights or a GPU.
+
+Weights, gradients and optimizer states come from the real modules on the meta device: exact. Activations come from
+running these modules on tensors without storage and adding up what autograd keeps (counting.py). Assumed are prompts of
+the longest caption with the pictures of the task, and that the allocator needs what is alive at the largest moment: the
+end of the forward, the beginning or the end of the backward, or the encoding of pictures before them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from qvl_core.cards import Card, card
+from qvl_core.qwen3vl import knobs, planning
+from qvl_core.qwen3vl.lora import Row, apply_tune
+from qvl_core.qwen3vl.plan import (
+    CONTEXT,
+    FRAGMENTATION,
+    MFU,
+    PEAK_FLOPS,
+    SHARDED,
+    Plan,
+    Strategy,
+    quantized_bytes,
+    state_bytes,
+)
+from qvl_core.qwen3vl.quantize import quantized_layers
+from qvl_metaquery.dropout import Task
+from qvl_metaquery.recipe import MetaQueryRecipe
+
+FRAME = 64  # tokens of a system turn of usual length, and of what is between the turns
+SHOWN: Mapping[Task, int] = {"t2i": 0, "reconstruct": 1, "edit": 1, "instruct": 2}  # pictures of a usual prompt
+TOKEN = 32**2  # pixels of a picture's token
+CODED = 4  # copies of its widest layer that an autoencoder has at once
+
+
+@dataclass(frozen=True)
+class DrawingPlan(Plan):
+    """The plan of training on pictures."""
+
+    pictures: int
+    """Of one forward on one device."""
+    prompt: int
+    """Tokens of each prompt."""
+    step: int
+    """Pictures of one step over all devices."""
+
+    @property
+    def caption(self) -> str:
+        slow, fast = (self.step / seconds for seconds in reversed(self.expected_seconds))
+        return (
+            f"{super().caption} {self.pictures} pictures per forward, their prompts of {self.prompt} tokens. Step of "
+            f"{self.step:,} pictures: at least {self.floor_seconds:.2f} s, expected {self.expected_seconds[0]:.2f} to "
+            f"{self.expected_seconds[1]:.2f} s ({slow:,.1f} to {fast:,.1f} pictures/s)."
+        )
+
+
+def plan(recipe: MetaQueryRecipe, gpu: str | None = None) -> None:
+    """Print parameters by group, the predicted memory of one device, and the step time; on `gpu`, whether it fits."""
+    planned = predict(recipe, None if gpu is None else card(gpu))
+    planning.show(planned, gpu, lambda: advice(recipe))
+
+
+def advice(recipe: MetaQueryRecipe) -> str:
+    """Which knobs of a recipe to turn when memory does not suffice."""
+    return knobs.advice(recipe, predict)
+
+
+def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda") -> DrawingPlan:
+    """The plan of a recipe, on an H200 if no card is named; `auto` precision is taken as bf16."""
+    from qvl_metaquery.build import recompute
+    from qvl_metaquery.counting import Work, count, count_encoding
+    from qvl_metaquery.model import GROUPS
+    from qvl_metaquery.released import shapes
+
+    world = (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
+    strategy: Strategy = (
+        ("ddp" if world > 1 else "single") if recipe.parallel.strategy == "auto" else recipe.parallel.strategy
+    )
+    half = recipe.train.precision != "fp32"
+    own = 2 if half else 4  # bytes of a frozen number
+    model, coder = shapes(recipe)
+    low = quantized_layers(model.mllm, recipe.model.quantization) if recipe.model.quantization else []
+    table = apply_tune(model, recipe.tune, seed=0, optim=recipe.optim, groups=GROUPS)
+    of_group = {row.group: row for row in table.rows}
+    named = dict(model.named_parameters())
+    trained = {name: p for name, p in named.items() if p.requires_grad}
+    held = {f"mllm.{name}.weight": named[f"mllm.{name}.weight"].shape for name in low}
+    frozen = own * sum(p.numel() for name, p in named.items() if name not in trained | held)
+    if recipe.model.quantization:
+        frozen += sum(quantized_bytes(rows, columns, recipe.model.quantization, own) for rows, columns in held.values())
+    coding = own * sum(p.numel() for p in coder.parameters()) if coder is not None else 0
+    trained_bytes = 4 * sum(p.numel() for p in trained.values())
+    casts = 2 * sum(p.numel() for p in trained.values() if p.ndim > 1) if half else 0
+    gathered = own * _gathered(model)
+
+    share = ceil((recipe.batch.size or 1) / world)
+    pictures = min(recipe.batch.micro or share, share)
+    forwards = ceil(share / pictures)
+    text = model.mllm.config.get_text_config()
+    prompt = _prompt(recipe)
+    keys = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * own  # of a token
+    recompute(model, bool(recipe.train.recompute))
+    latents, spread = _latents(model, coder, recipe)
+    work = Work(pictures, prompt, latents)
+    counted = count(model, work, half, device)
+    saved, again = sum(counted.saved.values()), 0
+    if recipe.train.recompute:
+        recompute(model, False)
+        layers = {"queries": text.num_hidden_layers, "connector": recipe.connector.layers or 1}
+        layers["transformer"] = len(model.transformer.transformer_blocks)
+        again = max(size // layers[part] for part, size in count(model, work, half, device).saved.items())
+    encoding = 0 if recipe.flow.latents else CODED * pictures * own * spread
+
+    gradients = trained_bytes if forwards > 1 else 0
+    ends: tuple[dict[str, int], ...] = (
+        {"activations": saved + again, "16-bit": casts, "gradients": gradients},
+        {"activations": again, "16-bit": 0, "gradients": trained_bytes},
+        {"activations": encoding, "16-bit": 0, "gradients": gradients},
+    )
+    most = max(ends, key=lambda end: sum(end.values()))
+    numels = [p.numel() for p in trained.values()]
+    memory: dict[str, float] = {
+        "frozen weights": frozen,
+        "autoencoder": coding,
+        "trained weights (fp32)": trained_bytes,
+        "optimizer states": state_bytes(numels, recipe.optim),
+        "averaged weights": trained_bytes if recipe.optim.ema else 0,
+        "gradients": most["gradients"],
+        "activations": most["activations"],
+        "16-bit copies of trained weights": most["16-bit"],
+        "keys and values of prompts": keys * prompt * pictures,
+    }
+    if "frozen weights" in SHARDED[strategy]:
+        memory |= {"16-bit copies of trained weights": 0, "gathered weights": gathered}
+    sizes = {name: ceil(size / world) if name in SHARDED[strategy] else round(size) for name, size in memory.items()}
+    shown = {name: size for name, size in sizes.items() if size or name not in ("averaged weights", "autoencoder")}
+
+    flops = _flops(recipe, counted.flops, of_group, pictures, prompt) + (
+        0 if recipe.flow.latents else pictures * count_encoding(coder, recipe.flow.size)
+    )
+    rate = PEAK_FLOPS if on is None else on.flops
+    floor = forwards * flops / (rate if half else rate / 2)  # fp32 runs as TF32, at half the rate
+    peak = sum(shown.values())
+    return DrawingPlan(
+        rows=shown,
+        peak=peak,
+        reserve=round(CONTEXT + FRAGMENTATION * peak),
+        saved=saved,
+        flops=forwards * flops,
+        floor_seconds=floor,
+        expected_seconds=(floor / MFU[1], floor / MFU[0]),
+        parameters=table.parameters,
+        trainable=table.trainable,
+        groups={row.group: (row.mode, row.parameters, row.trainable) for row in table.rows},
+        devices=world,
+        pictures=pictures,
+        prompt=prompt,
+        step=recipe.batch.size or 1,
+    )
+
+
+def _prompt(recipe: MetaQueryRecipe) -> int:
+    """Tokens of a prompt: the longest caption, and the pictures of the task within their limits."""
+    each = recipe.flow.size**2 // TOKEN
+    limits = [recipe.media.image_tokens, recipe.media.max_pixels and recipe.media.max_pixels // TOKEN]
+    shown = SHOWN[recipe.flow.task] * min([each, *(limit for limit in limits if limit)])
+    return FRAME + recipe.queries.caption_tokens + min(shown, recipe.queries.image_tokens or shown)
+
+
+def _latents(model: Any, coder: Any, recipe: MetaQueryRecipe) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W) of a picture's latents, and the numbers in the autoencoder's widest layer."""
+    channels, size = model.transformer.config.in_channels, recipe.flow.size
+    if coder is None:
+        side = size // round((channels) ** 0.5)
+        return (channels, side, side), 0
+    side = size // coder.spatial_compression_ratio
+    return (channels, side, side), coder.config.encoder_block_out_channels[0] * size**2
+
+
+def _gathered(model: Any) -> int:
+    """Numbers that FSDP has whole: two layers (one computes, one arrives) and what belongs to no layer."""
+    from qvl_metaquery.build import shards_of
+
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in shards_of(model)]
+    return 2 * max(layers) + sum(p.numel() for p in model.parameters()) - sum(layers)
+
+
+def _flops(
+    recipe: MetaQueryRecipe, forward: dict[str, float], rows: dict[str, Row], pictures: int, prompt: int
+) -> float:
+    """Operations of one forward and backward. The frozen model at the queries has gradients of inputs alone, as has a
+    frozen Sana; the prompt has none."""
+    again = bool(recipe.train.recompute)
+    sana = 3 if rows["transformer"].trainable else 2
+    behind = (
+        (2 + again) * forward["queries"] + (3 + again) * forward["connector"] + (sana + again) * forward["transformer"]
+    )
+    shown = prompt - FRAME - recipe.queries.caption_tokens
+    read = 2 * pictures * (prompt * rows["llm"].parameters + 4 * shown * rows["vision"].parameters)
+    return behind + read
