@@ -8,7 +8,7 @@ MAY_CHANGE = {
     "model.attention",
     *(f"data.{key}" for key in ("validation", "test", "allow_root", "max_bad", "workers")),
     "batch.micro",
-    *(f"train.{key}" for key in ("epochs", "recompute", "max_nonfinite")),  # epochs: as steps
+    *(f"train.{key}" for key in ("epochs", "recompute", "max_nonfinite", "divergence")),  # epochs: as steps
     *("checkpoint", "evaluate", "speed", "parallel", "log"),
 }
 

@@ -145,7 +145,7 @@ def drawing_recipe(out: Path, seed: int, steps: int) -> MetaQueryRecipe:
 def editing_recipe(out: Path, seed: int, steps: int) -> MetaQueryRecipe:
     """Stage two. A picture decides most where noise is high, so that noise levels are shifted towards it."""
     stage = out / "runs" / "draw" / "final"
-    more = ("flow={task: edit, train_shift: 3, sample_shift: 1}", "batch.size=32", "optim.lr=3e-3")
+    more = ("flow.task=edit", "flow.train_shift=3", "flow.sample_shift=1", "batch.size=32", "optim.lr=3e-3")
     return _recipe(out, seed, steps, "inverted", _set("model.init_from", stage), *more)
 
 
