@@ -191,6 +191,11 @@ class Mixture:
         """Where the sample of one draw stands (`data/train.jsonl:12`): no two samples share it."""
         return self.datasets[item.source].rows.place(item.index)
 
+    @property
+    def augments(self) -> bool:
+        """Whether pictures of a source are changed at random as they are drawn."""
+        return any(rules is not None for rules in self._rules)
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the data files' contents, in order, and of how registered ones are read.
 

@@ -59,8 +59,7 @@ class Engine:
     def __init__(self, parts: Parts, recipe: Recipe, world: World) -> None:
         self.parts, self.recipe, self.world = parts, recipe, world
         self.precision = resolve_precision(recipe.train.precision, world.device)
-        if world.device.type == "cuda":  # elsewhere it would be another setting: bf16 products on some processors
-            torch.set_float32_matmul_precision("high" if recipe.train.tf32 else "highest")
+        set_products(recipe, world.device)
         parts.model.to(world.device)
         for group in parts.groups:
             for parameter in group.parameters.values():
@@ -230,6 +229,12 @@ class Engine:
         if isinstance(self._forward, DistributedDataParallel) and not last:
             return self._forward.no_sync()
         return nullcontext()
+
+
+def set_products(recipe: Recipe, device: torch.device) -> None:
+    """How fp32 products are computed from here on."""
+    if device.type == "cuda":  # elsewhere it would be another setting: bf16 products on some processors
+        torch.set_float32_matmul_precision("high" if recipe.train.tf32 else "highest")
 
 
 def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
