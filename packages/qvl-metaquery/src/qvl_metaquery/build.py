@@ -1,7 +1,7 @@
 """From a recipe to the parts that the loop trains: data, Qwen3-VL, queries, connector, Sana, loss, pictures, export."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from qvl_core.training.world import World
 from qvl_data.sources import Mixture, mixtures
 from qvl_metaquery.batch import Corruption, DrawingSamples, collation, witness
 from qvl_metaquery.coder import Coder, open_coder
+from qvl_metaquery.latents import StoredLatents, open_latents
 from qvl_metaquery.loss import drawing_loss
 from qvl_metaquery.model import GROUPS, MetaQuery
 from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer, sample_shift
@@ -43,15 +44,11 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
     lists = mixtures(recipe.data)  # before the model: what is wrong with the data is known at once
     base = base_of(recipe, run, world)
     opened = open_parts(base, world)
-    samples = drawing_samples(recipe, lists["train"], opened.processor, opened.coder)
-    collate = collation(opened.processor, coded=samples.latents is not None)
-    validation = Validation(
-        {name: mixture for name, mixture in lists.items() if name != "train"},
-        replace(samples, latents=None),
-        collation(opened.processor, coded=False),
-        opened.coder,
-        recipe.evaluate.samples,
-    )
+    stored = world.on_first(lambda: open_latents(recipe, opened.coder, lists))
+    samples = drawing_samples(recipe, lists["train"], opened.processor, opened.coder, stored)
+    collate = collation(opened.processor, coded=stored is not None)
+    held_out = {name: mixture for name, mixture in lists.items() if name != "train"}
+    validation = Validation(held_out, samples, collate, opened.coder, recipe.evaluate.samples)
     preview = Preview(
         lists.get("validation", lists["train"]),
         recipe.flow.task,
@@ -76,7 +73,7 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
         loss=partial(drawing_loss, coder=opened.coder),
         steps=steps,
         identity=identity(
-            recipe,
+            recipe.model_copy(update={"flow": recipe.flow.model_copy(update={"latents": None})}),  # equal to the bit
             content=lists["train"].fingerprint(),
             steps=steps,
             precision=resolve_precision(recipe.train.precision, world.device),
@@ -164,7 +161,9 @@ def recompute(model: MetaQuery, wanted: bool) -> None:
         model.transformer.disable_gradient_checkpointing()
 
 
-def drawing_samples(recipe: MetaQueryRecipe, mixture: Mixture, processor: Any, coder: Coder) -> DrawingSamples:
+def drawing_samples(
+    recipe: MetaQueryRecipe, mixture: Mixture, processor: Any, coder: Coder, stored: StoredLatents | None = None
+) -> DrawingSamples:
     """The endless, seeded order of a mixture's pictures."""
     flow, queries = recipe.flow, recipe.queries
     return DrawingSamples(
@@ -175,6 +174,7 @@ def drawing_samples(recipe: MetaQueryRecipe, mixture: Mixture, processor: Any, c
         flow.task,
         flow.size,
         recipe.train.seed,
+        stored,
     )
 
 

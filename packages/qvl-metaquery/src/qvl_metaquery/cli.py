@@ -23,6 +23,20 @@ Seed = Annotated[int, Option(min=0, help="Of a prompt's first picture; the follo
 
 
 @app.command()
+def encode(
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    overrides: Annotated[
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as flow.size=1024.")
+    ] = None,
+    out: Annotated[Path | None, Option(help="Folder for the latents; default: flow.latents.")] = None,
+    shard: Annotated[str, Option(metavar="I/N", help="Part I of N, for N machines that write to one folder.")] = "1/1",
+    batch: Annotated[int, Option(min=1, help="Pictures that are read together: speed and memory only.")] = 8,
+) -> None:
+    """Store the latents of a recipe's pictures, so that training opens none; the same command goes on after a kill."""
+    app.room("encode").encode(app.load(recipe, overrides), out, shard, batch)
+
+
+@app.command()
 def generate(
     model: Trained,
     out: Annotated[Path, Option(help="Folder for the PNG files.")] = Path("pictures"),

@@ -111,7 +111,7 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
         layers = {"queries": text.num_hidden_layers, "connector": recipe.connector.layers or 1}
         layers["transformer"] = len(model.transformer.transformer_blocks)
         again = max(size // layers[part] for part, size in count(model, work, half, device).saved.items())
-    encoding = 0 if recipe.flow.latents else CODED * pictures * own * spread
+    encoding = 0 if recipe.flow.latents else CODED * own * spread  # one picture at a time
 
     gradients = trained_bytes if forwards > 1 else 0
     ends: tuple[dict[str, int], ...] = (

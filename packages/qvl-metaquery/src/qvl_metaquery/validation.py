@@ -37,7 +37,7 @@ def fixed(corruption: Corruption, place: int) -> tuple[Array, float]:
 class Validation:
     """Lists of held-out samples, of which the loss is measured: validation_loss and, at the end, test_loss.
 
-    taken    as in training, with nothing left out of a condition; their pictures are opened, never taken from latents
+    taken    as in training, with nothing left out of a condition
     samples  of each list, before the end
     """
 
