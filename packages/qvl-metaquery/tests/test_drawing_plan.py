@@ -116,7 +116,8 @@ def step(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Stepped]:
         recipe = load(RECIPE, "tiny", [*parts, f"data={{train: {data}}}", *FIXED, *changes], "qvl_metaquery")
         with processes(recipe.parallel) as world:
             opened = open_parts(base_of(recipe, RunFolder(folder), world), world)
-        samples = drawing_samples(recipe, mixtures(recipe.data)["train"], opened.processor, opened.coder)
+        shape = opened.coder.latent_shape(recipe.flow.size)
+        samples = drawing_samples(recipe, mixtures(recipe.data)["train"], opened.processor, shape)
         collate = collation(opened.processor, coded=False)
         batch = collate([samples.encode(position) for position in range(4)])
         model = opened.model.train()

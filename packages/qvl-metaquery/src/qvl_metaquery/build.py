@@ -34,9 +34,10 @@ from qvl_metaquery.prompts import PromptLayout
 from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.settings import Settings
+from qvl_metaquery.stage import check_stage, stage_report
 from qvl_metaquery.tiny import tiny
 from qvl_metaquery.validation import Validation
-from qvl_metaquery.weights import check_stage, own_weights, put, save, trained_transformer
+from qvl_metaquery.weights import own_weights, put, save, trained_transformer
 
 
 def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
@@ -45,7 +46,8 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
     base = base_of(recipe, run, world)
     opened = open_parts(base, world)
     stored = world.on_first(lambda: open_latents(recipe, opened.coder, lists))
-    samples = drawing_samples(recipe, lists["train"], opened.processor, opened.coder, stored)
+    shape = opened.coder.latent_shape(recipe.flow.size)
+    samples = drawing_samples(recipe, lists["train"], opened.processor, shape, stored)
     collate = collation(opened.processor, coded=stored is not None)
     held_out = {name: mixture for name, mixture in lists.items() if name != "train"}
     validation = Validation(held_out, samples, collate, opened.coder, recipe.evaluate.samples)
@@ -65,7 +67,7 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
     if world.rank == 0:
         base.settings.write(run.path)  # a checkpoint can draw before there is a final/
         pace = f"{steps} steps of {recipe.batch.size} pictures; one epoch is {len(samples):,} pictures"
-        Console().print(summary(opened.model.mllm), opened.table.rich(), pace, sep="\n")
+        Console().print(summary(opened.model.mllm), *opened.begun, opened.table.rich(), pace, sep="\n")
     return Parts(
         model=opened.model,
         groups=parameter_groups(opened.model, recipe.tune, recipe.optim, GROUPS),
@@ -95,13 +97,17 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
 
 @dataclass(frozen=True)
 class Opened:
-    """A recipe's parts, loaded and tuned."""
+    """A recipe's parts, loaded and tuned.
+
+    begun  what was loaded from an earlier stage, if there is one
+    """
 
     model: MetaQuery
     processor: Any
     coder: Coder
     table: TuneTable
     sana: Path
+    begun: tuple[str, ...] = ()
 
 
 def base_of(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> MetaQueryRecipe:
@@ -121,7 +127,7 @@ def base_of(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> MetaQueryR
 def open_parts(recipe: MetaQueryRecipe, world: World) -> Opened:
     """Load and tune the parts of a recipe whose names last; new ones are drawn from its seed."""
     precision = resolve_precision(recipe.train.precision, world.device)
-    stage = None if recipe.model.init_from is None else Path(recipe.model.init_from).expanduser()
+    stage = stage_of(recipe)
     if stage is not None:
         check_stage(stage, recipe.settings)
     check_tune(recipe, stage)
@@ -133,13 +139,16 @@ def open_parts(recipe: MetaQueryRecipe, world: World) -> Opened:
     transformer = open_transformer(from_stage or sana / "transformer", DTYPES[precision])
     reseed(recipe.train.seed, "queries and connector")
     model = assemble(mllm, transformer, recipe.settings)
+    begun: tuple[str, ...] = ()
     if stage is not None:
-        put(model, own_weights(stage), str(stage))
+        own = own_weights(stage)
+        put(model, own, str(stage))
+        begun = (stage_report(stage, recipe.settings, own, from_stage is not None),)
     table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim, groups=GROUPS)
     recompute(model, bool(recipe.train.recompute))
     coder = open_coder(sana / "vae", DTYPES[precision]).to(world.device)
     coder.latent_shape(recipe.flow.size)
-    return Opened(model, processor, coder, table, sana)
+    return Opened(model, processor, coder, table, sana, begun)
 
 
 def check_tune(recipe: MetaQueryRecipe, stage: Path | None) -> None:
@@ -161,16 +170,25 @@ def recompute(model: MetaQuery, wanted: bool) -> None:
         model.transformer.disable_gradient_checkpointing()
 
 
+def stage_of(recipe: MetaQueryRecipe) -> Path | None:
+    """The folder of the earlier stage whose weights a recipe begins with."""
+    return None if recipe.model.init_from is None else Path(recipe.model.init_from).expanduser()
+
+
 def drawing_samples(
-    recipe: MetaQueryRecipe, mixture: Mixture, processor: Any, coder: Coder, stored: StoredLatents | None = None
+    recipe: MetaQueryRecipe,
+    mixture: Mixture,
+    processor: Any,
+    shape: tuple[int, int, int],
+    stored: StoredLatents | None = None,
 ) -> DrawingSamples:
-    """The endless, seeded order of a mixture's pictures."""
+    """The endless, seeded order of a mixture's pictures, whose latents are of `shape` (C, H, W)."""
     flow, queries = recipe.flow, recipe.queries
     return DrawingSamples(
         mixture,
         processor,
         PromptLayout(queries.system, queries.caption_tokens, queries.image_tokens),
-        Corruption(coder.latent_shape(flow.size), flow.train_shift, flow.times, flow.dropout),
+        Corruption(shape, flow.train_shift, flow.times, flow.dropout),
         flow.task,
         flow.size,
         recipe.train.seed,
@@ -185,12 +203,12 @@ def shards_of(model: MetaQuery) -> list[torch.nn.Module]:
 
 def _export(recipe: MetaQueryRecipe, opened: Opened, folder: Path, weights: Mapping[str, Tensor]) -> None:
     """What the pipeline loads. Sana is put together on the CPU, because the one in training may be sharded."""
-    stage = recipe.model.init_from
-    own = {} if stage is None else own_weights(Path(stage).expanduser())
+    stage = stage_of(recipe)
+    own = {} if stage is None else own_weights(stage)
     own |= {name: value for name, value in weights.items() if not name.startswith("transformer.")}
     trained = {name.removeprefix("transformer."): w for name, w in weights.items() if name.startswith("transformer.")}
     transformer = None
-    before = None if stage is None else trained_transformer(Path(stage).expanduser())
+    before = None if stage is None else trained_transformer(stage)
     if trained or before is not None:
         transformer = open_transformer(before or opened.sana / "transformer", torch.float32)
         transformer.load_state_dict(trained, strict=False)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from qvl_core.cli import App, Argument, Option
 
 app = App("qvl-metaquery", package="qvl_metaquery", help="Qwen3-VL that draws.")
-app.common("train", "plan", "demo", "tiny", "recipes", "report", "doctor", "slurm")
+app.common("train", "check", "plan", "demo", "tiny", "recipes", "report", "doctor", "slurm")
 
 Trained = Annotated[str, Argument(metavar="MODEL", help="Run folder, its final/, or one of its checkpoints.")]
 Negative = Annotated[str, Option(help="What is not to be drawn.")]

@@ -72,7 +72,7 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
     from qvl_metaquery.build import recompute
     from qvl_metaquery.counting import Work, count, count_encoding
     from qvl_metaquery.model import GROUPS
-    from qvl_metaquery.released import shapes
+    from qvl_metaquery.released import latent_shape, shapes
 
     world = (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
     strategy: Strategy = (
@@ -102,8 +102,7 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
     prompt = _prompt(recipe)
     keys = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * own  # of a token
     recompute(model, bool(recipe.train.recompute))
-    latents, spread = _latents(model, coder, recipe)
-    work = Work(pictures, prompt, latents)
+    work = Work(pictures, prompt, latent_shape(model, coder, recipe.flow.size))
     counted = count(model, work, half, device)
     saved, again = sum(counted.saved.values()), 0
     if recipe.train.recompute:
@@ -111,7 +110,8 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
         layers = {"queries": text.num_hidden_layers, "connector": recipe.connector.layers or 1}
         layers["transformer"] = len(model.transformer.transformer_blocks)
         again = max(size // layers[part] for part, size in count(model, work, half, device).saved.items())
-    encoding = 0 if recipe.flow.latents else CODED * own * spread  # one picture at a time
+    widest = 0 if coder is None else coder.config.encoder_block_out_channels[0] * recipe.flow.size**2
+    encoding = 0 if recipe.flow.latents else CODED * own * widest  # one picture at a time
 
     gradients = trained_bytes if forwards > 1 else 0
     ends: tuple[dict[str, int], ...] = (
@@ -167,16 +167,6 @@ def _prompt(recipe: MetaQueryRecipe) -> int:
     limits = [recipe.media.image_tokens, recipe.media.max_pixels and recipe.media.max_pixels // TOKEN]
     shown = SHOWN[recipe.flow.task] * min([each, *(limit for limit in limits if limit)])
     return FRAME + recipe.queries.caption_tokens + min(shown, recipe.queries.image_tokens or shown)
-
-
-def _latents(model: Any, coder: Any, recipe: MetaQueryRecipe) -> tuple[tuple[int, int, int], int]:
-    """(C, H, W) of a picture's latents, and the numbers in the autoencoder's widest layer."""
-    channels, size = model.transformer.config.in_channels, recipe.flow.size
-    if coder is None:
-        side = size // round((channels) ** 0.5)
-        return (channels, side, side), 0
-    side = size // coder.spatial_compression_ratio
-    return (channels, side, side), coder.config.encoder_block_out_channels[0] * size**2
 
 
 def _gathered(model: Any) -> int:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from qvl_core.errors import BadInput
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from qvl_metaquery.model import MetaQuery
     from qvl_metaquery.recipe import MetaQueryRecipe
 
@@ -56,7 +54,7 @@ CODER: dict[str, Any] = {
 """Of the autoencoder of all released Sanas, DC-AE f32c32."""
 
 
-def shapes(recipe: "MetaQueryRecipe") -> "tuple[MetaQuery, nn.Module | None]":
+def shapes(recipe: "MetaQueryRecipe") -> "tuple[MetaQuery, Any]":
     """The whole model, frozen or not, and Sana's autoencoder (None: exact pixels, which have no weights).
 
     Raises BadInput for a Sana that is neither a folder nor known by its name.
@@ -75,7 +73,14 @@ def shapes(recipe: "MetaQueryRecipe") -> "tuple[MetaQuery, nn.Module | None]":
         return assemble(mllm.requires_grad_(False), transformer, recipe.settings), coder
 
 
-def _sana(name: str) -> "tuple[Any, nn.Module | None]":
+def latent_shape(model: "MetaQuery", coder: Any, size: int) -> tuple[int, int, int]:
+    """(C, H, W) of the latents of a picture with sides of `size` pixels."""
+    channels = model.transformer.config.in_channels
+    side = size // (round(channels**0.5) if coder is None else coder.spatial_compression_ratio)
+    return channels, side, side
+
+
+def _sana(name: str) -> tuple[Any, Any]:
     """Transformer and autoencoder on the present device."""
     from diffusers import AutoencoderDC, SanaTransformer2DModel
 

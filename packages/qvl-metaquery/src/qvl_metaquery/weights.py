@@ -14,11 +14,10 @@ from torch import Tensor
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import quiet
-from qvl_metaquery.settings import FILE, Settings, read_settings
+from qvl_metaquery.settings import Settings
 
 OWN = "connector.safetensors"
 TRANSFORMER = "transformer"
-_SHAPE = {"queries": "queries.number", "layers": "connector.layers", "width": "connector.width"}
 
 
 def save(
@@ -80,17 +79,3 @@ def put_in(transformer: torch.nn.Module, weights: Mapping[str, Tensor], where: s
                 f"{where}: transformer.{name} {tuple(value.shape)} {shape}; sana.name is another Sana than it was."
             )
         places[name].copy_(value)
-
-
-def check_stage(folder: Path, settings: Settings) -> None:
-    """Raise BadInput if weights of an earlier stage in `folder` are not of these shapes, naming the key to change."""
-    if not (folder / FILE).is_file():
-        raise BadInput(f"model.init_from: {folder} has no {FILE}; name the final/ of an earlier stage.")
-    before = read_settings(folder)
-    for name, key in _SHAPE.items():
-        was, now = getattr(before, name), getattr(settings, name)
-        if was != now:
-            raise BadInput(
-                f"model.init_from: {folder} has {key} {was}, this recipe {now}; set {key}={was}, or train from the "
-                "beginning."
-            )
