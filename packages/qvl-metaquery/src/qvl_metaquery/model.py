@@ -76,4 +76,4 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 def _spread(table: Tensor) -> float:
     """Standard deviation of an embedding, from a part of its rows; 1 on the meta device."""
-    return 1.0 if table.is_meta else float(table[:: max(1, len(table) // 1024)].float().std())
+    return 1.0 if table.is_meta else float(table.detach()[:: max(1, len(table) // 1024)].float().std())
