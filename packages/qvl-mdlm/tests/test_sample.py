@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.encoded import Encoded
-from qvl_mdlm.commit import above, by_factor, choose, probability_of, shares, sureness, together
+from qvl_mdlm.commit import above, by_factor, choose, ends_wait, probability_of, shares, sureness, together
 from qvl_mdlm.context import prefill, read_prompts, run, run_canvas
 from qvl_mdlm.infill import infill
 from qvl_mdlm.pattern import visible
@@ -238,6 +238,16 @@ def test_the_guard_holds_whatever_is_sure_enough(
     finally:
         hook.remove()
     assert sorted(first.written[0].tolist()) == [1, 3, 5, 7]
+
+
+def test_end_tokens_are_written_with_the_last_of_everything_else() -> None:
+    sure = torch.tensor([0.9, 0.95, 0.99, 0.99])
+    behind, between = torch.tensor([False, False, True, True]), torch.tensor([False, True, False, True])
+    assert not ends_wait(behind, sure, 0.9)
+    assert not ends_wait(torch.ones(4, dtype=torch.bool), sure, 1.0)
+    assert ends_wait(behind, sure, 0.92)  # the first is not written yet
+    assert ends_wait(between, sure, 0.9)  # one is written behind an end
+    assert ends_wait(between, sure, None)
 
 
 @torch.no_grad()

@@ -54,6 +54,18 @@ def guarded(sure: Tensor, ends: Tensor) -> Tensor:
     return torch.where(ends, sure - sure.max() - 1e6, sure)
 
 
+def ends_wait(ends: Tensor, probability: Tensor, threshold: float | None) -> bool:
+    """Whether no end token is written yet: something else is not sure enough, or stands behind one of them.
+
+    ends, probability  (m,) of a row's masked places in their order
+    """
+    others = (~ends).nonzero()[:, 0]
+    if not len(others):
+        return False
+    unsure = threshold is not None and bool((probability[others] < threshold).any())
+    return unsure or bool(ends[: others[-1]].any())
+
+
 def most_sure(sure: Tensor, count: int) -> Tensor:
     """The places (count,) that the model is surest of; of equal ones the first."""
     return sure.argsort(descending=True, stable=True)[:count]

@@ -71,7 +71,7 @@ class Size:
     """How long each part is trained, and on how much it is tested."""
 
     base: int = 300  # steps
-    masked: int = 600
+    masked: int = 450
     test: int = 360  # held-out pictures
 
 

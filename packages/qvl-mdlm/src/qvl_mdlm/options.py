@@ -51,7 +51,10 @@ OPTIONS: dict[str, tuple[Any, Any]] = {  # field of `qvl_mdlm.sampling.Sampling`
         0.0,
     ),
     "eos_guard": (
-        Annotated[bool, Option("--eos-guard", help="Write end tokens only when nothing else is left.")],
+        Annotated[
+            bool,
+            Option("--eos-guard", help="Write end tokens last, with the last of everything else."),
+        ],
         False,
     ),
     "early_stop": (

@@ -31,6 +31,7 @@ from qvl_mdlm.commit import (
     above,
     by_factor,
     choose,
+    ends_wait,
     guarded,
     most_sure,
     probability_of,
@@ -283,7 +284,7 @@ class Writer:
         ends = torch.from_numpy(np.isin(tokens, self._ends))
         if how.eos_guard:
             sure = guarded(sure, ends)
-            if not bool(ends.all()):
+            if ends_wait(ends, probability, how.threshold):
                 probability = torch.where(ends, -torch.inf, probability)
         if how.threshold is not None:
             kept = above(sure, probability, how.threshold)

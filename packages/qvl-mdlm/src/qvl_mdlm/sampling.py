@@ -34,7 +34,7 @@ class Sampling:
     threshold       instead of steps: write all tokens of at least this probability, and at least one
     factor          instead of steps: write as many as Fast-dLLM's bound on their joint probability allows
     guidance        classifier-free guidance: un + (guidance + 1)(cond - un); two forward passes a step
-    eos_guard       write end tokens only when nothing else is left in the block
+    eos_guard       write end tokens last: with the last of everything else in the block, at the earliest
     early_stop      a row is done when nothing is masked before its first end token
     suppress        further token ids that are never written; masks, pictures' tokens and spare rows never are
     cache           auto, none or dual: see above
