@@ -101,6 +101,9 @@ def test_what_cannot_be_opened_says_what_to_do(base: Path, converted: Path, adap
         (["convert", str(base), "--out", str(converted)], "is already there"),
         (["merge", str(converted), "--out", str(tmp_path / "x")], "is no adapter"),
         (["infill", str(converted), "?", "--answer", "No gap."], "has no gap to fill"),
+        (["infill", str(converted), "?", "--answer", "[9999999999]"], "has gaps of 9,999,999,999 tokens"),
+        (["bench", str(converted), "--out", "no/where.json"], "--out no/where.json: there is no folder no; make it"),
+        (["bench", str(converted), "--base", "./nowhere"], "--base: there is no folder ./nowhere"),
     ]
     for args, words in cases:
         done = qvl_mdlm(*args)

@@ -19,10 +19,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 from qvl_core.qwen3vl.generate import inputs_of
-from qvl_core.qwen3vl.load import load_model
+from qvl_core.qwen3vl.load import find_folder, load_model
 from qvl_core.recipe.blocks import Model
 from qvl_core.training.engine import resolve_precision
 from qvl_data.asked import asked
@@ -77,14 +78,17 @@ def bench(
 
     base  an autoregressive model to compare with
 
-    Raises BadInput for a model that is no masked diffusion model.
+    Raises BadInput for a model that is no masked diffusion model, and for a base or a file's folder that is not there.
     """
+    if out is not None and not out.parent.is_dir():
+        raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first.")
+    against = None if base is None else Model(name=str(find_folder(base, key="--base")))
     opened = open_masked(model)
     hows = ways(opened[0].config.pattern, tokens)
     timings = [timing for ratio in ratios for timing in measure(*opened, hows, ratio, rows, repeats)]
-    if base is not None:
+    if against is not None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        autoregressive = load_model(Model(name=base), precision=resolve_precision("auto", device), device=device)
+        autoregressive = load_model(against, precision=resolve_precision("auto", device), device=device)
         timings += [measure_base(*autoregressive, ratio, tokens, rows, repeats) for ratio in ratios]
     Console().print(_table(timings))
     if out is not None:

@@ -1,5 +1,6 @@
 """`qvl-mdlm convert` and `merge`: folders of whole masked diffusion models, which open without a base or an adapter."""
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def convert(
     config = model.config
     told = {"attention": config.pattern, "block_size": config.block_size} if config.pattern != "full" else {}
     keys = [f"model.name={out}", *(f"diffusion.{key}={value}" for key, value in told.items() if value is not None)]
-    print(f"{out}: attention {config.pattern}, mask token {config.mask_token_id}; train it with {' '.join(keys)}.")
+    print(f"{out}: attention {config.pattern}, mask token {config.mask_token_id}; train it with {shlex.join(keys)}.")
     return out
 
 
@@ -64,7 +65,7 @@ def merge(adapter: str, out: Path, base: str | None = None) -> Path:
     merge_adapter(model, folder)
     check_sees_both_ways(model)
     _write(model.to(DTYPES[stored]), own_processor(folder) or processor, out)
-    print(f"{out}: model and processor; sample from it with `{COMMAND} sample {out} QUESTION`.")
+    print(f"{out}: model and processor; sample from it with `{COMMAND} sample {shlex.quote(str(out))} QUESTION`.")
     if is_tied(model) and adapter_config(folder).get("trainable_token_indices"):
         print("note: the head has the mask token's trained row now; no other logit differs from the adapter's.")
     return out

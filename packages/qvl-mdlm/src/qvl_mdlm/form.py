@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qvl_core.errors import BadInput
 from qvl_data.template import Template
 
+MOST = 65_536  # tokens of all gaps: far above what a model has places for
 _GAP = re.compile(r"(?<!\\)\[(\d+)\]")
 Ids = NDArray[np.int64]
 
@@ -50,12 +51,14 @@ def read_form(answer: str, processor: Any, mask_token_id: int, fill: int | None)
 
     fill  the canvas is filled up to a multiple of so many tokens, as in training; None: it is not
 
-    Raises BadInput if there is no gap, or one of no tokens.
+    Raises BadInput if there is no gap, one of no tokens, or more tokens in them than any model writes.
     """
     parts = _GAP.split(answer)
     texts, counts = [text.replace("\\[", "[") for text in parts[::2]], [int(count) for count in parts[1::2]]
     if not counts or 0 in counts:
         raise BadInput(f"answer {answer!r}: has no gap to fill; write one as [4], for 4 tokens.")
+    if sum(counts) > MOST:
+        raise BadInput(f"answer {answer!r}: has gaps of {sum(counts):,} tokens; a canvas has {MOST:,} at most.")
     before = [text.removesuffix(" ") if number < len(counts) else text for number, text in enumerate(texts)]
     given = Template.of(processor).tokens(before)
     ids: list[int] = []
