@@ -20,6 +20,14 @@ def test_a_demo_is_begun_continued_and_left_alone(tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+def test_another_choice_is_another_demo(tmp_path):
+    out = tmp_path / "demo"
+    assert take_up("qvl-core", out, 3, coloured=True) is None
+    assert take_up("qvl-core", out, 3, coloured=True) is None
+    with pytest.raises(BadInput, match="holds the demo of seed 3, coloured True; choose another folder"):
+        take_up("qvl-core", out, 3, coloured=False)
+
+
 def test_other_files_are_not_written_into(tmp_path):
     (tmp_path / ".hidden").touch()
     (tmp_path / "photo.png").touch()

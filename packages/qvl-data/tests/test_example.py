@@ -9,6 +9,7 @@ from qvl_core.errors import BadInput
 from qvl_data import example
 from qvl_data.cli import app
 from qvl_data.dataset import Dataset
+from qvl_data.example.coloured import INKS, PAPER, inked
 from qvl_data.example.digits import KINDS, SPLITS, digit_png, digits, digits_dataset
 from qvl_data.example.drawings import KINDS as DRAWN
 from qvl_data.example.drawings import NAMES, drawings
@@ -213,6 +214,29 @@ def test_both_kinds_of_drawings_are_of_the_same_digits(tmp_path):
         list(drawings("test", ["red"]))
     assert app.run(["example", "drawings", str(tmp_path / "out"), "--kind", "named"]) == 0
     assert {sample.task for sample in Dataset(tmp_path / "out" / "test.parquet")} == {"t2i"}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_coloured_digits_are_named_by_their_colour_in_the_split_of_the_questions(split):
+    asked = digits_dataset("digit", split)
+    made = list(example.samples("coloured", split))
+    of = [int(sample.id.split("-")[-1]) for sample in made]
+    assert of == [number for number in numbers(asked) for _ in INKS]
+    for place, sample in enumerate(made[: 20 * len(INKS)]):
+        colour, name = list(INKS)[place % len(INKS)], NAMES[int(asked[place // len(INKS)].messages[1].text)]
+        article = "an" if colour == "orange" else "a"
+        assert (sample.task, sample.messages[0].text) == ("t2i", f"{article} {colour} {name}")
+
+
+def test_ink_is_told_from_paper_alike_in_every_colour():
+    amounts = []
+    for colour, ink in INKS.items():
+        pixels = np.asarray(inked(7, colour), float)
+        assert pixels.shape == (32, 32, 3)
+        assert (pixels[[0, -1]] == PAPER).all()
+        assert np.abs(pixels - ink).sum(-1).min() < 2  # somewhere the pen has pressed
+        amounts.append(((PAPER - pixels) / (np.array(PAPER) - min(ink))).max(-1))
+    assert np.ptp(amounts, axis=0).max() < 0.02
 
 
 def test_another_set_takes_the_place_of_one_when_told(tmp_path, capsys):

@@ -6,25 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from qvl_core.errors import BadInput
-from qvl_core.run import RunFolder, result
+from qvl_core.run import RunFolder, Scalar, result
 
 
-def take_up(package: str, out: Path, seed: int) -> dict[str, Any] | None:
+def take_up(package: str, out: Path, seed: int, **choice: Scalar) -> dict[str, Any] | None:
     """Begin a demo in `out`, or go on with it; gives the result of one that is finished, which is to be left alone.
 
-    Raises BadInput if `out` holds other files, or the demo of another seed.
+    `choice` is what else tells demos of a package apart, and is kept in their results. Raises BadInput if `out` holds
+    other files, or the demo of another seed or choice.
     """
+    asked = {"seed": seed, **choice}
     run = RunFolder(out)
     done = run.read_result()
     if not done and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise BadInput(f"--out {out}: holds other files; choose another folder.")
-    if done and done["seed"] != seed:
-        raise BadInput(f"--out {out}: holds the demo of seed {done['seed']}; choose another folder.")
+    if done and any(done.get(key) != value for key, value in asked.items()):
+        holds = ", ".join(f"{key} {done.get(key)}" for key in asked)
+        raise BadInput(f"--out {out}: holds the demo of {holds}; choose another folder.")
     if done and done["complete"]:
         print(f"{out} is finished; see {run.report_file}, or choose another --out.")
         return done
     out.mkdir(parents=True, exist_ok=True)
-    run.write_result(result(package, seed=seed, complete=False, figures={}))
+    run.write_result(result(package, seed=seed, complete=False, figures=choice))
     return None
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from qvl_core.cli import App, Argument, Option
+from qvl_core.cli.common import DemoSeed
 
 app = App("qvl-metaquery", package="qvl_metaquery", help="Qwen3-VL that draws.")
-app.common("train", "check", "plan", "demo", "tiny", "recipes", "report", "doctor", "slurm")
+app.common("train", "check", "plan", "tiny", "recipes", "report", "doctor", "slurm")
 
 Trained = Annotated[str, Argument(metavar="MODEL", help="Run folder, its final/, or one of its checkpoints.")]
 Negative = Annotated[str, Option(help="What is not to be drawn.")]
@@ -20,6 +21,22 @@ Size = Annotated[int | None, Option(min=1, help="Side of a picture in pixels; de
 Batch = Annotated[int, Option(min=1, help="Pictures that are drawn together: speed and memory, not the result.")]
 Number = Annotated[int, Option("--num-images", min=1, help="Pictures of each prompt.")]
 Seed = Annotated[int, Option(min=0, help="Of a prompt's first picture; the following ones count up.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None,
+        Option(help="Folder for the report, the figures and the runs; default: runs/demo or runs/demo-coloured."),
+    ] = None,
+    seed: DemoSeed = 0,
+    coloured: Annotated[
+        bool, Option("--coloured", help="Digits in five colours, 32 pixels, through an autoencoder trained here.")
+    ] = False,
+) -> None:
+    """Train and test a tiny model here, offline, in minutes."""
+    name = "demo-coloured" if coloured else "demo"
+    app.room(name.replace("-", "_")).demo(out or Path("runs", name), seed)
 
 
 @app.command()

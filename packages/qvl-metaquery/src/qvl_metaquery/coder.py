@@ -90,6 +90,11 @@ class Autoencoder(Coder):
         pixels: Tensor = self.model.decode((latents / self.scale).to(self.model.dtype)).sample
         return pixels.float()
 
+    def save_pretrained(self, folder: Path) -> None:
+        """With its scale, in the layout of diffusers."""
+        self.model.register_to_config(scaling_factor=self.scale)
+        self.model.save_pretrained(folder)
+
 
 class Pixels(Coder):
     """Small grey pictures rearranged: each `factor` x `factor` pixels become the channels of one place.

@@ -9,17 +9,34 @@ Shapes: D drawings, K known real digits, P = 64 pixels from 0 (black) to 1 (whit
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from qvl_data.example.digits import arrays, indices
+from qvl_data.example.drawings import caption
 from qvl_data.example.split import Split
 
 SIDE = 8
 Pixels = NDArray[np.float64]
 Digits = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DigitJudge:
+    """The demo's judge: all that it knows are real digits (K, P), and which they are (K,)."""
+
+    known: Pixels
+    digits: Digits
+    captions: Sequence[str] = tuple(map(caption, range(10)))
+
+    def read(self, images: Sequence[Image.Image]) -> Digits:
+        return nearest(grey(images), self.known, self.digits)
+
+    def diversity(self, images: Sequence[Image.Image], said: Digits) -> float:
+        return diversity(grey(images), said, self.known, self.digits)
 
 
 def grey(pictures: Sequence[Image.Image]) -> Pixels:

@@ -19,6 +19,7 @@ Overrides = Annotated[
     list[str] | None, Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as optim.lr=1e-4.")
 ]
 Nproc = Annotated[int | None, Option(min=1, help="Processes on each machine, one per device (parallel.nproc).")]
+DemoSeed = Annotated[int, Option(help="Another number is another run; the same number repeats it exactly.")]
 Nodes = Annotated[int | None, Option(min=1, help="Machines (parallel.nodes).")]
 
 
@@ -86,7 +87,7 @@ def demo(app: App) -> None:
     @app.command()
     def demo(
         out: Annotated[Path, Option(help="Folder for the report, the figures and the runs.")] = Path("runs/demo"),
-        seed: Annotated[int, Option(help="Another number is another run; the same number repeats it exactly.")] = 0,
+        seed: DemoSeed = 0,
     ) -> None:
         """Train and test a tiny model here, offline, in minutes."""
         _show(app.room("demo").demo(out=out, seed=seed))

@@ -109,6 +109,14 @@ def drawings(
     _write("drawings", folder, format, container, choice, fresh, lambda split: samples(split, kinds, seed))
 
 
+@example.command()
+def coloured(
+    folder: Folder, format: Format = "qvl", container: Container = None, seed: Seed = 0, fresh: Fresh = False
+) -> None:
+    """Write the handwritten digits in five colours, to be drawn by name: a red seven."""
+    _write_set("coloured", folder, format, container, seed, fresh)
+
+
 def _write_set(name: str, folder: Path, format: str, container: str | None, seed: int, fresh: bool) -> None:
     from qvl_data.example import samples
 

@@ -1,0 +1,78 @@
+"""Blocks that the pages of the demos share: figures, grids of drawings, films, what guidance trades, losses."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qvl_core.demo import Bar
+from qvl_core.report import Block, Card, Cards, Curves, Figure, Figures, Picture, Strip, Table, Text
+from qvl_core.run import RunFolder
+from qvl_metaquery.preview import png
+from qvl_metaquery.report import spread
+
+GAP = 2
+FRAMES = 8
+GOOD, BAD = (255, 255, 255), (214, 69, 65)
+Called = Mapping[str, tuple[str, float | None]]
+"""By name of a figure what it is called on the page, and its chance."""
+
+
+def figures(
+    values: Mapping[str, Any], bars: Mapping[str, Bar], called: Called, notes: Mapping[str, str] | None = None
+) -> Figures:
+    """Those that have a bar."""
+    notes = notes or {}
+    return Figures(
+        [
+            Figure(called[name][0], values[name], bar.value, called[name][1], bar.at_most, notes.get(name, ""))
+            for name, bar in bars.items()
+        ]
+    )
+
+
+def grid(images: Sequence[Image.Image], right: NDArray[np.bool_], columns: int, side: int) -> Image.Image:
+    """Drawings row by row, enlarged to `side` pixels with hard edges; what is not right (D,) is in a red frame."""
+    cell = side + 2 * GAP
+    sheet = Image.new("RGB", (columns * cell, -(-len(images) // columns) * cell), GOOD)
+    for place, (image, good) in enumerate(zip(images, right, strict=True)):
+        left, top = place % columns * cell, place // columns * cell
+        sheet.paste(GOOD if good else BAD, (left, top, left + cell, top + cell))
+        sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (left + GAP, top + GAP))
+    return sheet
+
+
+def films(by_caption: Mapping[str, Sequence[Image.Image]]) -> Cards:
+    """What was there after some of the steps."""
+    cards = []
+    for caption, images in by_caption.items():
+        frames = [Picture(png(image), f"step {step}") for step, image in enumerate(images, 1)]
+        cards.append(Card(caption, [Strip(spread(frames, FRAMES))]))
+    return Cards(cards)
+
+
+def guided(title: str, sweep: Mapping[float, Mapping[str, float]]) -> list[Block]:
+    """Figures by guidance, as curves and as a table."""
+    points = sorted(sweep.items())
+    names = points[0][1]
+    curves = {name: [(guidance, figures[name]) for guidance, figures in points] for name in names}
+    rows = [
+        {"guidance": guidance, **{name: round(value, 3) for name, value in figures.items()}}
+        for guidance, figures in points
+    ]
+    return [
+        Curves(title, curves, x="guidance", smooth=False),
+        Table(rows),
+        Text(
+            "Guidance goes beyond what the prompt says, away from what an empty one says: drawings become clearer and "
+            "more alike. All figures are therefore always told of the same drawings, at one guidance."
+        ),
+    ]
+
+
+def loss(title: str, run: RunFolder) -> Curves:
+    """What a run has logged."""
+    steps = [record for record in run.read_metrics() if "loss" in record]
+    return Curves(title, {"loss": [(record["step"], record["loss"]) for record in steps]})
