@@ -61,13 +61,13 @@ def test_the_autoencoder_learns_and_its_scale_is_written(tmp_path: Path) -> None
     coder = train_coder(pixels, 60, 0, RunFolder(tmp_path))
     assert torch.equal(torch.random.get_rng_state(), before)
     losses = [record["loss"] for record in RunFolder(tmp_path).read_metrics()]
-    assert losses[-1] < 0.3 < losses[0]
+    assert losses[-1] < 0.2 < 0.5 < losses[0]
     coder.save_pretrained(tmp_path / "vae")
     opened = open_coder(tmp_path / "vae")
     assert abs(opened.encode(pixels[:200]).std() - 1) < 0.1
     paper = as_pixels([Image.new("RGB", (32, 32), PAPER)] * len(held_out))
     empty = float((paper - as_pixels(held_out)).abs().mean() / 2)
-    assert reconstructed(opened, held_out).error < 0.7 * empty
+    assert reconstructed(opened, held_out).error < 0.9 * empty
 
 
 def test_a_short_coloured_demo_leaves_its_page_and_figures_and_says_what_it_missed(tmp_path: Path) -> None:

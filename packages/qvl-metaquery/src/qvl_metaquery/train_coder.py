@@ -63,7 +63,7 @@ def train_coder(pixels: Tensor, steps: int, seed: int, run: RunFolder) -> Autoen
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            if step % LOGGED == 0 or step == steps:
+            if step % LOGGED == 0 or step in (1, steps):
                 run.append_metrics({"step": step, "loss": float(loss.detach())})
         some = pixels[torch.randperm(len(pixels))[:MEASURED]]
     model.eval()
