@@ -27,7 +27,6 @@ from qvl_data.convert import write_samples
 from qvl_data.example.digits import digit_png, indices
 from qvl_data.example.drawings import INVERT, caption, drawings
 from qvl_metaquery.demo_parts import (
-    GUIDANCE,
     STEPS,
     Drawings,
     assign,
@@ -49,6 +48,8 @@ from qvl_metaquery.train import train
 SAID = INVERT["en"]
 SYSTEM = "Draw it."
 TEXTS = [SYSTEM, SAID, *map(caption, range(10))]  # for the tokenizer: each word is a token
+GUIDANCE = 2.0
+ASKED = Sampling(guidance=GUIDANCE, steps=STEPS)
 SHOWN = Sampling(guidance=1.0, image_guidance=1.0, steps=STEPS)  # a prompt with a picture
 FILMED = (3, 7, 8)  # digits whose denoising is shown
 
@@ -82,8 +83,8 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, size: Size = Size()) -> d
     judge = DigitJudge(*real("train", seed))
     asked = np.repeat(np.arange(10), size.each)
     sweep = swept(painter, judge, asked, seed)
-    shuffled = named(painter, judge, asked, asked[ring(len(asked), seed)], seed)
-    untrained = named(untrained_pipeline(drawing, draw), judge, asked, asked, seed)
+    shuffled = named(painter, judge, asked, asked[ring(len(asked), seed)], seed, ASKED)
+    untrained = named(untrained_pipeline(drawing, draw), judge, asked, asked, seed, ASKED)
     shown = indices("test", seed)[: size.inverted]
     inverted = inverting(editor, judge, shown, shown)
     blind = inverting(editor, judge, shown, [shown[place] for place in ring(len(shown), seed)])
@@ -96,7 +97,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, size: Size = Size()) -> d
         "i2i_success": inverted.recognised,
         "i2i_shuffled": blind.recognised,
     }
-    films = film(painter, [caption(digit) for digit in FILMED], seed)
+    films = film(painter, [caption(digit) for digit in FILMED], seed, ASKED)
     values = result("qvl-metaquery", seed=seed, complete=True, figures={"coloured": False, **figures})
     values |= judged(values, BARS)
     write_report(out, values, sweep, shown, inverted, films)

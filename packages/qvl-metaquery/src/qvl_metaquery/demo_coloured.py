@@ -28,7 +28,7 @@ from qvl_metaquery.coder import Coder
 from qvl_metaquery.coloured_judge import CAPTIONS, ColouredJudge, real
 from qvl_metaquery.demo_coloured_report import BARS, Reconstructed, colours_right, digits_right, write_report
 from qvl_metaquery.demo_parts import (
-    GUIDANCE,
+    STEPS,
     Drawings,
     film,
     named,
@@ -39,11 +39,14 @@ from qvl_metaquery.demo_parts import (
 )
 from qvl_metaquery.pipeline import MetaQueryPipeline
 from qvl_metaquery.pixels import pictures, square, stacked
+from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.tiny import tiny_qwen, tiny_sana
 from qvl_metaquery.train import train
 from qvl_metaquery.train_coder import train_coder
 
 SYSTEM = "Draw it."
+GUIDANCE = 1.5
+ASKED = Sampling(guidance=GUIDANCE, steps=STEPS)
 FILMED = ("a red three", "a green seven", "a purple eight")  # whose denoising is shown
 
 
@@ -51,8 +54,8 @@ FILMED = ("a red three", "a green seven", "a purple eight")  # whose denoising i
 class Size:
     """How long each part is trained, and on how much it is tested."""
 
-    code: int = 600  # steps of 32 pictures
-    draw: int = 800  # steps of 64 drawings
+    code: int = 500  # steps of 32 pictures
+    draw: int = 700  # steps of 64 drawings
     each: int = 4  # drawings of each prompt
 
 
@@ -67,15 +70,15 @@ def demo(out: Path = Path("runs/demo-coloured"), seed: int = 0, size: Size = Siz
     write_data(out / "data", seed)
     write_base(out / "base", seed, size.code)
     draw = out / "runs" / "draw"
-    recipe = tiny_recipe(out, seed, size.draw, "coloured", f"flow.size={SIDE}")
+    recipe = tiny_recipe(out, seed, size.draw, "coloured", f"flow.size={SIDE}", "optim.lr=3e-3")
     train(recipe, draw)
 
     painter = MetaQueryPipeline.from_pretrained(draw)
     judge = ColouredJudge.of(seed)
     asked = np.repeat(np.arange(len(CAPTIONS)), size.each)
     sweep = swept(painter, judge, asked, seed)
-    shuffled = named(painter, judge, asked, asked[ring(len(asked), seed)], seed)
-    untrained = named(untrained_pipeline(recipe, draw), judge, asked, asked, seed)
+    shuffled = named(painter, judge, asked, asked[ring(len(asked), seed)], seed, ASKED)
+    untrained = named(untrained_pipeline(recipe, draw), judge, asked, asked, seed, ASKED)
     held_out, shown = real("test", seed)
     known = Drawings(held_out, shown, judge.read(held_out))
     coded = reconstructed(painter.coder, held_out)
@@ -95,7 +98,7 @@ def demo(out: Path = Path("runs/demo-coloured"), seed: int = 0, size: Size = Siz
         "real_digits_recognised": digits_right(known),
         "real_colours_recognised": colours_right(known),
     }
-    films = film(painter, FILMED, seed)
+    films = film(painter, FILMED, seed, ASKED)
     values = result("qvl-metaquery", seed=seed, complete=True, figures={"coloured": True, **figures})
     values |= judged(values, BARS)
     write_report(out, values, sweep, untrained, held_out, coded, films)

@@ -23,10 +23,8 @@ from qvl_metaquery.pixels import pictures
 from qvl_metaquery.recipe import RECIPE, MetaQueryRecipe
 from qvl_metaquery.sampling import Sampling
 
-GUIDANCE = 2.0  # of the figures; that of the sweep is shown beside it
-SWEEP = (1.0, 1.5, GUIDANCE, 3.0, 4.0)
+SWEEP = (1.0, 1.5, 2.0, 3.0, 4.0)  # guidance; the figures are at one of these, the others are shown beside it
 STEPS = 20
-ASKED = Sampling(guidance=GUIDANCE, steps=STEPS)
 Numbers = NDArray[np.int64]
 
 
@@ -96,7 +94,7 @@ def untrained_pipeline(recipe: MetaQueryRecipe, run: Path) -> MetaQueryPipeline:
 
 
 def named(
-    pipeline: MetaQueryPipeline, judge: Judge, asked: Numbers, said: Numbers, seed: int, how: Sampling = ASKED
+    pipeline: MetaQueryPipeline, judge: Judge, asked: Numbers, said: Numbers, seed: int, how: Sampling
 ) -> Drawings:
     """A drawing for each number that is asked for (D,), by the caption of the one that is said (D,)."""
     seeds = [1000 * seed + place for place in range(len(said))]
@@ -110,14 +108,16 @@ def swept(pipeline: MetaQueryPipeline, judge: Judge, asked: Numbers, seed: int) 
     return {guidance: named(pipeline, judge, asked, asked, seed, Sampling(guidance, steps=STEPS)) for guidance in SWEEP}
 
 
-def film(pipeline: MetaQueryPipeline, captions: Sequence[str], seed: int) -> Mapping[str, list[Image.Image]]:
+def film(
+    pipeline: MetaQueryPipeline, captions: Sequence[str], seed: int, how: Sampling
+) -> Mapping[str, list[Image.Image]]:
     """What is there after each step of a few drawings, from the noise on, by caption."""
     frames: list[list[Image.Image]] = []
 
     def keep(step: int, latents: Tensor) -> None:
         frames.append(pictures(pipeline.coder.decode(latents)))
 
-    pipeline(caption=captions, seed=seed, on_step=keep, **ASKED.arguments())
+    pipeline(caption=captions, seed=seed, on_step=keep, **how.arguments())
     return {caption: [frame[place] for frame in frames] for place, caption in enumerate(captions)}
 
 
