@@ -2,8 +2,8 @@
 
     qvl-metaquery demo --coloured --out demo --seed 0
 
-1. code   a small autoencoder of Sana's kind learns pictures of 32 x 32 pixels, and the scale of its latents is measured
-2. draw   queries, connector and Sana learn its latents by fifty prompts: "a red seven"
+1. code   a small autoencoder of Sana's kind learns pictures of 32 x 32 pixels; latents of all of them are stored
+2. draw   queries, connector and Sana learn these latents by fifty prompts: "a red seven"
 3. test   200 drawings and controls; colour and digit are judged apart, by rules that are tried on held-out pictures
 
 What is trained, and how it draws, is as at full size, where the autoencoder is Sana's own. One core, about six minutes,
@@ -30,6 +30,7 @@ from qvl_metaquery.demo_coloured_report import BARS, Reconstructed, colours_righ
 from qvl_metaquery.demo_parts import (
     STEPS,
     Drawings,
+    assign,
     film,
     named,
     ring,
@@ -37,14 +38,17 @@ from qvl_metaquery.demo_parts import (
     tiny_recipe,
     untrained_pipeline,
 )
+from qvl_metaquery.encode import encode
 from qvl_metaquery.pipeline import MetaQueryPipeline
 from qvl_metaquery.pixels import pictures, square, stacked
+from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.tiny import tiny_qwen, tiny_sana
 from qvl_metaquery.train import train
 from qvl_metaquery.train_coder import train_coder
 
 SYSTEM = "Draw it."
+CODED = 500  # held-out pictures that are sent through the autoencoder
 GUIDANCE = 1.5
 ASKED = Sampling(guidance=GUIDANCE, steps=STEPS)
 FILMED = ("a red three", "a green seven", "a purple eight")  # whose denoising is shown
@@ -70,7 +74,8 @@ def demo(out: Path = Path("runs/demo-coloured"), seed: int = 0, size: Size = Siz
     write_data(out / "data", seed)
     write_base(out / "base", seed, size.code)
     draw = out / "runs" / "draw"
-    recipe = tiny_recipe(out, seed, size.draw, "coloured", f"flow.size={SIDE}", "optim.lr=3e-3")
+    recipe = drawing_recipe(out, seed, size.draw)
+    encode(recipe)
     train(recipe, draw)
 
     painter = MetaQueryPipeline.from_pretrained(draw)
@@ -81,8 +86,8 @@ def demo(out: Path = Path("runs/demo-coloured"), seed: int = 0, size: Size = Siz
     untrained = named(untrained_pipeline(recipe, draw), judge, asked, asked, seed, ASKED)
     held_out, shown = real("test", seed)
     known = Drawings(held_out, shown, judge.read(held_out))
-    coded = reconstructed(painter.coder, held_out)
-    again = Drawings(coded.images, shown, judge.read(coded.images))
+    coded = reconstructed(painter.coder, held_out[:CODED])
+    again = Drawings(coded.images, shown[:CODED], judge.read(coded.images))
     drawn = sweep[GUIDANCE]
     figures: dict[str, Scalar] = {
         "recognised": drawn.recognised,
@@ -121,6 +126,12 @@ def write_base(folder: Path, seed: int, steps: int) -> None:
             tiny_qwen(aside / "qwen", [SYSTEM, *CAPTIONS], seed)
             coder = train_coder(as_pixels(real("train", seed)[0]), steps, seed, RunFolder(aside))
             tiny_sana(aside / "sana", seed, coder, SIDE)
+
+
+def drawing_recipe(out: Path, seed: int, steps: int) -> MetaQueryRecipe:
+    """The shipped recipe at a higher rate, of larger pictures, whose latents are stored."""
+    latents = assign("flow.latents", out / "data" / "latents")
+    return tiny_recipe(out, seed, steps, "coloured", f"flow.size={SIDE}", latents, "optim.lr=3e-3")
 
 
 def reconstructed(coder: Coder, images: list[Image.Image]) -> Reconstructed:

@@ -74,7 +74,7 @@ def write_report(
 
     sweep      drawings of all prompts by guidance
     untrained  those of the model before its first step
-    held_out   real pictures, and `coded` how they come back from the autoencoder
+    held_out   real pictures, and `coded` how the first of them come back from the autoencoder
     filmed     what was there after each step, of a few drawings
     """
     guidance = values["guidance"]
