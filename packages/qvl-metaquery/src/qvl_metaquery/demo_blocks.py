@@ -13,7 +13,8 @@ from qvl_core.run import RunFolder
 from qvl_metaquery.preview import png
 from qvl_metaquery.report import spread
 
-GAP = 2
+SIDE = 64  # page pixels of a drawing, at most
+GAP = 3
 FRAMES = 8
 GOOD, BAD = (255, 255, 255), (214, 69, 65)
 Called = Mapping[str, tuple[str, float | None]]
@@ -33,15 +34,22 @@ def figures(
     )
 
 
-def grid(images: Sequence[Image.Image], right: NDArray[np.bool_], columns: int, side: int) -> Image.Image:
-    """Drawings row by row, enlarged to `side` pixels with hard edges; what is not right (D,) is in a red frame."""
+def sheet(title: str, images: Sequence[Image.Image], right: NDArray[np.bool_] | None = None, columns: int = 10) -> Card:
+    """Drawings row by row; what is not right (D,) is in a red frame."""
+    right = np.ones(len(images), bool) if right is None else right
+    return Card(title, [Picture(png(_grid(images, right, columns)))])
+
+
+def _grid(images: Sequence[Image.Image], right: NDArray[np.bool_], columns: int) -> Image.Image:
+    """Drawings enlarged with hard edges, each in a frame."""
+    side = SIDE // images[0].width * images[0].width
     cell = side + 2 * GAP
-    sheet = Image.new("RGB", (columns * cell, -(-len(images) // columns) * cell), GOOD)
+    whole = Image.new("RGB", (columns * cell, -(-len(images) // columns) * cell), GOOD)
     for place, (image, good) in enumerate(zip(images, right, strict=True)):
         left, top = place % columns * cell, place // columns * cell
-        sheet.paste(GOOD if good else BAD, (left, top, left + cell, top + cell))
-        sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (left + GAP, top + GAP))
-    return sheet
+        whole.paste(GOOD if good else BAD, (left, top, left + cell, top + cell))
+        whole.paste(image.resize((side, side), Image.Resampling.NEAREST), (left + GAP, top + GAP))
+    return whole
 
 
 def films(by_caption: Mapping[str, Sequence[Image.Image]]) -> Cards:

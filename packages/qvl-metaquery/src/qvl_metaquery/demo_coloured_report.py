@@ -1,7 +1,6 @@
 """The page of the coloured demo: drawings by name, what the autoencoder keeps, what guidance trades, and controls."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ import numpy as np
 from PIL import Image
 
 from qvl_core.demo import Bar
-from qvl_core.report import Code, Picture, Pictures, Section, Table, Text, write
+from qvl_core.report import Card, Cards, Code, Picture, Section, Table, Text, write
 from qvl_core.run import RunFolder
 from qvl_data.example.coloured import COLOURS
-from qvl_metaquery.demo_blocks import figures, films, grid, guided, loss
+from qvl_metaquery.coloured_judge import CAPTIONS
+from qvl_metaquery.demo_blocks import figures, films, guided, loss, sheet
 from qvl_metaquery.demo_parts import Drawings
 from qvl_metaquery.preview import png
 from qvl_metaquery.report import drawn_section
@@ -37,18 +37,9 @@ CALLED = {  # what these figures are called, and their chance
     "reconstruction_error": ("error of the autoencoder, held out", None),
     "seconds": ("CPU seconds, until the page is written", None),
 }
-SIDE = 40  # page pixels of a drawing
-PAIRS = 12
+PAIRS = 6
 PAIR = len(COLOURS) + 1  # from one of them to the next in the list of held-out pictures: another digit, another colour
 COMMAND = "qvl-metaquery train qwen3vl2b_sana data.train=my_pictures --out runs/mine"
-
-
-@dataclass(frozen=True)
-class Reconstructed:
-    """Pictures that came back from latents, and how far a pixel is off on average: as a part of black to white."""
-
-    images: Sequence[Image.Image]
-    error: float
 
 
 def digits_right(drawings: Drawings) -> float:
@@ -67,14 +58,14 @@ def write_report(
     sweep: Mapping[float, Drawings],
     untrained: Drawings,
     held_out: Sequence[Image.Image],
-    coded: Reconstructed,
+    again: Drawings,
     filmed: Mapping[str, Sequence[Image.Image]],
 ) -> Path:
     """Write out/report.html.
 
     sweep      drawings of all prompts by guidance
     untrained  those of the model before its first step
-    held_out   real pictures, and `coded` how the first of them come back from the autoencoder
+    held_out   real pictures, and `again` how the first of them come back from the autoencoder
     filmed     what was there after each step, of a few drawings
     """
     guidance = values["guidance"]
@@ -92,7 +83,7 @@ def write_report(
         Section("What guidance trades", guided("By guidance", {at: _figures(one) for at, one in sweep.items()})),
         Section(
             "What the autoencoder keeps",
-            [_pairs(held_out, coded), loss("Mean absolute difference", RunFolder(out / "base"))],
+            [_pairs(held_out, again), loss("Mean absolute difference", RunFolder(out / "base"))],
             "Held-out pictures, and what comes back of them from 4 x 4 places of 4 numbers. Pixels run from -1 to 1.",
         ),
         Section("Controls", [_controls(values), _untrained(untrained)]),
@@ -125,23 +116,32 @@ def _figures(drawings: Drawings) -> dict[str, float]:
     }
 
 
-def _sheets(drawings: Drawings) -> Pictures:
+def _sheets(drawings: Drawings) -> Cards:
     """A sheet for each colour, with a column for each digit."""
     sheets = []
     for number, colour in enumerate(COLOURS):
         own = np.flatnonzero(drawings.asked // 10 == number)  # digit by digit
         rows = own.reshape(10, -1).T.ravel().tolist()
-        sheet = grid([drawings.images[place] for place in rows], drawings.right[rows], 10, SIDE)
-        sheets.append(Picture(png(sheet), f"{colour}: {drawings.right[rows].sum()} of {len(rows)} recognised"))
-    return Pictures(sheets, width=10 * SIDE)
+        right = drawings.right[rows]
+        title = f"{colour}: {right.sum()} of {len(rows)} recognised"
+        sheets.append(sheet(title, [drawings.images[place] for place in rows], right))
+    return Cards(sheets)
 
 
-def _pairs(held_out: Sequence[Image.Image], coded: Reconstructed) -> Pictures:
-    """Some real pictures, of different digits and of each colour, and below each what comes back."""
-    places = [PAIR * number for number in range(PAIRS)]
-    both = [*(held_out[place] for place in places), *(coded.images[place] for place in places)]
-    sheet = grid(both, np.ones(len(both), bool), PAIRS, SIDE)
-    return Pictures([Picture(png(sheet), "above: held out; below: what comes back")], width=PAIRS * SIDE)
+def _pairs(held_out: Sequence[Image.Image], again: Drawings) -> Cards:
+    """Some of different digits, each in another colour."""
+    cards = [
+        Card(
+            CAPTIONS[again.asked[place]],
+            [
+                Picture(png(held_out[place]), "held out"),
+                Picture(png(again.images[place]), "back", "good" if again.right[place] else "bad"),
+            ],
+            becomes=True,
+        )
+        for place in range(0, PAIRS * PAIR, PAIR)
+    ]
+    return Cards(cards)
 
 
 def _controls(values: Mapping[str, Any]) -> Table:
@@ -160,8 +160,8 @@ def _controls(values: Mapping[str, Any]) -> Table:
     return Table(rows, note=note)
 
 
-def _untrained(drawings: Drawings) -> Pictures:
+def _untrained(drawings: Drawings) -> Cards:
     """One drawing of each digit in the first colour."""
     first = np.flatnonzero(np.diff(drawings.asked, prepend=-1))[:10].tolist()
-    sheet = grid([drawings.images[place] for place in first], drawings.right[first], 10, SIDE)
-    return Pictures([Picture(png(sheet), f"{COLOURS[0]} zero to nine, before the first step")], width=10 * SIDE)
+    images = [drawings.images[place] for place in first]
+    return Cards([sheet(f"{COLOURS[0]} zero to nine, before the first step", images, drawings.right[first], columns=5)])

@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 
 from qvl_core.demo import Bar
-from qvl_core.report import Card, Cards, Code, Picture, Pictures, Section, Table, Text, write
+from qvl_core.report import Card, Cards, Code, Picture, Section, Table, Text, write
 from qvl_core.run import RunFolder
 from qvl_data.example.digits import digit_png
 from qvl_data.example.drawings import caption
-from qvl_metaquery.demo_blocks import figures, films, grid, guided, loss
+from qvl_metaquery.demo_blocks import figures, films, guided, loss, sheet
 from qvl_metaquery.demo_parts import Drawings
 from qvl_metaquery.preview import png
 from qvl_metaquery.report import drawn_section
@@ -35,7 +35,6 @@ CALLED = {  # what these figures are called, and their chance
     "i2i_shuffled": ("pictures shuffled, recognised", 0.1),
     "seconds": ("CPU seconds, until the page is written", None),
 }
-SIDE = 48  # page pixels of a drawing
 PAIRS = 12
 COMMAND = "qvl-metaquery train qwen3vl2b_sana data.train=my_pictures --out runs/mine"
 
@@ -100,15 +99,15 @@ def _explanation() -> Text:
     )
 
 
-def _sheets(drawings: Drawings) -> Pictures:
+def _sheets(drawings: Drawings) -> Cards:
     """A row of drawings for each digit."""
     sheets = []
     for digit in range(10):
         rows = np.flatnonzero(drawings.asked == digit).tolist()
         right = drawings.right[rows]
-        sheet = grid([drawings.images[place] for place in rows], right, len(rows), SIDE)
-        sheets.append(Picture(png(sheet), f"{caption(digit)}: {right.sum()} of {len(rows)} recognised"))
-    return Pictures(sheets, width=440)
+        title = f"{caption(digit)}: {right.sum()} of {len(rows)} recognised"
+        sheets.append(sheet(title, [drawings.images[place] for place in rows], right))
+    return Cards(sheets)
 
 
 def _pairs(shown: Sequence[int], inverted: Drawings) -> Cards:
