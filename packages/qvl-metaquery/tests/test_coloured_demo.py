@@ -71,7 +71,7 @@ def test_the_autoencoder_learns_and_its_scale_is_written(tmp_path: Path) -> None
 
 
 def test_a_short_coloured_demo_leaves_its_page_and_figures_and_says_what_it_missed(tmp_path: Path) -> None:
-    values = demo(tmp_path, 0, Size(code=3, draw=3, each=1))
+    values = demo(tmp_path, 0, Size(digits=30, code=3, draw=3, each=1))
     written = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert written["complete"]
     for name in BARS:

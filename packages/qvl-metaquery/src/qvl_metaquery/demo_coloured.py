@@ -12,6 +12,7 @@ no internet.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from qvl_core.demo import judged, take_up
 from qvl_core.files import new_folder
 from qvl_core.run import RunFolder, Scalar, result
 from qvl_data.convert import write_samples
-from qvl_data.example.coloured import SIDE, samples
+from qvl_data.example.coloured import COLOURS, SIDE, samples
 from qvl_metaquery.coder import Coder
 from qvl_metaquery.coloured_judge import CAPTIONS, ColouredJudge, real
 from qvl_metaquery.demo_coloured_report import BARS, colours_right, digits_right, write_report
@@ -59,6 +60,7 @@ FILMED = ("a red three", "a green seven", "a purple eight")  # whose denoising i
 class Size:
     """How long each part is trained, and on how much it is tested."""
 
+    digits: int = 1257  # of the training split, each in every colour
     code: int = 500  # steps of 32 pictures
     draw: int = 700  # steps of 64 drawings
     each: int = 4  # drawings of each prompt
@@ -72,8 +74,8 @@ def demo(out: Path = Path("runs/demo-coloured"), seed: int = 0, size: Size = Siz
     if (done := take_up("qvl-metaquery", out, seed, coloured=True)) is not None:
         return done
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and one core is what it needs
-    write_data(out / "data", seed)
-    write_base(out / "base", seed, size.code)
+    write_data(out / "data", seed, size.digits)
+    write_base(out / "base", seed, size)
     draw = out / "runs" / "draw"
     recipe = drawing_recipe(out, seed, size.draw)
     encode(recipe)
@@ -114,18 +116,19 @@ def demo(out: Path = Path("runs/demo-coloured"), seed: int = 0, size: Size = Siz
     return dict(values)
 
 
-def write_data(folder: Path, seed: int) -> None:
-    """The training digits in every colour."""
+def write_data(folder: Path, seed: int, digits: int) -> None:
+    """Training digits in every colour."""
     if not (file := folder / "coloured" / "train.parquet").is_file():
-        write_samples(samples("train", seed), file)
+        write_samples(islice(samples("train", seed), digits * len(COLOURS)), file)
 
 
-def write_base(folder: Path, seed: int, steps: int) -> None:
+def write_base(folder: Path, seed: int, size: Size) -> None:
     """A random Qwen3-VL, and a random Sana with an autoencoder that is trained."""
     if not folder.is_dir():
         with new_folder(folder) as aside:
             tiny_qwen(aside / "qwen", [SYSTEM, *CAPTIONS], seed)
-            coder = train_coder(as_pixels(real("train", seed)[0]), steps, seed, RunFolder(aside))
+            pixels = as_pixels(real("train", seed)[0][: size.digits * len(COLOURS)])
+            coder = train_coder(pixels, size.code, seed, RunFolder(aside))
             tiny_sana(aside / "sana", seed, coder, SIDE)
 
 
