@@ -166,6 +166,14 @@ def test_an_opening_ends_in_one_new_line_more(processor: Any) -> None:
             assert processor.tokenizer.decode(encode(prompt, processor, LAYOUT).ids).endswith("assistant\n\n")
 
 
+def test_a_text_that_comes_again_is_not_encoded_again_and_keeps_its_name(processor: Any) -> None:
+    one, two = (encode(Prompt("a red fox"), processor, LAYOUT, name) for name in ("one", "two"))
+    assert (one.id, two.id) == ("one", "two")
+    assert one.ids is two.ids
+    other = encode(Prompt("a red fox"), processor, PromptLayout(system="Draw it."))
+    assert other.ids.tolist() != one.ids.tolist()
+
+
 def test_a_caption_is_cut_at_its_limit_and_pictures_share_a_budget(processor: Any) -> None:
     tokenizer = processor.tokenizer
     text = "a red fox with a very long tail"

@@ -8,6 +8,7 @@ tokens. An answer's opening is followed by a new line, as in the upstream layout
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from qvl_data import chat
 from qvl_data.sample import Media, Message, Part, Sample
 from qvl_metaquery.settings import SYSTEM
 
+REMEMBERED = 256  # texts
 TOKEN = 32  # side, in pixels, of the square that one token covers
 
 
@@ -50,6 +52,18 @@ class PromptLayout:
 
 def encode(prompt: Prompt, processor: Any, layout: PromptLayout, name: str = "prompt") -> Encoded:
     """The tokens before the queries, and the pictures. Raises BadSample for a picture of an impossible shape."""
+    if prompt.pictures:
+        return _encode(prompt, processor, layout, name)
+    return replace(_said(prompt.text, processor, layout), id=name)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _said(text: str, processor: Any, layout: PromptLayout) -> Encoded:
+    """A text alone: some come again and again, the empty one above all. Nobody writes to the arrays that they share."""
+    return _encode(Prompt(text), processor, layout, "prompt")
+
+
+def _encode(prompt: Prompt, processor: Any, layout: PromptLayout, name: str) -> Encoded:
     text = shortened(prompt.text, processor.tokenizer, layout.caption_tokens)
     pictures = fitted(prompt.pictures, layout.image_tokens)
     shown = [Part(type="image", media=index) for index in range(len(pictures))]
