@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from qvl_core.demo import judged, take_up
 from qvl_core.files import new_folder
-from qvl_core.run import RunFolder, Scalar, result
+from qvl_core.run import Scalar, result
 from qvl_data.convert import write_samples
 from qvl_data.example.digits import digit_png, indices
 from qvl_data.example.drawings import INVERT, caption, drawings
@@ -31,6 +31,7 @@ from qvl_metaquery.demo_parts import (
     Drawings,
     assign,
     film,
+    finish,
     named,
     ring,
     swept,
@@ -101,10 +102,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, size: Size = Size()) -> d
     values = result("qvl-metaquery", seed=seed, complete=True, figures={"coloured": False, **figures})
     values |= judged(values, BARS)
     write_report(out, values, sweep, shown, inverted, films)
-    RunFolder(out).write_result(values)
-    print(*(f"{name} {value:.3f}" for name, value in figures.items()), sep="\n")
-    print(f"missed {values['missed'] or 'no bar'}", RunFolder(out).report_file, sep="\n")
-    return dict(values)
+    return finish(out, values, figures)
 
 
 def write_data(folder: Path, seed: int) -> None:

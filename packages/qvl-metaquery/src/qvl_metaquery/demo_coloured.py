@@ -34,6 +34,7 @@ from qvl_metaquery.demo_parts import (
     Drawings,
     assign,
     film,
+    finish,
     named,
     ring,
     swept,
@@ -110,10 +111,7 @@ def demo(out: Path = Path("runs/demo-coloured"), seed: int = 0, size: Size = Siz
     values = result("qvl-metaquery", seed=seed, complete=True, figures={"coloured": True, **figures})
     values |= judged(values, BARS)
     write_report(out, values, sweep, untrained, held_out, again, films)
-    RunFolder(out).write_result(values)
-    print(*(f"{name} {value:.3f}" for name, value in figures.items()), sep="\n")
-    print(f"missed {values['missed'] or 'no bar'}", RunFolder(out).report_file, sep="\n")
-    return dict(values)
+    return finish(out, values, figures)
 
 
 def write_data(folder: Path, seed: int, digits: int) -> None:

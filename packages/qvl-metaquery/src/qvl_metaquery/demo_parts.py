@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from qvl_core.recipe.load import load
-from qvl_core.run import RunFolder
+from qvl_core.run import RunFolder, Scalar
 from qvl_core.training.world import World
 from qvl_data.order import order
 from qvl_metaquery.build import base_of, open_parts
@@ -119,6 +119,14 @@ def film(
 
     pipeline(caption=captions, seed=seed, on_step=keep, **how.arguments())
     return {caption: [frame[place] for frame in frames] for place, caption in enumerate(captions)}
+
+
+def finish(out: Path, values: Mapping[str, Scalar], figures: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Write the result, which ends a demo, and print its figures and the bars that it missed."""
+    RunFolder(out).write_result(values)
+    print(*(f"{name} {value:.3f}" for name, value in figures.items()), sep="\n")
+    print(f"missed {values['missed'] or 'no bar'}", RunFolder(out).report_file, sep="\n")
+    return dict(values)
 
 
 def ring(count: int, seed: int) -> list[int]:
