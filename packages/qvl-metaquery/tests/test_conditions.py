@@ -119,13 +119,20 @@ def test_what_is_said_depends_on_the_text_on_every_picture_and_on_their_order(ml
     assert all((said[0] - other).abs().max() > 1e-3 for other in said[1:])
 
 
-def test_a_prompt_alone_is_the_prompt_in_a_batch_and_rows_can_be_taken_again(mllm: Any, processor: Any) -> None:
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_each_attention_gives_the_same(attention: str, mllm: Any, processor: Any) -> None:
+    samples = encoded("pictures", processor)
+    queries = torch.randn(N + 2, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = ask(mllm, queries, read(mllm, right(samples, mllm, processor)))
+    mllm.set_attn_implementation(attention)
+    assert (ask(mllm, queries, read(mllm, right(samples, mllm, processor))) - wanted).abs().max() < 1e-9
+
+
+def test_a_prompt_alone_is_the_prompt_in_a_batch(mllm: Any, processor: Any) -> None:
     samples = encoded("pictures", processor)
     queries = torch.randn(N, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     prefix = read(mllm, right(samples, mllm, processor))
     together = ask(mllm, queries, prefix)
-    again = ask(mllm, queries, prefix.rows(torch.tensor([2, 0, 2])))
-    assert (again - together[[2, 0, 2]]).abs().max() < 1e-9
     for sample, states in zip(samples, together, strict=True):
         alone = ask(mllm, queries, read(mllm, right([sample], mllm, processor)))
         assert (alone[0] - states).abs().max() < 1e-9

@@ -51,6 +51,13 @@ def test_more_steps_come_closer_to_the_exact_end(name: Name, shift: float) -> No
     assert most < 0.06
 
 
+def test_times_that_are_alike_are_no_end() -> None:
+    """DPM-Solver's times are integers: at a thousand steps some are alike."""
+    *_, fine = denoise(velocity, NOTHING, NOISE, scheduler("dpm", 1.0), 1000, 1.0)
+    *_, coarse = denoise(velocity, NOTHING, NOISE, scheduler("dpm", 1.0), 100, 1.0)
+    assert (fine - coarse).abs().max() < 0.06
+
+
 def test_second_order_is_closer_than_first() -> None:
     assert error("dpm", 20) < error("euler", 20) / 3
 

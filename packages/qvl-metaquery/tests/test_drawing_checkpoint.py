@@ -76,6 +76,31 @@ def test_a_checkpoint_in_the_middle_draws_as_the_end_will(
     assert (latents(run / "checkpoints" / "step-000001") - end).abs().max() > 1e-4
 
 
+def test_a_later_stage_is_opened_from_anywhere_and_needs_no_stage_that_it_trained_anew(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Path(shutil.copytree(run, tmp_path / "first"))
+    names = [f"model.name={read_settings(run).mllm}", f"sana.name={read_settings(run).sana}"]
+    monkeypatch.chdir(tmp_path)
+    second = trained(tmp_path / "second", data, *names, "model.init_from=first")  # the run: its final/
+    monkeypatch.chdir(tmp_path.parent)
+    end = latents(second)
+    middle = unfinished(second, tmp_path / "unfinished")
+    torch.testing.assert_close(latents(middle), end)
+    shutil.rmtree(first)
+    torch.testing.assert_close(latents(middle), end)
+
+
+def test_a_later_stage_begins_with_every_bit_of_the_earlier_one(run: Path, data: Path, tmp_path: Path) -> None:
+    names = [f"model.name={read_settings(run).mllm}", f"sana.name={read_settings(run).sana}"]
+    still = ["optim.lr=1e-12", "train.precision=bf16", f"model.init_from={run / 'final'}"]
+    trained(tmp_path / "second", data, *names, *still)
+    for file in ("connector.safetensors", "transformer/diffusion_pytorch_model.safetensors"):
+        before, after = (load_file(folder / "final" / file) for folder in (run, tmp_path / "second"))
+        for name, value in before.items():
+            torch.testing.assert_close(after[name], value, atol=1e-9, rtol=1e-6)
+
+
 def test_a_damaged_checkpoint_is_passed_over(run: Path, tmp_path: Path) -> None:
     middle = unfinished(run, tmp_path / "run")
     for step in (2, 1):

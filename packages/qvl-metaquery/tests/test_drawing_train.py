@@ -97,9 +97,21 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Parts]]:
 
 @pytest.mark.parametrize("sana", ["full", "frozen"])
 def test_what_is_frozen_stays_to_the_bit_and_all_else_learns(
-    sana: str, learn: Callable[..., Path], watch: Callable[..., list[Parts]], base: Path
+    sana: str,
+    learn: Callable[..., Path],
+    watch: Callable[..., list[Parts]],
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = watch()
+    found, first = watch(), {}
+    build = qvl_metaquery.build.build
+
+    def seen(*arguments: Any) -> Parts:
+        made = build(*arguments)
+        first.update({name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad})
+        return made
+
+    monkeypatch.setattr(qvl_metaquery.build, "build", seen)
     run = learn("run", f"tune.transformer.mode={sana}")
     model: Any = found[0].model
     before = load_file(base / "qwen/model.safetensors")
@@ -110,6 +122,8 @@ def test_what_is_frozen_stays_to_the_bit_and_all_else_learns(
     start = load_file(base / "sana/transformer/diffusion_pytorch_model.safetensors")
     changed = {name for name, value in start.items() if not torch.equal(model.transformer.state_dict()[name], value)}
     assert changed == (set() if sana == "frozen" else start.keys())
+    new = {name: value for name, value in first.items() if not name.startswith("transformer.")}
+    assert {name for name, value in new.items() if not torch.equal(weights(run)[name], value)} == new.keys()
     assert (run / "final/transformer").is_dir() == (sana == "full")
     assert (base / "qwen/model.safetensors").is_file()
 

@@ -48,6 +48,16 @@ def test_pictures_have_names_and_say_how_they_were_drawn(drawer: Path, tmp_path:
     assert abs(one - other).max() <= 1
 
 
+def test_another_picture_of_the_same_words_lies_beside_the_first(drawer: Path, tmp_path: Path) -> None:
+    for guidance in (1, 2, 1, 2):
+        done = qvl_metaquery("generate", drawer, "--prompt", "seven", *FEW, "--guidance", guidance, "--out", tmp_path)
+        assert done.code == 0, done.err
+    assert {file.name: how_drawn(file)["guidance"] for file in tmp_path.iterdir()} == {
+        "seven-seed0.png": 1.0,
+        "seven-seed0-2.png": 2.0,
+    }
+
+
 def test_pictures_that_a_prompt_speaks_of(drawer: Path, photo: Path, tmp_path: Path) -> None:
     words = ("--prompt", "same, in winter", *FEW)
     shown = ("--mode", "i2i", "--image", photo, "--image", photo)

@@ -34,10 +34,10 @@ from qvl_metaquery.prompts import PromptLayout
 from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.settings import Settings
-from qvl_metaquery.stage import check_stage, stage_report
+from qvl_metaquery.stage import check_stage, stage_of, stage_report
 from qvl_metaquery.tiny import tiny
 from qvl_metaquery.validation import Validation
-from qvl_metaquery.weights import own_weights, put, save, trained_transformer
+from qvl_metaquery.weights import is_whole, own_weights, put, save, trained_transformer
 
 
 def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
@@ -127,6 +127,8 @@ def base_of(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> MetaQueryR
 def open_parts(recipe: MetaQueryRecipe, world: World) -> Opened:
     """Load and tune the parts of a recipe whose names last; new ones are drawn from its seed."""
     precision = resolve_precision(recipe.train.precision, world.device)
+    if precision == "fp16":
+        raise BadInput("train.precision: is fp16 here, in which Sana's attention overflows; set train.precision=fp32.")
     stage = stage_of(recipe)
     if stage is not None:
         check_stage(stage, recipe.settings)
@@ -136,7 +138,9 @@ def open_parts(recipe: MetaQueryRecipe, world: World) -> Opened:
     mllm, processor = open_qwen(plain, precision, world.device)
     apply_media(processor, recipe.media)
     from_stage = None if stage is None else trained_transformer(stage)
-    transformer = open_transformer(from_stage or sana / "transformer", DTYPES[precision])
+    learns = "transformer" in recipe.tune and recipe.tune["transformer"].mode != "frozen"
+    dtype = torch.float32 if learns else DTYPES[precision]  # what learns begins with every bit that it has
+    transformer = open_transformer(from_stage or sana / "transformer", dtype)
     reseed(recipe.train.seed, "queries and connector")
     model = assemble(mllm, transformer, recipe.settings)
     begun: tuple[str, ...] = ()
@@ -170,11 +174,6 @@ def recompute(model: MetaQuery, wanted: bool) -> None:
         model.transformer.disable_gradient_checkpointing()
 
 
-def stage_of(recipe: MetaQueryRecipe) -> Path | None:
-    """The folder of the earlier stage whose weights a recipe begins with."""
-    return None if recipe.model.init_from is None else Path(recipe.model.init_from).expanduser()
-
-
 def drawing_samples(
     recipe: MetaQueryRecipe,
     mixture: Mixture,
@@ -204,11 +203,12 @@ def shards_of(model: MetaQuery) -> list[torch.nn.Module]:
 def _export(recipe: MetaQueryRecipe, opened: Opened, folder: Path, weights: Mapping[str, Tensor]) -> None:
     """What the pipeline loads. Sana is put together on the CPU, because the one in training may be sharded."""
     stage = stage_of(recipe)
-    own = {} if stage is None else own_weights(stage)
-    own |= {name: value for name, value in weights.items() if not name.startswith("transformer.")}
+    own = {name: value for name, value in weights.items() if not name.startswith("transformer.")}
+    if stage is not None and not is_whole(own):
+        own = own_weights(stage) | own
     trained = {name.removeprefix("transformer."): w for name, w in weights.items() if name.startswith("transformer.")}
     transformer = None
-    before = None if stage is None else trained_transformer(stage)
+    before = None if stage is None or trained else trained_transformer(stage)
     if trained or before is not None:
         transformer = open_transformer(before or opened.sana / "transformer", torch.float32)
         transformer.load_state_dict(trained, strict=False)

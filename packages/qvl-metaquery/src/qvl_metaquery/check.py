@@ -22,13 +22,13 @@ from qvl_data.checking import first_samples, judge, leaks, read_list, show_lists
 from qvl_data.errors import BadSample
 from qvl_data.sources import Item, mixtures
 from qvl_metaquery.batch import Drawing, DrawingSamples, collation, witness
-from qvl_metaquery.build import check_tune, drawing_samples, stage_of
+from qvl_metaquery.build import check_tune, drawing_samples
 from qvl_metaquery.model import GROUPS
 from qvl_metaquery.pixels import pictures
 from qvl_metaquery.preview import png
 from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.released import latent_shape, shapes
-from qvl_metaquery.stage import check_stage, stage_report
+from qvl_metaquery.stage import check_stage, stage_of, stage_report
 from qvl_metaquery.wanted import wanted
 from qvl_metaquery.weights import own_weights, trained_transformer
 

@@ -14,7 +14,8 @@ from qvl_core.run import RunFolder
 from qvl_core.training.checkpoint import newest, read
 from qvl_metaquery.recipe import RECIPE
 from qvl_metaquery.settings import FILE, Settings, read_settings
-from qvl_metaquery.weights import own_weights, trained_transformer
+from qvl_metaquery.stage import stage_of
+from qvl_metaquery.weights import is_whole, own_weights, trained_transformer
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,10 @@ def find_whole(path: Path) -> Whole:
     own = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     run = RunFolder(folder.parent.parent)
-    settings, before = read_settings(run.path), stage_before(run)
-    if before is None:
+    settings = read_settings(run.path)
+    if is_whole(own) and trained:  # nothing of an earlier stage is left
         return Whole(folder, settings, own, None, trained)
-    return Whole(folder, settings, own_weights(before) | own, trained_transformer(before), trained)
-
-
-def stage_before(run: RunFolder) -> Path | None:
-    """The folder whose weights a run began with; a checkpoint has only those that it trains."""
-    named = load(RECIPE, str(run.recipe_file), [], "qvl_metaquery").model.init_from
-    return None if named is None else Path(named).expanduser()
+    if (before := stage_of(load(RECIPE, str(run.recipe_file), [], "qvl_metaquery"))) is None:
+        return Whole(folder, settings, own, None, trained)
+    own = own if is_whole(own) else own_weights(before) | own
+    return Whole(folder, settings, own, None if trained else trained_transformer(before), trained)

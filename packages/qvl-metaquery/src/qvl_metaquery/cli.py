@@ -49,7 +49,7 @@ def encode(
     shard: Annotated[str, Option(metavar="I/N", help="Part I of N, for N machines that write to one folder.")] = "1/1",
     batch: Annotated[int, Option(min=1, help="Pictures that are read together: speed and memory only.")] = 8,
 ) -> None:
-    """Store the latents of a recipe's pictures, so that training opens none; the same command goes on after a kill."""
+    """Store the latents of a recipe's pictures, so that training decodes none; the command goes on after a kill."""
     app.room("encode").encode(app.load(recipe, overrides), out, shard, batch)
 
 

@@ -35,11 +35,6 @@ class Prefix:
     following: Tensor
     """(U,) int64: position of the first token behind each prompt"""
 
-    def rows(self, index: Tensor) -> "Prefix":
-        """Prompts (n,) by their number; one may come several times."""
-        keys, values = (tuple(layer[index] for layer in layers) for layers in (self.keys, self.values))
-        return Prefix(keys, values, self.mask[index], self.following[index])
-
 
 @torch.no_grad()
 def read(mllm: Any, inputs: dict[str, Any]) -> Prefix:
@@ -67,16 +62,22 @@ def ask(mllm: Any, queries: Tensor, prefix: Prefix, recompute: bool = False) -> 
     turn = body.rotary_emb(hidden, following.expand(3, -1, -1))
     causal = torch.ones(count, count, dtype=torch.bool, device=hidden.device).tril()
     seen = torch.cat([prefix.mask[:, None].expand(-1, count, -1), causal.expand(number, -1, -1)], 2)  # (U, Q, L + Q)
+    mask = _for_layers(seen[:, None], body, hidden.dtype)
     cache = _Read(prefix.keys, prefix.values)
     for layer in body.layers:
         call: Callable[..., Tensor] = layer
         if recompute and torch.is_grad_enabled():
             call = partial(checkpoint, layer, use_reentrant=False)
-        hidden = call(
-            hidden, attention_mask=seen[:, None], past_key_values=cache, position_embeddings=turn, use_cache=True
-        )
+        hidden = call(hidden, attention_mask=mask, past_key_values=cache, position_embeddings=turn, use_cache=True)
     states: Tensor = body.norm(hidden)
     return states
+
+
+def _for_layers(seen: Tensor, body: Any, dtype: torch.dtype) -> Tensor:
+    """Who sees whom as attention takes it: eager adds it to its scores."""
+    if body.config._attn_implementation != "eager":
+        return seen
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 class _Read(Cache):

@@ -51,7 +51,10 @@ def convert(folder: Path, out: Path, mllm: str, sana: str, size: int, system: st
     )
     transformer = open_transformer(source / "transformer", torch.float32)
     own = {name: _flat(name, stored[there]) for name, there in parts.connector.items()}
-    own["queries"] = stored[parts.mllm[TABLE]][rows]
+    table = stored[parts.mllm[TABLE]]
+    if max(rows) >= len(table):
+        raise BadInput(f"{folder}: its tokenizer has rows that the embedding of {len(table):,} has not; copy its own.")
+    own["queries"] = table[rows]
     put(assemble(base, transformer, settings), own, str(folder))
     if parts.transformer:
         _put_all(transformer, {name: stored[there] for name, there in parts.transformer.items()}, folder)

@@ -48,8 +48,9 @@ def denoise(
     """
     branches, number = conditions.shape[:2]
     _set_levels(sampler, steps, noise.device)
+    sampler.set_begin_index(0)  # else it is looked for by a time, of which DPM-Solver may have two that are alike
     latents = noise
-    for time, level in zip(sampler.timesteps, sampler.sigmas, strict=False):  # DPM-Solver's times are cut to integers
+    for time, level in zip(sampler.timesteps, sampler.sigmas, strict=False):
         levels = level.to(noise.device, torch.float32).expand(branches * number)
         repeated = latents.repeat(branches, 1, 1, 1)
         predictions = velocity(repeated, levels, conditions.flatten(0, 1)).float()
@@ -59,7 +60,8 @@ def denoise(
 
 
 def _set_levels(sampler: Any, steps: int, device: torch.device) -> None:
-    """Evenly spaced noise levels, 1 to 1 / steps before the shift; Euler's own end in a step from 0.001 to nothing."""
+    """Evenly spaced noise levels: Euler's from 1 to 1 / steps before the shift (its own would end in a step from 0.001
+    to nothing), DPM-Solver's as it sets them."""
     if "sigmas" in signature(sampler.set_timesteps).parameters:
         sampler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=device)
     else:

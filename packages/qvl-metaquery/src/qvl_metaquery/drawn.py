@@ -26,6 +26,22 @@ def write_picture(file: Path, picture: Image.Image, how: Mapping[str, Any]) -> N
     write_atomic(file, data.getvalue())
 
 
+def free_name(file: Path, how: Mapping[str, Any]) -> Path:
+    """`file`, or where another picture lies there already the first of `NAME-2.png`, `NAME-3.png`, ... that is free."""
+    number, found = 1, file
+    while found.exists() and _said_in(found) != json.loads(json.dumps(how)):
+        number += 1
+        found = file.with_stem(f"{file.stem}-{number}")
+    return found
+
+
+def _said_in(file: Path) -> dict[str, Any] | None:
+    try:
+        return how_drawn(file)
+    except (BadInput, OSError):
+        return None
+
+
 def how_drawn(file: Path) -> dict[str, Any]:
     """What `write_picture` has written in a PNG. Raises BadInput for another picture."""
     try:

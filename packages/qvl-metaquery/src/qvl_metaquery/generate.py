@@ -14,7 +14,7 @@ from qvl_core.errors import BadInput
 from qvl_core.files import writing
 from qvl_core.training.engine import DTYPES, resolve_precision
 from qvl_metaquery.asked import Asked
-from qvl_metaquery.drawn import file_name, write_picture
+from qvl_metaquery.drawn import file_name, free_name, write_picture
 from qvl_metaquery.pipeline import MetaQueryPipeline
 from qvl_metaquery.sampling import Sampling
 
@@ -51,8 +51,9 @@ def generate(
         out.mkdir(parents=True, exist_ok=True)
     files = []
     for wish, picture in zip(wishes, drawn(pipeline, wishes, sampling, batch), strict=True):
-        file = out / file_name(wish.asked.name, wish.asked.text, wish.seed)
-        write_picture(file, picture, said(wish, model, sampling))
+        how = said(wish, model, sampling)
+        file = free_name(out / file_name(wish.asked.name, wish.asked.text, wish.seed), how)
+        write_picture(file, picture, how)
         files.append(file)
         print(file)
     return files

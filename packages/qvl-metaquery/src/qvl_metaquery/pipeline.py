@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, QVLError
 from qvl_core.qwen3vl.batch import collate
 from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.encoded import Encoded
@@ -144,7 +144,11 @@ class MetaQueryPipeline:
         for number, latents in enumerate(steps, 1):
             if on_step is not None:
                 on_step(number, latents)
-        return Drawn(pictures(self.coder.decode(latents)))
+        pixels = self.coder.decode(latents)
+        if not bool(pixels.isfinite().all()):
+            dtype = str(self.model.mllm.dtype).removeprefix("torch.")
+            raise QVLError(f"pictures have numbers in {dtype} that are not finite; draw in another type (torch_dtype).")
+        return Drawn(pictures(pixels))
 
     @torch.no_grad()
     def conditions(self, prompts: Sequence[Prompt]) -> Tensor:

@@ -107,6 +107,15 @@ class DrawingOptim(blocks.Optim):
     """AdamW's exponential averages of the gradient and of its square."""
 
 
+class DrawingTrain(blocks.Train):
+    """How long, from which seed, in which precision."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Compute type; trained weights are always kept in fp32. auto: bf16 on a GPU, fp32 on a CPU."""
+    divergence: Annotated[float, Field(gt=1)] | None = 20.0
+    """Stop when a step's loss is over so many times its running mean; looked at when a line is logged. null: never."""
+
+
 class DrawingEvaluate(blocks.Evaluate):
     """What is measured during training: the loss on held-out pictures, whose noise is the same every time."""
 
@@ -133,6 +142,7 @@ class MetaQueryRecipe(blocks.Recipe):
     sampling: Sampling = Sampling()
     batch: DrawingBatch
     optim: DrawingOptim = DrawingOptim()
+    train: DrawingTrain
     evaluate: DrawingEvaluate = DrawingEvaluate()
 
     @model_validator(mode="before")
@@ -158,6 +168,14 @@ class MetaQueryRecipe(blocks.Recipe):
                 )
             if block.mode == "lora":
                 raise ValueError(f"`tune.{group}`: adapters are not for {group}; set `mode: full` or `frozen`")
+            if block.layers is not None:
+                raise ValueError(f"`tune.{group}.layers`: {group} is trained whole or not at all; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _masks(self) -> "MetaQueryRecipe":
+        if self.model.attention == "flash":
+            raise ValueError("`model.attention`: flash takes no mask, under which queries see a prompt; use auto")
         return self
 
     @property

@@ -35,7 +35,7 @@ def drawn_section(folder: Path) -> Section:
         Card(texts[number], [*_shown(folder, number), Strip(spread(pictures, FRAMES))])
         for number, pictures in sorted(frames.items())
     ]
-    lead = "Held-out prompts, drawn on the way from the same noise each time."
+    lead = "Prompts of data.validation, or of data.train where that is empty, drawn from the same noise each time."
     return Section("What it draws", [Cards(cards)] if cards else [], lead)
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from qvl_core.errors import BadInput
+from qvl_core.run import RunFolder
+from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.settings import FILE, Settings, read_settings
+from qvl_metaquery.weights import OWN
 
 _SHAPE = {"queries": "queries.number", "layers": "connector.layers", "width": "connector.width"}
 _MAY_CHANGE = {
@@ -24,10 +27,20 @@ _MAY_CHANGE = {
 }
 
 
+def stage_of(recipe: MetaQueryRecipe) -> Path | None:
+    """The folder of the earlier stage whose weights a recipe begins with; of a run its final/."""
+    if recipe.model.init_from is None:
+        return None
+    folder = Path(recipe.model.init_from).expanduser().resolve()
+    return final if (final := RunFolder(folder).final).is_dir() else folder
+
+
 def check_stage(folder: Path, settings: Settings) -> None:
     """Raise BadInput if weights of an earlier stage in `folder` are not of these shapes, naming the key to change."""
     if not (folder / FILE).is_file():
         raise BadInput(f"model.init_from: {folder} has no {FILE}; name the final/ of an earlier stage.")
+    if not (folder / OWN).is_file():
+        raise BadInput(f"model.init_from: {folder} has no {OWN}; train that stage to its end, and name its final/.")
     before = read_settings(folder)
     for name, key in _SHAPE.items():
         was, now = getattr(before, name), getattr(settings, name)

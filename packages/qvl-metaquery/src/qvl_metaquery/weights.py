@@ -46,6 +46,11 @@ def own_weights(folder: Path) -> dict[str, Tensor]:
         raise BadInput(f"{folder / OWN}: cannot be read ({str(error).splitlines()[0]}); copy it again.") from None
 
 
+def is_whole(own: Mapping[str, Tensor]) -> bool:
+    """Whether these weights have the queries and the connector: each is trained whole or not at all."""
+    return "queries" in own and any(name.startswith("connector.") for name in own)
+
+
 def trained_transformer(folder: Path) -> "Path | None":
     """Sana's transformer among a model's files; None where it stayed as it was."""
     return folder / TRANSFORMER if (folder / TRANSFORMER / "config.json").is_file() else None
