@@ -125,7 +125,8 @@ def test_each_attention_gives_the_same(attention: str, mllm: Any, processor: Any
     queries = torch.randn(N + 2, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wanted = ask(mllm, queries, read(mllm, right(samples, mllm, processor)))
     mllm.set_attn_implementation(attention)
-    assert (ask(mllm, queries, read(mllm, right(samples, mllm, processor))) - wanted).abs().max() < 1e-9
+    said = ask(mllm, queries, read(mllm, right(samples, mllm, processor)))
+    assert (said - wanted).abs().max() < 1e-5  # eager takes its softmax in fp32
 
 
 def test_a_prompt_alone_is_the_prompt_in_a_batch(mllm: Any, processor: Any) -> None:

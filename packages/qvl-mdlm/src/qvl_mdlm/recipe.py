@@ -72,7 +72,7 @@ class Sampling(blocks.Block):
     guidance: Annotated[float, Field(ge=0)] = 0.0
     """Classifier-free guidance; two forward passes a step."""
     eos_guard: bool = False
-    """Write end tokens last: with the last of everything else, at the earliest."""
+    """Write end tokens last, with the last of everything else."""
     early_stop: bool = True
     """Stop when nothing is masked before the first end token."""
     suppress: tuple[Annotated[int, Field(ge=0)], ...] = ()
