@@ -6,8 +6,8 @@
 2. draw   queries, connector and Sana learn these latents by fifty prompts: "a red seven"
 3. test   200 drawings and controls; colour and digit are judged apart, by rules that are tried on held-out pictures
 
-What is trained, and how it draws, is as at full size, where the autoencoder is Sana's own. One core, less than ten minutes,
-no internet.
+What is trained, and how it draws, is as at full size, where the autoencoder is Sana's own. One core, less than ten
+minutes, no internet.
 """
 
 from collections.abc import Sequence
