@@ -115,7 +115,7 @@ def test_refusals(source, tmp_path):
         convert(source, tmp_path / "out.parquet")
     with pytest.raises(BadInput, match="is already there; remove it or choose another name"):
         write_samples(Dataset(source), tmp_path / "out.parquet")
-    for name, held in (("b.parquet", "qvl, hf, flat, edit, metaquery"), ("b.tar", "qvl"), ("b.csv", "flat")):
+    for name, held in (("b.parquet", "qvl, hf, flat, edit, metaquery, omniedit"), ("b.tar", "qvl"), ("b.csv", "flat")):
         with pytest.raises(BadInput, match=rf"a \.[a-z]+ file holds {held}; for openai name the file \.jsonl"):
             convert(source, tmp_path / name, "openai")
     with pytest.raises(BadInput, match="holds flat; for qvl"):

@@ -82,6 +82,32 @@ def test_a_folder_saved_by_datasets_goes_through(tmp_path):
     check_goes_through(Dataset(tmp_path / "saved"), tmp_path)
 
 
+def test_an_archive_that_datasets_has_read_goes_through(tmp_path):
+    """Null where another row has a member; back in an archive, pictures are plain files."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra hub")
+    image = [{"bytes": file_of(picture(16, 12, seed)), "path": f"{seed:09d}.jpg"} for seed in range(3)]
+    rows = [
+        {"__key__": "0", "jpg": image[0], "png": None, "txt": "고양이", "json": {"width": 16, "caption": None}},
+        {"__key__": "1", "jpg": None, "png": image[1], "txt": None, "json": {"width": 16, "caption": "a cat"}},
+        {"__key__": "2", "jpg": image[2], "png": None, "txt": "a dog", "json": None},
+    ]
+    features = datasets.Features(
+        {"__key__": datasets.Value("string"), "jpg": datasets.Image(), "png": datasets.Image()}
+        | {"txt": datasets.Value("string")}
+        | {"json": {"width": datasets.Value("int64"), "caption": datasets.Value("string")}}
+    )
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    data, wds = Dataset(tmp_path / "saved"), get_format("wds")
+    assert [wds.write(sample) for sample in data] == rows
+    write(data, tmp_path / "kept.parquet")
+    assert [wds.write(sample) for sample in Dataset(tmp_path / "kept.parquet")] == rows
+    write(data, tmp_path / "back.tar", "wds")
+    back = Dataset(tmp_path / "back.tar")
+    assert [sample.messages[0].text for sample in back] == ["고양이", "a cat", "a dog"]
+    assert [sample.media[0].bytes for sample in back] == [cell["bytes"] for cell in image]
+    assert back.rows[1].keys() == {"__key__", "png", "json"}
+
+
 def test_a_csv_file_by_map(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(file_of(picture(8, 8)))
@@ -167,6 +193,9 @@ LINES = {
     ],
     "metaquery": [
         {"source_images": ["a.png", "b.png"], "prompt": "Both.", "target_image": "c/d.png", "target_caption": None}
+    ],
+    "omniedit": [
+        {"src_img": "a.png", "edited_img": "c/d.png", "edited_prompt_list": ["Rot.", "Mach es rot."], "o_score": 8.5},
     ],
     "flat": [
         {"images": ["a.png", "c/d.png"], "user": "<image>\nOr <image>?", "assistant": 7, "score": 0.5},

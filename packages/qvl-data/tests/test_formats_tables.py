@@ -85,6 +85,7 @@ def test_what_looks_like_a_picture():
 
 ROWS = {
     "metaquery": {"source_images": ["a.png"], "prompt": "x", "target_image": "b.png"},
+    "omniedit": {"src_img": "a.png", "edited_img": "b.png", "edited_prompt_list": ["y", "x"]},
     "edit": {"source_image": "a.png", "target_image": "b.png", "instruction": "x"},
     "flat": {"image": "a.png", "user": "What?", "assistant": "x", "system": "s"},
     "wds": {"__key__": "a", "jpg": PNG, "txt": b"x", "json": b'{"id": 1}', "npy": b""},

@@ -15,7 +15,7 @@ from qvl_data.sample import read_sample
 from qvl_data.writers import write
 
 from .chats import build, file_of, picture
-from .rows import PNG, anything, check_anything, plain, texts
+from .rows import PNG, anything, cells, check_anything, plain, texts
 
 WDS, QVL = get_format("wds"), get_format("qvl")
 PLACE = "00000.tar:00000/000000123"
@@ -32,7 +32,7 @@ def rows(draw):
     kind = draw(st.sampled_from([("jpg", "PNG", "0.jpg", "1.webp", "seg.png"), ("mp4", "0.webm", "1.mp4")]))
     row = {"__key__": draw(st.sampled_from(["000123", "a/b/0001", "猫", "a%2Eb", "a%2eb", "a%2Eb/c", "%", "$bytes"]))}
     row |= {
-        name: draw(st.sampled_from([PNG, b"", b"\xff\xd8\xff"]))
+        name: draw(st.sampled_from([PNG, b"", b"\xff\xd8\xff"]) | cells.filter(lambda cell: isinstance(cell, dict)))
         for name in draw(st.sets(st.sampled_from(kind), min_size=1))
     }
     about = draw(st.none() | known)
@@ -45,6 +45,7 @@ def rows(draw):
         row["json"] = draw(st.sampled_from([about, text, text.encode()]))
     elif draw(st.booleans()):
         row["json"] = draw(st.sampled_from([[1], b"[1]"]))
+    row |= {"bmp": None} if draw(st.booleans()) else {}
     return row | draw(st.dictionaries(st.sampled_from(["cls", "npy", "info"]), st.binary(max_size=4), max_size=2))
 
 
@@ -92,6 +93,10 @@ def test_a_video_is_described():
         ({"jpg": PNG, "txt": b"x"}, "wds", 'expected an object with a text "__key__"'),
         ({"__key__": "a", "txt": b"x"}, "wds", "holds neither picture nor video"),
         ({"__key__": "a", "jpg": PNG, "mp4": b"", "txt": b"x"}, "wds", "holds pictures and videos"),
+        ({"__key__": "a", "jpg": None, "txt": b"x"}, "wds", "holds neither picture nor video"),
+        ({"__key__": "a", "jpg": {"bytes": None, "path": None}, "txt": b"x"}, "media_value", "jpg holds neither bytes"),
+        ({"__key__": "a", "jpg": {"url": "a.jpg"}, "txt": b"x"}, "media_value", "jpg is an object with keys url"),
+        ({"__key__": "a", "jpg": PNG, "txt": None}, "no_caption", 'no caption; add a member "txt"'),
         ({"__key__": "a", "jpg": PNG}, "no_caption", 'no caption; add a member "txt"'),
         ({"__key__": "a", "jpg": PNG, "txt": b" \n"}, "no_caption", "no caption"),
         ({"__key__": "a", "jpg": PNG, "json": b'{"caption": null}'}, "no_caption", "no caption"),

@@ -144,13 +144,19 @@ METAQUERY = [
     {"source_images": ["0.png", "1.png"], "prompt": "Both.", "target_image": "2.png", "target_caption": "x"},
     {"source_images": ["2.png"], "prompt": "One.", "target_image": "0.png", "id": "second"},
 ]
+OMNIEDIT = [
+    {"omni_edit_id": "a", "src_img": "0.png", "edited_img": "1.png", "edited_prompt_list": ["Invert.", "Invert it."]},
+    {"omni_edit_id": "b", "src_img": "1.png", "edited_img": "2.png", "edited_prompt_list": ["Again."], "o_score": 8.5},
+]
 EDIT = [
     {"source_image": "0.png", "target_image": "1.png", "instruction": "Invert.", "instruction_cn": "反"},
     {"source_image": "1.png", "target_image": "2.png", "instruction": "Again."},
 ]
 
 
-@pytest.mark.parametrize(("format", "rows"), [("hf", HF), ("metaquery", METAQUERY), ("edit", EDIT)])
+@pytest.mark.parametrize(
+    ("format", "rows"), [("hf", HF), ("metaquery", METAQUERY), ("omniedit", OMNIEDIT), ("edit", EDIT)]
+)
 def test_rows_go_into_parquet_with_their_pictures(format, rows, photos, tmp_path):
     source = lines(photos / "train.jsonl", *rows)
     convert(source, tmp_path / "one/train.parquet", format)

@@ -149,7 +149,11 @@ def test_refusals(tmp_path):
     for name, format, words in (
         ("a.txt", "qvl", "unknown kind of file; write .parquet, .tar, .jsonl, .json, or for flat .csv, .tsv"),
         ("a.csv", "qvl", "a .csv file holds flat; for qvl name the file .jsonl"),
-        ("a.parquet", "openai", "a .parquet file holds qvl, hf, flat, edit, metaquery; for openai name the file"),
+        (
+            "a.parquet",
+            "openai",
+            "a .parquet file holds qvl, hf, flat, edit, metaquery, omniedit; for openai name the file",
+        ),
         ("a.tar", "openai", "a .tar file holds qvl; for openai"),
         ("a.jsonl", "wds", "wds is written into archives; name the file .tar"),
         ("a.jsonl", "opnai", 'did you mean "openai"'),

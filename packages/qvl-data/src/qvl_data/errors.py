@@ -59,6 +59,7 @@ REASONS = {
     "nothing_to_learn": "no answer that is learned from",
     "obelics": "a row that is not sound in the format obelics",
     "omnicorpus": "a row that is not sound in the format omnicorpus",
+    "omniedit": "a row that is not sound in the format omniedit",
     "openai": "a row that is not sound in the format openai",
     "qwenvl": "a row that is not sound in the format qwenvl",
     "region_beyond": "a region that reaches over the border of its picture",

@@ -158,7 +158,7 @@ class Packer:
             raise BadSample("tar_double", f"the key {key!r} was written before; give each sample a key of its own")
         self._keys.add(key)
         for kind, value in row.items():
-            if kind != "__key__":
+            if kind != "__key__" and value is not None:
                 self._file.add(f"{key}.{kind}", _content(value))
 
     def __enter__(self) -> "Packer":
@@ -184,6 +184,8 @@ class _Archive:
 
 
 def _content(value: Any) -> bytes:
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        value = value["bytes"]  # a picture as `datasets` has it
     if isinstance(value, bytes):
         return value
     return value.encode() if isinstance(value, str) else to_json(value)

@@ -30,7 +30,7 @@ from .sample import Sample
 SUFFIXES = (".parquet", ".tar", ".jsonl", ".json")
 TEXT_TABLES = (".csv", ".tsv")
 """Suffixes for the format flat alone."""
-TABLES = ("hf", "flat", "edit", "metaquery")
+TABLES = ("hf", "flat", "edit", "metaquery", "omniedit")
 """Formats whose rows Parquet holds with their pictures, beside qvl."""
 
 

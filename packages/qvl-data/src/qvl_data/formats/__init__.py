@@ -45,6 +45,7 @@ _SHIPPED = (
     "openai",
     "llava",
     "metaquery",
+    "omniedit",
     "edit",
     "alpaca",
     "coco",

@@ -6,6 +6,9 @@ Text to image (task `t2i`): the caption is the user's turn, the pictures are the
 `caption` in `json`; the object in `json` is kept field by field. `png`, `webp`, ... and several pictures (`0.jpg`,
 `1.jpg`) are read as well, in the order of the archive. A video cannot be drawn: it becomes a question, which its
 caption answers.
+
+Rows that `datasets` has read from such archives are the same: pictures are `{bytes, path}`, texts are text, `json` is
+an object, and a member that a row does not have is null.
 """
 
 import json
@@ -18,6 +21,7 @@ from ..json_lines import parse
 from ..sample import Media, Message, Part, Sample
 from ..sniff import ending
 from . import register
+from .cells import cell_of, media_in
 from .common import build, drawing, drawn, not_expressible, unpack_extra
 from .fitted import fitted
 
@@ -67,10 +71,12 @@ class WebDataset:
             names = [number[i] + _ending(sample.media[index]) for i, index in enumerate(shown)]
         is_key = sample.meta.format == "wds" and not layout.get("quoted")
         row: dict[str, Any] = {"__key__": sample.id if is_key else _key(sample.id)}
+        cells = layout.get("cells", {})
         for name, index in zip(names, shown, strict=True):
-            if (content := sample.media[index].bytes) is None:
+            cell = cell_of(sample.media[index], cells.get(name, "bytes"))
+            if isinstance(cell, str):
                 raise not_expressible("wds", "a picture or video that is not embedded", sample)
-            row[name] = content
+            row[name] = cell
         if "json_id" in layout:
             index, value = layout["json_id"]
             items = list(fields.items())
@@ -91,17 +97,21 @@ def _kind(name: Any) -> Literal["image", "video"] | None:
 
 def _media(key: str, others: dict[str, Any], layout: dict[str, Any], place: str) -> list[Media]:
     """The row's pictures, or its videos, which leave `others`."""
-    names = [name for name in others if _kind(name)]
-    media = []
-    for name in names:
-        content, kind = others.pop(name), _kind(name)
-        if not isinstance(content, bytes) or kind is None:
-            raise BadSample("media_value", f'"{name}" is {type(content).__name__}, not the bytes of a file', place)
-        media.append(Media(kind=kind, bytes=content, origin=f"{key}.{name}"))
+    kinds = {name: kind for name, cell in others.items() if cell is not None and (kind := _kind(name))}
+    media, cells = [], {}
+    for name, kind in kinds.items():
+        cell = others.pop(name)
+        if isinstance(cell, bytes):
+            media.append(Media(kind=kind, bytes=cell, origin=f"{key}.{name}"))
+        elif isinstance(cell, dict):
+            entry, cells[name] = media_in(cell, kind, place, name)
+            media.append(entry)
+        else:
+            raise BadSample("media_value", f'"{name}" is {type(cell).__name__}, not the bytes of a file', place)
     if len({entry.kind for entry in media}) != 1:
         found = "pictures and videos; split them into rows" if media else "neither picture nor video; remove it"
         raise BadSample("wds", f"holds {found}", place)
-    layout["names"] = names
+    layout |= {"names": list(kinds)} | ({"cells": cells} if cells else {})
     return media
 
 
@@ -127,7 +137,7 @@ def _known(others: dict[str, Any], layout: dict[str, Any], place: str) -> dict[s
 
 def _caption(others: dict[str, Any], known: dict[str, Any], layout: dict[str, Any], place: str) -> str:
     """The caption; the member `txt` leaves `others`."""
-    if "txt" not in others:
+    if others.get("txt") is None:
         caption = known.get("caption")
         layout["caption"] = "json"
     elif isinstance(caption := others.pop("txt"), str):
