@@ -14,7 +14,7 @@ from qvl_core.errors import QVLError
 from qvl_core.recipe.blocks import Train
 from qvl_core.training import engine as module
 from qvl_core.training.engine import Engine, resolve_precision
-from qvl_core.training.world import World
+from qvl_core.training.world import World, processes
 
 CPU = torch.device("cpu")
 COUNT = sum(range(1, SIZE + 1))
@@ -230,6 +230,24 @@ def test_trained_weights_are_fp32_and_frozen_ones_keep_their_type() -> None:
     )
     assert made.step(0, share(0), COUNT).values[1] == 1
     assert [str(p.dtype) for p in model.parameters()] == ["torch.bfloat16"] * 2 + ["torch.float32"] * 2
+
+
+def test_fsdp_takes_module_after_module_and_keeps_no_whole_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, recipe = network(dropout=0.0), toy_recipe(parallel={"strategy": "fsdp2"})
+    parts = replace(toy_parts(model), shards=[model[0], model[3]])
+    given, left, shard = list(model.parameters()), [], module.fully_shard
+
+    def watched(taken: nn.Module, **how: Any) -> Any:
+        left.append([p.numel() for p in given])
+        return shard(taken, **how)
+
+    monkeypatch.setattr(module, "fully_shard", watched)
+    monkeypatch.setattr(model, "to", None)  # a model that is moved whole has to fit whole
+    with processes(recipe.parallel) as world:
+        made = Engine(parts, recipe, world)
+        assert made.step(0, share(0), COUNT).values[1] == 1
+    assert left == [[64, 16, 16, 1], [0, 0, 16, 1], [0, 0, 0, 0]]
+    assert [p.numel() for p in given] == [0, 0, 0, 0]
 
 
 def test_dropout_depends_on_seed_step_and_slot_only() -> None:

@@ -78,6 +78,16 @@ def test_it_has_the_documents_values(name: str) -> None:
         (["batch.tokens=4096"], "`tokens` belongs to text"),
         (["connector.width=100"], "connector.width"),
         (["flow.dropout=0.4"], "flow.dropout"),
+        (
+            ["train.recompute=[vision]"],
+            "drawing recomputes every layer that gradients pass, or none; set true or false",
+        ),
+        (["train.recompute=[]"], "set true or false"),
+        (["speed.label_rows=false"], "`label_rows` does nothing in drawing, where no logits are computed: remove it"),
+        (["speed.frozen_features=false"], "prompts are never read with gradients"),
+        (["speed.cache_features=1"], "only the autoencoder's latents are stored (`flow.latents`)"),
+        (["speed.offload=true"], "`train.recompute: true` makes them few"),
+        (["speed.compile=true"], "layers are not compiled"),
         (["queries.nummber=3"], 'did you mean "queries.number"'),
     ],
 )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from sketches import mixed, written
 
 import qvl_metaquery.build
+from qvl_core.errors import QVLError
 from qvl_core.qwen3vl.tiny import tiny as tiny_mllm
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
@@ -126,6 +127,26 @@ def test_what_is_frozen_stays_to_the_bit_and_all_else_learns(
     assert {name for name, value in new.items() if not torch.equal(weights(run)[name], value)} == new.keys()
     assert (run / "final/transformer").is_dir() == (sana == "full")
     assert (base / "qwen/model.safetensors").is_file()
+
+
+def test_patches_are_a_product_unless_it_is_switched_off(
+    learn: Callable[..., Path], watch: Callable[..., list[Parts]]
+) -> None:
+    found = watch()
+    runs = [learn(name, f"speed.linear_patches={name}") for name in ("true", "false")]
+    towers: list[Any] = [parts.model.mllm.model.visual for parts in found]  # type: ignore[union-attr]
+    assert [type(tower.patch_embed.proj).__name__ for tower in towers] == ["PatchProduct", "Conv3d"]
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-5)
+
+
+def test_too_little_memory_is_answered_by_the_plan(learn: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 TiB")
+
+    monkeypatch.setattr(qvl_metaquery.build, "drawing_loss", full)
+    with pytest.raises(QVLError, match=r"memory is full; by the plan a step needs 0\.\d GiB: ") as caught:
+        learn("run")
+    assert "max_length" not in str(caught.value)
 
 
 def test_no_trained_parameter_is_dead(

@@ -15,6 +15,7 @@ from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.learning import check_weights_only
 from qvl_core.qwen3vl.load import commit_of, fingerprint, summary
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune, parameter_groups
+from qvl_core.qwen3vl.patches import linear_patches
 from qvl_core.run import RunFolder
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.engine import DTYPES, resolve_precision
@@ -29,6 +30,7 @@ from qvl_metaquery.latents import StoredLatents, open_latents
 from qvl_metaquery.loss import drawing_loss
 from qvl_metaquery.model import GROUPS, MetaQuery
 from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer, sample_shift
+from qvl_metaquery.plan import advice
 from qvl_metaquery.preview import Preview
 from qvl_metaquery.prompts import PromptLayout
 from qvl_metaquery.recipe import MetaQueryRecipe
@@ -92,6 +94,7 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
         preview_every=recipe.sampling.preview,
         export=partial(_export, base, opened),
         shards=shards_of(opened.model),
+        advice=partial(advice, recipe),
     )
 
 
@@ -150,6 +153,8 @@ def open_parts(recipe: MetaQueryRecipe, world: World) -> Opened:
         begun = (stage_report(stage, recipe.settings, own, from_stage is not None),)
     table = apply_tune(model, recipe.tune, seed=recipe.train.seed, optim=recipe.optim, groups=GROUPS)
     recompute(model, bool(recipe.train.recompute))
+    if recipe.speed.linear_patches:
+        linear_patches(mllm)
     coder = open_coder(sana / "vae", DTYPES[precision]).to(world.device)
     coder.latent_shape(recipe.flow.size)
     return Opened(model, processor, coder, table, sana, begun)

@@ -96,6 +96,38 @@ class DrawingBatch(blocks.Batch):
         return values
 
 
+class DrawingTrain(blocks.Train):
+    """How long, from which seed, in which precision."""
+
+    @model_validator(mode="after")
+    def _all_layers_or_none(self) -> "DrawingTrain":
+        if not isinstance(self.recompute, bool):
+            raise ValueError(
+                "`recompute` names groups of Qwen3-VL; drawing recomputes every layer that gradients pass, or none: "
+                "set true or false"
+            )
+        return self
+
+
+class DrawingSpeed(blocks.Speed):
+    """What makes a step fast. Drawing has `fused_optimizer` and `linear_patches`; the others stay as they are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_acts(cls, values: Any) -> Any:
+        for key, why in (
+            ("label_rows", "no logits are computed"),
+            ("frozen_features", "prompts are never read with gradients"),
+            ("cache_features", "only the autoencoder's latents are stored (`flow.latents`)"),
+            ("offload", "activations stay on the device (`train.recompute: true` makes them few)"),
+            ("compile", "layers are not compiled"),
+        ):
+            usual = cls.model_fields[key].default  # which a resolved recipe has
+            if isinstance(values, dict) and values.get(key, usual) != usual:
+                raise ValueError(f"`{key}` does nothing in drawing, where {why}: remove it")
+        return values
+
+
 class DrawingOptim(blocks.Optim):
     """AdamW as MetaQuery has it."""
 
@@ -144,6 +176,7 @@ class MetaQueryRecipe(blocks.Recipe):
     optim: DrawingOptim = DrawingOptim()
     train: DrawingTrain
     evaluate: DrawingEvaluate = DrawingEvaluate()
+    speed: DrawingSpeed = DrawingSpeed()
 
     @model_validator(mode="before")
     @classmethod

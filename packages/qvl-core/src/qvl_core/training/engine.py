@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from qvl_core.errors import QVLError
@@ -60,7 +61,8 @@ class Engine:
         self.parts, self.recipe, self.world = parts, recipe, world
         self.precision = resolve_precision(recipe.train.precision, world.device)
         set_products(recipe, world.device)
-        parts.model.to(world.device)
+        if world.strategy != "fsdp2":  # which moves module by module, and leaves a part of each
+            parts.model.to(world.device)
         for group in parts.groups:
             for parameter in group.parameters.values():
                 # Small updates vanish in 16 bits; a fused update walks through weight and averages in one order.
@@ -214,7 +216,7 @@ class Engine:
             dtype = None if self.precision == "fp32" else DTYPES[self.precision]
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
             for module in (*self.parts.shards, root):
-                fully_shard(module, mesh=self.world.mesh, mp_policy=policy)
+                _shard(module, mesh=self.world.mesh, mp_policy=policy)
         return root
 
     def _wrapped_groups(self) -> list[ParameterGroup]:
@@ -229,6 +231,14 @@ class Engine:
         if isinstance(self._forward, DistributedDataParallel) and not last:
             return self._forward.no_sync()
         return nullcontext()
+
+
+def _shard(module: nn.Module, **how: Any) -> None:
+    """`fully_shard`, which moves a module to its device. Whole weights go, though `Parts.groups` still names them."""
+    weights = [p for p in module.parameters() if not isinstance(p, DTensor)]
+    fully_shard(module, **how)
+    for parameter in weights:
+        parameter.data = parameter.new_empty(0)
 
 
 def set_products(recipe: Recipe, device: torch.device) -> None:
