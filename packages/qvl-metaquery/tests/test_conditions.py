@@ -15,7 +15,7 @@ from qvl_core.qwen3vl.batch import collate
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.generate import inputs_of
 from qvl_metaquery.conditions import ask, read
-from qvl_metaquery.prompts import Prompt, PromptLayout, encode, fitted, shortened
+from qvl_metaquery.prompts import Prompt, PromptLayout, encode, shortened
 
 N = 6  # queries, between a row before and a row behind
 LAYOUT = PromptLayout(system="Describe it.")
@@ -182,7 +182,7 @@ def test_a_text_that_comes_again_is_not_encoded_again_and_keeps_its_name(process
     assert other.ids.tolist() != one.ids.tolist()
 
 
-def test_a_caption_is_cut_at_its_limit_and_pictures_share_a_budget(processor: Any) -> None:
+def test_a_caption_is_cut_at_its_limit(processor: Any) -> None:
     tokenizer = processor.tokenizer
     text = "a red fox with a very long tail"
     assert shortened(text, tokenizer, 100) == text
@@ -190,8 +190,3 @@ def test_a_caption_is_cut_at_its_limit_and_pictures_share_a_budget(processor: An
         cut = shortened(text, tokenizer, limit)
         assert text.startswith(cut)
         assert len(tokenizer(cut, add_special_tokens=False)["input_ids"]) <= limit
-    wide = [picture(0, 320, 160), picture(1, 32, 32)]
-    assert [p.size for p in fitted(wide, None)] == [(320, 160), (32, 32)]
-    first, second = fitted(wide, 16)
-    assert first.size[0] * first.size[1] <= 8 * 32**2
-    assert second.size == (32, 32)

@@ -17,6 +17,7 @@ from PIL import Image
 from qvl_core.qwen3vl.encoded import IGNORE, Encoded
 from qvl_data import chat
 from qvl_data.sample import Media, Message, Part, Sample
+from qvl_metaquery.budget import within
 from qvl_metaquery.settings import SYSTEM
 
 REMEMBERED = 256  # texts
@@ -42,7 +43,7 @@ class PromptLayout:
 
     system          text of the system turn
     caption_tokens  a longer text is cut
-    image_tokens    all pictures of a prompt together; None: each as the processor has it
+    image_tokens    at most, of all pictures of a prompt together; None: each as the processor has it
     """
 
     system: str = SYSTEM
@@ -51,7 +52,9 @@ class PromptLayout:
 
 
 def encode(prompt: Prompt, processor: Any, layout: PromptLayout, name: str = "prompt") -> Encoded:
-    """The tokens before the queries, and the pictures. Raises BadSample for a picture of an impossible shape."""
+    """The tokens before the queries, and the pictures. Raises BadSample for a picture of an impossible shape, and
+    for more pictures than they may have tokens.
+    """
     if prompt.pictures:
         return _encode(prompt, processor, layout, name)
     return replace(_said(prompt.text, processor, layout), id=name)
@@ -65,7 +68,9 @@ def _said(text: str, processor: Any, layout: PromptLayout) -> Encoded:
 
 def _encode(prompt: Prompt, processor: Any, layout: PromptLayout, name: str) -> Encoded:
     text = shortened(prompt.text, processor.tokenizer, layout.caption_tokens)
-    pictures = fitted(prompt.pictures, layout.image_tokens)
+    pictures: Sequence[Image.Image] = [picture.convert("RGB") for picture in prompt.pictures]
+    if pictures and layout.image_tokens is not None:
+        pictures, processor = within(pictures, layout.image_tokens, processor, name)
     shown = [Part(type="image", media=index) for index in range(len(pictures))]
     sample = Sample(
         id=name,
@@ -84,23 +89,6 @@ def shortened(text: str, tokenizer: Any, limit: int) -> str:
     """The text's first `limit` tokens."""
     ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return text if len(ends) <= limit else text[: ends[limit - 1][1]]
-
-
-def fitted(pictures: Sequence[Image.Image], tokens: int | None) -> list[Image.Image]:
-    """Pictures that share a budget evenly: larger ones are made smaller, in their shape."""
-    pictures = [picture.convert("RGB") for picture in pictures]
-    if tokens is None or not pictures:
-        return pictures
-    area = max(1, tokens // len(pictures)) * TOKEN**2
-    return [_within(picture, area) for picture in pictures]
-
-
-def _within(picture: Image.Image, area: int) -> Image.Image:
-    width, height = picture.size
-    if width * height <= area:
-        return picture
-    factor = (area / (width * height)) ** 0.5
-    return picture.resize((max(1, int(width * factor)), max(1, int(height * factor))), Image.Resampling.BICUBIC)
 
 
 def _with_new_line(prompt: Encoded, tokenizer: Any) -> Encoded:
