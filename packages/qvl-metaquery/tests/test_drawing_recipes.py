@@ -80,7 +80,7 @@ def test_it_has_the_documents_values(name: str) -> None:
         (["flow.dropout=0.4"], "flow.dropout"),
         (
             ["train.recompute=[vision]"],
-            "drawing recomputes every layer that gradients pass, or none; set true or false",
+            "drawing recomputes every layer that gradients pass, or none: set true or false",
         ),
         (["train.recompute=[]"], "set true or false"),
         (["speed.label_rows=false"], "`label_rows` does nothing in drawing, where no logits are computed: remove it"),

@@ -96,19 +96,6 @@ class DrawingBatch(blocks.Batch):
         return values
 
 
-class DrawingTrain(blocks.Train):
-    """How long, from which seed, in which precision."""
-
-    @model_validator(mode="after")
-    def _all_layers_or_none(self) -> "DrawingTrain":
-        if not isinstance(self.recompute, bool):
-            raise ValueError(
-                "`recompute` names groups of Qwen3-VL; drawing recomputes every layer that gradients pass, or none: "
-                "set true or false"
-            )
-        return self
-
-
 class DrawingSpeed(blocks.Speed):
     """What makes a step fast. Drawing has `fused_optimizer` and `linear_patches`; the others stay as they are."""
 
@@ -146,6 +133,15 @@ class DrawingTrain(blocks.Train):
     """Compute type; trained weights are always kept in fp32. auto: bf16 on a GPU, fp32 on a CPU."""
     divergence: Annotated[float, Field(gt=1)] | None = 20.0
     """Stop when a step's loss is over so many times its running mean; looked at when a line is logged. null: never."""
+
+    @model_validator(mode="after")
+    def _all_layers_or_none(self) -> "DrawingTrain":
+        if not isinstance(self.recompute, bool):
+            raise ValueError(
+                "`recompute` names groups of Qwen3-VL; drawing recomputes every layer that gradients pass, or none: "
+                "set true or false"
+            )
+        return self
 
 
 class DrawingEvaluate(blocks.Evaluate):
