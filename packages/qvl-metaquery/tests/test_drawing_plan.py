@@ -189,7 +189,8 @@ def large() -> Callable[..., DrawingPlan]:
 
 
 def test_strategies_share_what_they_say(large: Callable[..., DrawingPlan]) -> None:
-    plans = {name: large(f"parallel.strategy={name}").rows for name in ("ddp", "zero1", "zero2", "fsdp2")}
+    strategies = ("ddp", "zero1", "zero2", "fsdp2")
+    plans = {name: large(f"parallel.strategy={name}", "train.recompute=false").rows for name in strategies}
     whole = plans["ddp"]
     for name, shared in (
         ("zero1", {"optimizer states"}),
@@ -200,6 +201,16 @@ def test_strategies_share_what_they_say(large: Callable[..., DrawingPlan]) -> No
             parts = 4 if row in shared else 1
             assert plans[name][row] == pytest.approx(whole[row] / parts, rel=1e-6), (name, row)
     assert plans["fsdp2"]["gathered weights"] > 0
+
+
+def test_a_shared_model_is_whole_while_it_draws(large: Callable[..., DrawingPlan]) -> None:
+    drawn, alone = large(), large("parallel.strategy=ddp")
+    assert "Most is needed while previews are drawn." in drawn.caption
+    assert drawn.rows["gathered weights"] == 2 * drawn.parameters
+    assert drawn.rows["gradients"] == 0
+    assert alone.moment == "as the backward begins"
+    assert "gathered weights" not in alone.rows
+    assert drawn.peak == sum(drawn.rows.values())
 
 
 def test_each_knob_saves(large: Callable[..., DrawingPlan]) -> None:

@@ -3,7 +3,9 @@
 Weights, gradients and optimizer states come from the real modules on the meta device: exact. Activations come from
 running these modules on tensors without storage and adding up what autograd keeps (counting.py). Assumed are prompts of
 the longest caption with the pictures of the task, and that the allocator needs what is alive at the largest moment: the
-end of the forward, the beginning or the end of the backward, or the encoding of pictures before them.
+beginning or the end of the backward, the encoding of pictures before it, or the drawing of previews, for which a model
+that is shared between devices is gathered whole. (Loading needs less: FSDP takes module after module, and ZeRO-3 holds
+the model whole, but no optimizer states yet.)
 """
 
 from collections.abc import Mapping
@@ -33,6 +35,7 @@ FRAME = 64  # tokens of a system turn of usual length, and of what is between th
 SHOWN: Mapping[Task, int] = {"t2i": 0, "reconstruct": 1, "edit": 1, "instruct": 2}  # pictures of a usual prompt
 TOKEN = 32**2  # pixels of a picture's token
 CODED = 4  # copies of its widest layer that an autoencoder has at once
+CASTS, GATHERED = "16-bit copies of trained weights", "gathered weights"
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,17 @@ class DrawingPlan(Plan):
     """Tokens of each prompt."""
     step: int
     """Pictures of one step over all devices."""
+    moment: str
+    """When so much is needed."""
 
     @property
     def caption(self) -> str:
         slow, fast = (self.step / seconds for seconds in reversed(self.expected_seconds))
         return (
-            f"{super().caption} {self.pictures} pictures per forward, their prompts of {self.prompt} tokens. Step of "
-            f"{self.step:,} pictures: at least {self.floor_seconds:.2f} s, expected {self.expected_seconds[0]:.2f} to "
-            f"{self.expected_seconds[1]:.2f} s ({slow:,.1f} to {fast:,.1f} pictures/s)."
+            f"Most is needed {self.moment}. {super().caption} {self.pictures} pictures per forward, their prompts of "
+            f"{self.prompt} tokens. Step of {self.step:,} pictures: at least {self.floor_seconds:.2f} s, expected "
+            f"{self.expected_seconds[0]:.2f} to {self.expected_seconds[1]:.2f} s ({slow:,.1f} to {fast:,.1f} "
+            "pictures/s)."
         )
 
 
@@ -72,6 +78,7 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
     from qvl_metaquery.build import recompute
     from qvl_metaquery.counting import Work, count, count_encoding
     from qvl_metaquery.model import GROUPS
+    from qvl_metaquery.preview import SHOWN as DRAWN
     from qvl_metaquery.released import latent_shape, shapes
 
     world = (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
@@ -93,7 +100,13 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
     coding = own * sum(p.numel() for p in coder.parameters()) if coder is not None else 0
     trained_bytes = 4 * sum(p.numel() for p in trained.values())
     casts = 2 * sum(p.numel() for p in trained.values() if p.ndim > 1) if half else 0
-    gathered = own * _gathered(model)
+    of_layers, of_model = own * _gathered(model), own * sum(p.numel() for p in named.values())
+    if strategy == "zero3":  # which gathers them as they are held, and FSDP in the type they compute in
+        of_model = frozen + trained_bytes + casts
+    if "frozen weights" in SHARDED[strategy]:
+        casts = 0
+    else:
+        of_layers = of_model = 0
 
     share = ceil((recipe.batch.size or 1) / world)
     pictures = min(recipe.batch.micro or share, share)
@@ -111,31 +124,37 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
         layers["transformer"] = len(model.transformer.transformer_blocks)
         again = max(size // layers[part] for part, size in count(model, work, half, device).saved.items())
     widest = 0 if coder is None else coder.config.encoder_block_out_channels[0] * recipe.flow.size**2
-    encoding = 0 if recipe.flow.latents else CODED * own * widest  # one picture at a time
+    coded = CODED * own * widest  # of one picture
 
     gradients = trained_bytes if forwards > 1 else 0
-    ends: tuple[dict[str, int], ...] = (
-        {"activations": saved + again, "16-bit": casts, "gradients": gradients},
-        {"activations": again, "16-bit": 0, "gradients": trained_bytes},
-        {"activations": encoding, "16-bit": 0, "gradients": gradients},
-    )
-    most = max(ends, key=lambda end: sum(end.values()))
-    numels = [p.numel() for p in trained.values()]
-    memory: dict[str, float] = {
+    in_backward: dict[str, float] = {
+        "activations": saved + again,
+        CASTS: casts,
+        "gradients": gradients,
+        GATHERED: of_layers,
+    }
+    moments: dict[str, dict[str, float]] = {
+        "as the backward begins": in_backward,
+        "as the backward ends": in_backward | {"activations": again, CASTS: 0, "gradients": trained_bytes},
+        "while pictures are encoded": in_backward | {"activations": 0 if recipe.flow.latents else coded, CASTS: 0},
+        # Previews are decoded together.
+        "while previews are drawn": {"activations": DRAWN * coded, CASTS: casts, "gradients": 0, GATHERED: of_model},
+    }
+    always = {
         "frozen weights": frozen,
         "autoencoder": coding,
         "trained weights (fp32)": trained_bytes,
-        "optimizer states": state_bytes(numels, recipe.optim),
+        "optimizer states": state_bytes([p.numel() for p in trained.values()], recipe.optim),
         "averaged weights": trained_bytes if recipe.optim.ema else 0,
-        "gradients": most["gradients"],
-        "activations": most["activations"],
-        "16-bit copies of trained weights": most["16-bit"],
         "keys and values of prompts": keys * prompt * pictures,
     }
-    if "frozen weights" in SHARDED[strategy]:
-        memory |= {"16-bit copies of trained weights": 0, "gathered weights": gathered}
-    sizes = {name: ceil(size / world) if name in SHARDED[strategy] else round(size) for name, size in memory.items()}
-    shown = {name: size for name, size in sizes.items() if size or name not in ("averaged weights", "autoencoder")}
+    rows = {
+        moment: {n: ceil(size / world) if n in SHARDED[strategy] else round(size) for n, size in (always | at).items()}
+        for moment, at in moments.items()
+    }
+    moment = max(rows, key=lambda name: sum(rows[name].values()))
+    optional = ("averaged weights", "autoencoder", GATHERED)
+    shown = {name: size for name, size in rows[moment].items() if size or name not in optional}
 
     flops = _flops(recipe, counted.flops, of_group, pictures, prompt) + (
         0 if recipe.flow.latents else pictures * count_encoding(coder, recipe.flow.size)
@@ -158,6 +177,7 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
         pictures=pictures,
         prompt=prompt,
         step=recipe.batch.size or 1,
+        moment=moment,
     )
 
 
