@@ -205,7 +205,8 @@ def test_a_row_comes_back_or_is_refused(tmp_path_factory, rows, group):
 
 def without_nulls(value):
     if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+        cleaned = {key: without_nulls(item) for key, item in value.items()}
+        return {key: item for key, item in cleaned.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value or None
 
 
