@@ -645,6 +645,7 @@ ROWS = {
         "target_caption": "",
     },
     "edit": {"source_image": "a.png", "target_image": "b.png", "instruction": "x"},
+    "omniedit": {"src_img": "a.png", "edited_img": "b.png", "edited_prompt_list": ["x"]},
     "coco": {"image": {"id": 1, "file_name": "a.jpg"}, "annotations": [], "categories": []},
     "mimic": {"subject_id": "1", "study_id": "2", "report": "x", "images": [{"path": "a.jpg"}]},
     "mmc4": {"text_list": ["x"], "image_info": [], "url": "http://host"},

@@ -1,5 +1,6 @@
 """The tiny twins of the recipes really train: each once, in less steps, against a lower bar than its head states."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,10 @@ def test_merger_stage(data: Path, trained: Path, tmp_path: Path) -> None:
 def test_video(trained: Path, tmp_path: Path) -> None:
     clips = example_data("video", tmp_path)
     given = [f"model.name={trained / 'final'}", f"data={{train: {clips}, test: {clips}}}"]
-    found = train("tiny_video", tmp_path / "run", *given, "train.steps=80")
-    assert found["test_exact_match"] >= 0.10  # chance 0.025
+    train("tiny_video", tmp_path / "run", *given, "train.steps=80", "optim.lr=2e-3")
+    told = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text("utf-8").splitlines()]
+    ways = [tuple(row[key].partition(", ")[2] for key in ("answer", "reference")) for row in told]
+    assert sum(answer == reference for answer, reference in ways) >= 0.45 * len(ways)  # always the same one: 0.32
 
 
 def test_grounding(trained: Path, tmp_path: Path) -> None:
