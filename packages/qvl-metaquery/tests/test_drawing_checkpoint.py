@@ -91,6 +91,37 @@ def test_a_later_stage_is_opened_from_anywhere_and_needs_no_stage_that_it_traine
     torch.testing.assert_close(latents(middle), end)
 
 
+def parts_named(folder: Path) -> tuple[str, str]:
+    values = json.loads((folder / "metaquery.json").read_text("utf-8"))
+    return values["mllm"], values["sana"]
+
+
+def test_a_run_can_be_moved(run: Path, tmp_path: Path) -> None:
+    assert parts_named(run) == ("./base-0/qwen", "./base-0/sana")
+    assert parts_named(run / "final") == ("../base-0/qwen", "../base-0/sana")
+    end, moved = latents(run), tmp_path / "elsewhere/moved"
+    moved.parent.mkdir()
+    run.rename(moved)
+    try:
+        torch.testing.assert_close(latents(moved), end)
+        torch.testing.assert_close(latents(moved / "checkpoints/step-000002"), end)
+        assert read_settings(moved / "final").mllm == str(moved.resolve() / "base-0/qwen")
+    finally:
+        moved.rename(run)
+
+
+def test_parts_elsewhere_keep_their_place(later: Path, run: Path, drawer: Path) -> None:
+    names = (str(run.resolve() / "base-0/qwen"), str(run.resolve() / "base-0/sana"))
+    assert parts_named(later) == parts_named(later / "final") == names
+    assert parts_named(drawer) == (read_settings(drawer).mllm, read_settings(drawer).sana)
+
+
+def test_parts_that_are_gone_are_one_sentence(run: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(run / "final", tmp_path / "alone/final"))
+    with pytest.raises(BadInput, match=r"final: draws with .*alone/base-0/qwen, and there is no such folder; .*whole"):
+        MetaQueryPipeline.from_pretrained(alone)
+
+
 def test_a_later_stage_begins_with_every_bit_of_the_earlier_one(run: Path, data: Path, tmp_path: Path) -> None:
     names = [f"model.name={read_settings(run).mllm}", f"sana.name={read_settings(run).sana}"]
     still = ["optim.lr=1e-12", "train.precision=bf16", f"model.init_from={run / 'final'}"]

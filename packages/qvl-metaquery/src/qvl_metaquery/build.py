@@ -92,7 +92,7 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
         evaluate=partial(validation.measure, run=run) if validation.lists else None,
         preview=preview,
         preview_every=recipe.sampling.preview,
-        export=partial(_export, base, opened),
+        export=partial(_export, base, opened, run.path),
         shards=shards_of(opened.model),
         advice=partial(advice, recipe),
     )
@@ -205,7 +205,9 @@ def shards_of(model: MetaQuery) -> list[torch.nn.Module]:
     return [*model.mllm.model.language_model.layers, *model.connector.layers, *model.transformer.transformer_blocks]
 
 
-def _export(recipe: MetaQueryRecipe, opened: Opened, folder: Path, weights: Mapping[str, Tensor]) -> None:
+def _export(
+    recipe: MetaQueryRecipe, opened: Opened, run: Path, folder: Path, weights: Mapping[str, Tensor]
+) -> None:
     """What the pipeline loads. Sana is put together on the CPU, because the one in training may be sharded."""
     stage = stage_of(recipe)
     own = {name: value for name, value in weights.items() if not name.startswith("transformer.")}
@@ -218,4 +220,4 @@ def _export(recipe: MetaQueryRecipe, opened: Opened, folder: Path, weights: Mapp
         transformer = open_transformer(before or opened.sana / "transformer", torch.float32)
         transformer.load_state_dict(trained, strict=False)
     settings: Settings = recipe.settings
-    save(folder, settings, own, transformer, opened.processor)
+    save(folder, settings, own, transformer, opened.processor, run)

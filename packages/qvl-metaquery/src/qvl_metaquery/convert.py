@@ -61,7 +61,7 @@ def convert(folder: Path, out: Path, mllm: str, sana: str, size: int, system: st
     moved = _take_over(base, parts, stored, rows, folder)
     with new_folder(out) as aside:
         if moved:
-            settings = settings.model_copy(update={"mllm": str(out.resolve() / QWEN)})
+            settings = settings.model_copy(update={"mllm": str(aside.resolve() / QWEN)})
             with quiet(bars=False):
                 base.save_pretrained(aside / QWEN)
             processor.save_pretrained(aside / QWEN)

@@ -77,6 +77,7 @@ class MetaQueryPipeline:
         settings = whole.settings
         if dtype not in PRECISIONS:
             raise BadInput(f"torch_dtype: {dtype} is not for drawing; give float32, bfloat16 or float16.")
+        settings.check_parts(whole.folder)
         named = Model(name=settings.mllm, revision=settings.mllm_revision)
         mllm, processor = open_qwen(named, PRECISIONS[dtype], "cpu")
         apply_media(processor, settings.media)

@@ -21,9 +21,17 @@ TRANSFORMER = "transformer"
 
 
 def save(
-    folder: Path, settings: Settings, own: Mapping[str, Tensor], transformer: "Any | None", processor: Any
+    folder: Path,
+    settings: Settings,
+    own: Mapping[str, Tensor],
+    transformer: "Any | None",
+    processor: Any,
+    run: Path | None = None,
 ) -> None:
-    """Write a model to `folder`; `own` are the queries and the connector, `transformer` None leaves Sana's out."""
+    """Write a model to `folder`; `own` are the queries and the connector, `transformer` None leaves Sana's out.
+
+    run  the folder that is moved as a whole, with `folder` in it (see `Settings.write`)
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +40,7 @@ def save(
         with quiet(bars=False):
             transformer.save_pretrained(folder / TRANSFORMER)
     processor.save_pretrained(folder)
-    settings.write(folder)
+    settings.write(folder, run)
 
 
 def own_weights(folder: Path) -> dict[str, Tensor]:
