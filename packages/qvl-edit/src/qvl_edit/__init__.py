@@ -1,0 +1,5 @@
+"""Qwen-Image-Edit, fine-tuned on pairs of pictures."""
+
+from importlib.metadata import version
+
+__version__ = version("qvl-edit")
