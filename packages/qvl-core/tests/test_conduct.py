@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from harness import toy_run
@@ -62,6 +62,23 @@ def test_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     RunFolder(out).report_file.unlink()  # as after a kill just before it was written
     train(out)
     assert RunFolder(out).report_file.is_file()
+
+
+class Own(Recipe):
+    """A method's recipe, that names what is indifferent in it."""
+
+    indifferent: ClassVar[dict[str, Any]] = Recipe.indifferent | {"schedule": {"warmup"}}
+
+
+def test_a_finished_run_may_differ_in_what_a_method_says_is_indifferent(tmp_path: Path) -> None:
+    def again(**schedule: Any) -> dict[str, Any]:
+        recipe = Own.model_validate(toy_recipe(schedule=schedule).model_dump(mode="json"))
+        return conduct("qvl-core", recipe, tmp_path / "run", build, report=page)
+
+    finished = again(warmup=2)
+    assert again(warmup=3) == finished
+    with pytest.raises(BadInput, match=r"finished.*\(schedule\.name was cosine, is linear\)"):
+        again(warmup=3, name="linear")
 
 
 def test_a_finished_run_of_another_recipe_is_refused_or_gone_on_with(tmp_path: Path) -> None:

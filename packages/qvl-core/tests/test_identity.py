@@ -20,3 +20,8 @@ def test_every_key_is_decided_on() -> None:
     for name in recipe.keys() - missing:
         missing |= {f"{name}.{key}" for key in recipe[name] if key not in decided[name]}
     assert missing == MAY_CHANGE
+
+
+def test_a_method_leaves_out_keys_of_its_own_blocks() -> None:
+    decided = identity(toy_recipe(), content="", steps=8, precision="fp32", blocks=("log",), without={"log": {"every"}})
+    assert decided["log"].keys() == toy_recipe().log.model_dump().keys() - {"every"}

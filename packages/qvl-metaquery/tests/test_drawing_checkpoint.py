@@ -132,6 +132,15 @@ def test_a_later_stage_begins_with_every_bit_of_the_earlier_one(run: Path, data:
             torch.testing.assert_close(after[name], value, atol=1e-9, rtol=1e-6)
 
 
+def test_the_shift_of_sampling_is_no_part_of_what_is_learned(run: Path, data: Path, tmp_path: Path) -> None:
+    again = trained(unfinished(run, tmp_path / "run"), data, "flow.sample_shift=2")
+    assert read_settings(again / "final").sample_shift == 2
+    ours, theirs = (load_file(folder / "final" / OWN) for folder in (again, run))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    with pytest.raises(BadInput, match=r"finished.*\(flow\.sample_shift was 2\.0, is "):  # as its final/ says
+        trained(again, data)
+
+
 def test_a_damaged_checkpoint_is_passed_over(run: Path, tmp_path: Path) -> None:
     middle = unfinished(run, tmp_path / "run")
     for step in (2, 1):

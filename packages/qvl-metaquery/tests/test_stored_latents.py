@@ -176,6 +176,8 @@ def test_a_run_that_is_resumed_may_take_either(
                 train(recipe(*changes, sana="dcae"), tmp_path / "mixed")
     train(recipe(sana="dcae"), tmp_path / "mixed")
     same(tmp_path / "mixed", tmp_path / "online")
+    finished = RunFolder(tmp_path / "online").read_result()
+    assert train(recipe(latents, sana="dcae"), tmp_path / "online") == finished
 
 
 @pytest.mark.slow

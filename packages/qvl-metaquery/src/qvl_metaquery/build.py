@@ -77,11 +77,12 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
         loss=partial(drawing_loss, coder=opened.coder),
         steps=steps,
         identity=identity(
-            recipe.model_copy(update={"flow": recipe.flow.model_copy(update={"latents": None})}),  # equal to the bit
+            recipe,
             content=lists["train"].fingerprint(),
             steps=steps,
             precision=resolve_precision(recipe.train.precision, world.device),
             blocks=("sana", "queries", "connector", "flow"),
+            without={"flow": ("latents", "sample_shift")},  # latents are equal to the bit, and the shift is of drawing
         ),
         base=fingerprint(opened.model),
         about={
@@ -205,9 +206,7 @@ def shards_of(model: MetaQuery) -> list[torch.nn.Module]:
     return [*model.mllm.model.language_model.layers, *model.connector.layers, *model.transformer.transformer_blocks]
 
 
-def _export(
-    recipe: MetaQueryRecipe, opened: Opened, run: Path, folder: Path, weights: Mapping[str, Tensor]
-) -> None:
+def _export(recipe: MetaQueryRecipe, opened: Opened, run: Path, folder: Path, weights: Mapping[str, Tensor]) -> None:
     """What the pipeline loads. Sana is put together on the CPU, because the one in training may be sharded."""
     stage = stage_of(recipe)
     own = {name: value for name, value in weights.items() if not name.startswith("transformer.")}

@@ -1,6 +1,6 @@
 """The recipe of drawing: the common blocks, queries and connector, what is learned, and how pictures are drawn."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -162,6 +162,8 @@ class DrawingEvaluate(blocks.Evaluate):
 
 class MetaQueryRecipe(blocks.Recipe):
     """Qwen3-VL that draws: queries and connector are trained, Sana as `tune` says, Qwen3-VL never."""
+
+    indifferent: ClassVar[dict[str, Any]] = blocks.Recipe.indifferent | {"flow": {"latents"}}  # equal to the bit
 
     sana: Sana = Sana()
     queries: Queries = Queries()

@@ -1,6 +1,6 @@
 """The blocks that all recipes share. A field's description is its help text and its line on the reference page."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -387,6 +387,14 @@ class Log(Block):
 
 class Recipe(Block):
     """The common recipe. A method subclasses it and adds its own blocks."""
+
+    indifferent: ClassVar[dict[str, Any]] = {
+        **dict.fromkeys(("log", "parallel", "checkpoint", "speed"), True),
+        "data": {"workers"},
+        "batch": {"micro"},
+        "train": {"recompute"},
+    }
+    """What may differ from a finished run, as pydantic's `exclude` takes it: the same would come out."""
 
     version: Literal[1]
     """Version of the recipe format."""

@@ -100,9 +100,7 @@ def _open(recipe: Recipe, run: RunFolder, fresh: bool, allow_change: bool) -> di
 
 def _what_matters(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what may change at any time."""
-    indifferent: Any = {"log": True, "parallel": True, "checkpoint": True, "speed": True}
-    indifferent |= {"data": {"workers"}, "batch": {"micro"}, "train": {"recompute"}}
-    return recipe.model_dump(mode="json", exclude=indifferent)
+    return recipe.model_dump(mode="json", exclude=recipe.indifferent)
 
 
 def _show(run: RunFolder, report: Callable[[Path], Path]) -> None:

@@ -1,6 +1,7 @@
 """What must be equal for a checkpoint to be continued; not logging, cadence, micro-batch or processes."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from qvl_core.recipe.blocks import Recipe
@@ -13,6 +14,7 @@ def identity(
     steps: int,
     precision: str,
     blocks: Collection[str] = (),
+    without: Mapping[str, Collection[str]] = MappingProxyType({}),
     train: Collection[str] = (),
 ) -> dict[str, Any]:
     """The part of a recipe that decides what is learned.
@@ -21,9 +23,11 @@ def identity(
     steps      optimizer steps of the run
     precision  what `auto` has become
     blocks     a method's own blocks that decide as well
+    without    keys of these blocks that decide nothing
     train      its own keys of the block `train`
     """
-    values = recipe.model_dump(mode="json", include={"tune", "optim", "schedule", "media", *blocks})
+    left_out = {block: set(keys) for block, keys in without.items()}
+    values = recipe.model_dump(mode="json", include={"tune", "optim", "schedule", "media", *blocks}, exclude=left_out)
     return values | {
         "model": recipe.model.model_dump(mode="json", exclude={"attention"}),
         "data": {
