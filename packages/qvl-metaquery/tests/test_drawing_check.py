@@ -95,7 +95,7 @@ def test_a_second_stage_says_what_it_takes_and_what_has_changed(
     [
         ("queries.number=5", "has queries.number 4, this recipe 5; set queries.number=4"),
         ("connector.layers=2", "has connector.layers 1, this recipe 2"),
-        ("connector.width=64", "has connector.width None, this recipe 64"),
+        ("connector.width=64", "has connector.width null, this recipe 64; set connector.width=null, or"),
     ],
 )
 def test_a_second_stage_of_another_shape_is_refused(change: str, words: str, data: Path, drawer: Path) -> None:
@@ -103,3 +103,9 @@ def test_a_second_stage_of_another_shape_is_refused(change: str, words: str, dat
     assert done.code == 2
     words = words.replace("number 4", "number 8").replace("number=4", "number=8")
     assert words in " ".join(done.err.split())
+
+
+def test_the_width_that_null_stands_for_is_null(data: Path, drawer: Path) -> None:
+    done = check(f"data={{train: {data}}}", "queries.number=8", f"model.init_from={drawer}", "connector.width=128")
+    assert done.code == 0, done.err
+    assert "each weight in its place" in done.out

@@ -141,6 +141,17 @@ def test_the_shift_of_sampling_is_no_part_of_what_is_learned(run: Path, data: Pa
         trained(again, data)
 
 
+def test_the_width_that_null_stands_for_makes_no_other_run(run: Path, data: Path, tmp_path: Path) -> None:
+    again = trained(unfinished(run, tmp_path / "run"), data, "connector.width=128")
+    trained(again, data)  # finished
+    assert read_settings(again).width is None
+    with pytest.raises(BadInput, match=r"finished.*\(connector\.width was absent, is 64\)"):
+        trained(again, data, "connector.width=64")
+    (again / "result.json").unlink()
+    with pytest.raises(BadInput, match=r"another run.*connector\.width was absent, is 64"):
+        trained(again, data, "connector.width=64")
+
+
 def test_a_damaged_checkpoint_is_passed_over(run: Path, tmp_path: Path) -> None:
     middle = unfinished(run, tmp_path / "run")
     for step in (2, 1):

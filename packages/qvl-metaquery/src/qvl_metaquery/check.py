@@ -28,7 +28,7 @@ from qvl_metaquery.pixels import pictures
 from qvl_metaquery.preview import png
 from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.released import latent_shape, shapes
-from qvl_metaquery.stage import check_stage, stage_of, stage_report
+from qvl_metaquery.stage import check_stage, settled, stage_of, stage_report
 from qvl_metaquery.wanted import wanted
 from qvl_metaquery.weights import own_weights, trained_transformer
 
@@ -53,7 +53,7 @@ def check(recipe: MetaQueryRecipe, out: Path | None = None) -> None:
 
     Raises BadInput for what cannot be meant, and if the data holds more bad samples than data.max_bad allows.
     """
-    console = Console(record=True)
+    console, recipe = Console(record=True), settled(recipe)
     lists = mixtures(recipe.data)
     processor = open_processor(recipe.model)
     apply_media(processor, recipe.media)

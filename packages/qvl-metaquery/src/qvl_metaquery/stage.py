@@ -3,12 +3,14 @@
 Optimizer, step and order of data begin anew; to go on with a run is the same command, or `--resume`.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.load import open_config
 from qvl_core.run import RunFolder
 from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.settings import FILE, Settings, read_settings
@@ -27,6 +29,20 @@ _MAY_CHANGE = {
 }
 
 
+def settled(recipe: MetaQueryRecipe) -> MetaQueryRecipe:
+    """The recipe as a run keeps it: the earlier stage by its whole path, since the run may be looked at from another
+    folder, and `connector.width` null where it is the language model's, so that both ways to say it are one."""
+    changed: dict[str, object] = {}
+    if (stage := stage_of(recipe)) is not None:
+        changed["model"] = recipe.model.model_copy(update={"init_from": str(stage)})
+    width = recipe.connector.width
+    if width is not None:
+        model = open_config(recipe.model.name, recipe.model.revision)
+        if width == model.get_text_config().hidden_size:
+            changed["connector"] = recipe.connector.model_copy(update={"width": None})
+    return recipe.model_copy(update=changed)
+
+
 def stage_of(recipe: MetaQueryRecipe) -> Path | None:
     """The folder of the earlier stage whose weights a recipe begins with; of a run its final/."""
     if recipe.model.init_from is None:
@@ -43,7 +59,7 @@ def check_stage(folder: Path, settings: Settings) -> None:
         raise BadInput(f"model.init_from: {folder} has no {OWN}; train that stage to its end, and name its final/.")
     before = read_settings(folder)
     for name, key in _SHAPE.items():
-        was, now = getattr(before, name), getattr(settings, name)
+        was, now = (json.dumps(getattr(one, name)) for one in (before, settings))  # as a recipe has them
         if was != now:
             raise BadInput(
                 f"model.init_from: {folder} has {key} {was}, this recipe {now}; set {key}={was}, or train from the "

@@ -22,10 +22,15 @@ def train(
     from qvl_core.training.conduct import conduct
     from qvl_metaquery.build import build
     from qvl_metaquery.report import report
-    from qvl_metaquery.stage import stage_of
+    from qvl_metaquery.stage import settled
 
-    if (stage := stage_of(recipe)) is not None:  # by its whole path: the run may be looked at from another folder
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init_from": str(stage)})})
     return conduct(
-        "qvl-metaquery", recipe, out, build, report=report, fresh=fresh, resume=resume, allow_change=allow_change
+        "qvl-metaquery",
+        settled(recipe),
+        out,
+        build,
+        report=report,
+        fresh=fresh,
+        resume=resume,
+        allow_change=allow_change,
     )
