@@ -1,0 +1,100 @@
+"""The noise on a target and its level: functions of (seed, step, slot) alone.
+
+A picture's latent x and noise e are joined by a straight line, z = (1 - s) x + s e. The level s is one of 1,000, moved
+towards noise the more tokens the target has (Esser et al. 2024, arXiv:2403.03206), as the checkpoint's scheduler does
+it when a picture is drawn: `Shift` equals diffusers' FlowMatchEulerDiscreteScheduler.
+
+The levels of a step are spread evenly: each of its n slots has the n-th part of [0, 1) that a shuffle gives it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl_core.errors import BadInput
+from qvl_core.training.seeds import mix
+from qvl_data.order import order
+
+LEVELS = 1000
+MODE_SCALE = 1.29
+Times = Literal["uniform", "logit_normal", "mode"]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How levels are moved; the defaults are Qwen-Image's.
+
+    low, high    exponents at `low_tokens` and `high_tokens`; in between, and beyond, on the line through them
+    terminal     the lowest level, to which the others are stretched; None: where the shift leaves it
+    """
+
+    low: float = 0.5
+    high: float = 0.9
+    low_tokens: int = 256
+    high_tokens: int = 8192
+    terminal: float | None = 0.02
+
+    @classmethod
+    def of(cls, scheduler: Mapping[str, Any]) -> "Shift":
+        """The one of a checkpoint's scheduler/scheduler_config.json. Raises BadInput for one that is not known."""
+        kinds = [name for name in ("karras", "exponential", "beta") if scheduler.get(f"use_{name}_sigmas")]
+        if kinds or scheduler.get("time_shift_type", "exponential") != "exponential":
+            raise BadInput(
+                "scheduler/scheduler_config.json: levels of noise are not shifted exponentially there, as Qwen-Image "
+                "has it; take another checkpoint."
+            )
+        terminal = scheduler.get("shift_terminal") or None
+        if not scheduler.get("use_dynamic_shifting", False):
+            constant = math.log(scheduler.get("shift", 1.0))
+            return cls(constant, constant, terminal=terminal)
+        return cls(
+            scheduler.get("base_shift", 0.5),
+            scheduler.get("max_shift", 1.15),
+            scheduler.get("base_image_seq_len", 256),
+            scheduler.get("max_image_seq_len", 4096),
+            terminal,
+        )
+
+    def __call__(self, level: float, tokens: int) -> float:
+        """A level of 1/LEVELS..1, moved for a target of so many tokens."""
+        slope = (self.high - self.low) / (self.high_tokens - self.low_tokens)
+        factor = math.exp(self.low + slope * (tokens - self.low_tokens))
+        moved = _moved(level, factor)
+        if self.terminal is None:
+            return moved
+        return 1 - (1 - moved) * (1 - self.terminal) / (1 - _moved(1 / LEVELS, factor))
+
+
+def level_of(seed: int, step: int, slot: int, slots: int, times: Times = "uniform") -> float:
+    """The level of a slot, before it is shifted: one of 1/LEVELS, 2/LEVELS ... 1."""
+    jitter = np.random.default_rng(mix(seed, "level", step, slot)).random()
+    draw = (order(mix(seed, "levels", step), slot, slots) + float(jitter)) / slots
+    return 1 - min(int(LEVELS * density(draw, times)), LEVELS - 1) / LEVELS
+
+
+def density(draw: float, times: Times) -> float:
+    """A number drawn evenly from [0, 1), made one of another density there (Esser et al. 2024, section 3.1).
+
+    logit_normal  mostly the middle; its mean 0 and deviation 1 are before the logistic function
+    mode          somewhat more of the middle, but never few of any
+    """
+    if times == "logit_normal":
+        return 1 / (1 + math.exp(-NormalDist().inv_cdf(min(max(draw, 1e-6), 1 - 1e-6))))
+    if times == "mode":
+        return min(max(1 - draw - MODE_SCALE * (math.cos(math.pi * draw / 2) ** 2 - 1 + draw), 0.0), 1.0)
+    return draw
+
+
+def noise_of(seed: int, step: int, slot: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal noise of a slot, of the shape of its target's tokens."""
+    rng = np.random.default_rng(mix(seed, "noise", step, slot))
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _moved(level: float, factor: float) -> float:
+    return factor / (factor + (1 / level - 1))
