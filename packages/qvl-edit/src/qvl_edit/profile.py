@@ -1,0 +1,119 @@
+"""Which Qwen-Image a checkpoint is, read from the checkpoint: how it is asked, and what it is shown of a picture.
+
+    profile = read_profile(folder)          # a folder in the layout of diffusers
+    template = profile.template(pictures=2)
+
+`edit-2511` is `edit-plus` with a transformer that sees source pictures as noise-free (`zero_cond_t`): nobody has to say
+so, and a checkpoint of the one kind is never trained as the other.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qvl_core.errors import BadInput
+from qvl_edit.template import Template
+
+FRAME = "<|vision_start|><|image_pad|><|vision_end|>"
+T2I = Template(
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
+    "objects and background:",
+    picture="",
+    dropped=34,
+)
+EDIT = Template(
+    "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain how "
+    "the user's text instruction should alter or modify the image. Generate a new image that meets the user's "
+    "requirements while maintaining consistency with the original input where appropriate.",
+    picture=FRAME,
+    dropped=64,
+)
+EDIT_PLUS = Template(EDIT.system, picture="Picture {}: " + FRAME, dropped=64)
+MEGAPIXEL = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How one kind of checkpoint is asked.
+
+    pipeline     class of diffusers that runs it
+    pictures     most source pictures of a row
+    shown        template of a row with pictures; one without is asked as Qwen-Image is
+    vl_area      pixels of a source picture for the text encoder, before its own rounding to whole tokens
+    area         pixels of a picture for the autoencoder, sources and target alike: what the pipeline draws
+    zero_cond_t  the transformer takes sources for noise-free
+    """
+
+    name: str
+    pipeline: str
+    pictures: int
+    shown: Template = T2I
+    vl_area: int = MEGAPIXEL
+    area: int = MEGAPIXEL
+    zero_cond_t: bool = False
+
+    def template(self, pictures: int) -> Template:
+        """The template of a row with so many source pictures."""
+        return self.shown if pictures else T2I
+
+    def check(self, tokenizer: Any) -> None:
+        """Raise BadInput for a tokenizer that another number of tokens would have to be dropped with."""
+        T2I.check(tokenizer)
+        self.shown.check(tokenizer)
+
+    def about(self) -> dict[str, Any]:
+        """What decides embeddings, beside the text encoder's weights: JSON for a manifest.
+
+        The hidden state is the last one, behind the norm; positions are those of the pictures' rows and columns
+        (`mm_token_type_ids`), which transformers 5 leaves out unless it is given them.
+        """
+        return {
+            "texts": [T2I.text("", 0), self.shown.text("", self.pictures)],
+            "vl_area": self.vl_area if self.pictures else None,
+            "hidden": "last, normed",
+            "token_types": True,
+        }
+
+
+PROFILES = (
+    Profile("t2i", "QwenImagePipeline", 0),
+    Profile("edit", "QwenImageEditPipeline", 1, EDIT),
+    Profile("edit-plus", "QwenImageEditPlusPipeline", 3, EDIT_PLUS, vl_area=384 * 384),
+    Profile("edit-2511", "QwenImageEditPlusPipeline", 3, EDIT_PLUS, vl_area=384 * 384, zero_cond_t=True),
+)
+LAYERED = ("use_layer3d_rope", "use_additional_t_cond")  # keys of a transformer that draws layers
+
+
+def read_profile(folder: Path) -> Profile:
+    """The profile of a checkpoint in the layout of diffusers. Raises BadInput for what is none that is known."""
+    index = folder / "model_index.json"
+    pipeline = _read(index).get("_class_name")
+    config = _read(folder / "transformer" / "config.json")
+    known = sorted({profile.pipeline for profile in PROFILES})
+    if pipeline not in known:
+        raise BadInput(f"{index}: {pipeline} is no pipeline that is trained here; use one of {', '.join(known)}.")
+    zero = bool(config.get("zero_cond_t"))
+    odd = [key for key in LAYERED if config.get(key)]
+    found = [profile for profile in PROFILES if (profile.pipeline, profile.zero_cond_t) == (pipeline, zero)]
+    if odd or not found:
+        raise BadInput(
+            f"{folder / 'transformer' / 'config.json'}: {(odd or ['zero_cond_t'])[0]} is set, which {pipeline} does "
+            "not have; take model_index.json and transformer/ from one checkpoint."
+        )
+    return found[0]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise BadInput(
+            f"{file}: is not there, so this is no checkpoint in the layout of diffusers; name a folder such as "
+            "Qwen-Image-Edit-2509's, whole."
+        ) from None
+    except ValueError as error:
+        raise BadInput(f"{file}: is no JSON ({error}); copy it again.") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{file}: holds no table of keys; copy it again.")
+    return values
