@@ -182,6 +182,24 @@ def test_it_says_what_it_said_there(drift: float, tmp_path: Path) -> None:
     assert (velocity - there[0]).abs().max() < 1e-5
 
 
+def test_hub_names_are_read_at_their_revisions_and_keep_them(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = set()
+
+    def fetched(name: str, revision: str, **how: Any) -> Path:
+        asked.add((name, revision))
+        return checkpoint.base / name.rpartition("/")[2]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    names = ("--mllm", "of/qwen", "--revision", "v1", "--sana", "of/sana", "--sana-revision", "v2")
+    done = qvl_metaquery("convert", checkpoint.folder, *names, "--size", 8, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    made = read_settings(tmp_path / "out")
+    assert asked == {("of/qwen", "v1"), ("of/sana", "v2")}
+    assert asked == {(made.mllm, made.mllm_revision), (made.sana, made.sana_revision)}
+
+
 def test_a_file_of_torch_is_read_without_running_what_is_in_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
     pickled = copy.copy(checkpoint)
     pickled.folder = tmp_path / "pickled"

@@ -137,19 +137,24 @@ def convert(
     checkpoint: Annotated[Path, Argument(metavar="CHECKPOINT", help="Folder of upstream's weights and tokenizer.")],
     out: Annotated[Path, Option(help="New folder for the model.")],
     mllm: Annotated[str, Option(help="The Qwen3-VL that it was trained over: folder or hub id.")],
+    revision: Annotated[str | None, Option(help="Hub revision of --mllm (branch, tag or commit).")] = None,
     sana: Annotated[
         str, Option(help="The Sana that it was trained over.")
     ] = "Efficient-Large-Model/Sana_1600M_512px_diffusers",
+    sana_revision: Annotated[str | None, Option(help="The same of --sana.")] = None,
     size: Annotated[int, Option(min=2, help="Side of its pictures in pixels.")] = 512,
     system: Annotated[
         str | None, Option(help="System text that it was trained behind; default: this package's.")
     ] = None,
 ) -> None:
     """Make a folder that draws from a checkpoint in upstream's layout."""
+    from qvl_core.recipe.blocks import Model
     from qvl_metaquery.convert import convert as run
+    from qvl_metaquery.recipe import Sana
     from qvl_metaquery.settings import SYSTEM
 
-    run(checkpoint, out, mllm, sana, size, SYSTEM if system is None else system)
+    qwen, source = Model(name=mllm, revision=revision), Sana(name=sana, revision=sana_revision)
+    run(checkpoint, out, qwen, source, size, SYSTEM if system is None else system)
 
 
 main = app.main

@@ -19,6 +19,7 @@ from qvl_core.files import new_folder
 from qvl_core.qwen3vl.load import load_model, quiet, stored_precision
 from qvl_core.recipe.blocks import Model
 from qvl_metaquery.opening import assemble, open_sana, open_transformer
+from qvl_metaquery.recipe import Sana
 from qvl_metaquery.settings import SYSTEM, Settings
 from qvl_metaquery.upstream import TABLE, Upstream, query_rows, sorted_out
 from qvl_metaquery.weights import put, save
@@ -26,7 +27,7 @@ from qvl_metaquery.weights import put, save
 QWEN = "qwen3vl"  # folder of a Qwen3-VL that is not as it was released
 
 
-def convert(folder: Path, out: Path, mllm: str, sana: str, size: int, system: str) -> None:
+def convert(folder: Path, out: Path, mllm: Model, sana: Sana, size: int, system: str) -> None:
     """Read the checkpoint in `folder`, trained over the Qwen3-VL `mllm` and the Sana `sana`, and write `out`.
 
     size    side of the pictures in pixels
@@ -39,11 +40,13 @@ def convert(folder: Path, out: Path, mllm: str, sana: str, size: int, system: st
     parts = sorted_out(stored)
     rows = query_rows(_tokenizer(folder))
     console = Console()
-    source = open_sana(sana)
-    base, processor = load_model(Model(name=mllm), precision=stored_precision(mllm), device="cpu")
+    source = open_sana(sana.name, sana.revision)
+    base, processor = load_model(mllm, precision=stored_precision(mllm.name, mllm.revision), device="cpu")
     settings = Settings(
-        mllm=_lasting(mllm),
-        sana=_lasting(sana),
+        mllm=_lasting(mllm.name),
+        mllm_revision=mllm.revision,
+        sana=_lasting(sana.name),
+        sana_revision=sana.revision,
         queries=len(rows) - 2,
         system=system,
         layers=parts.layers,
@@ -61,7 +64,7 @@ def convert(folder: Path, out: Path, mllm: str, sana: str, size: int, system: st
     moved = _take_over(base, parts, stored, rows, folder)
     with new_folder(out) as aside:
         if moved:
-            settings = settings.model_copy(update={"mllm": str(aside.resolve() / QWEN)})
+            settings = settings.model_copy(update={"mllm": str(aside.resolve() / QWEN), "mllm_revision": None})
             with quiet(bars=False):
                 base.save_pretrained(aside / QWEN)
             processor.save_pretrained(aside / QWEN)
