@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from qvl_data.example.pictures import PHOTOS, opened
 from qvl_edit.profile import PROFILES, Profile
 from qvl_edit.tiny import NAMES, tiny, tiny_pipeline, tiny_processor
 
@@ -42,3 +44,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def processor() -> Any:
     return tiny_processor()
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    return opened(PHOTOS[0].name).convert("RGB")

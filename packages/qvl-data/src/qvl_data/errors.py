@@ -19,6 +19,7 @@ REASONS = {
     "duplicate_id": "an id that an earlier sample has",
     "duplicate_sample": "the same text and pictures as an earlier sample of the split",
     "edit": "a row that is not sound in the format edit",
+    "edit_shape": "a picture of an edit that would be stretched too far",
     "edit_unchanged": "an edit whose target is the same picture as a source",
     "empty_answer": "an answer without text",
     "empty_question": "a user turn, or an instruction, without text and pictures",

@@ -1,0 +1,117 @@
+"""The sizes that pictures are given: one rule for checking data, for embeddings, for training and for editing.
+
+    geometry = Geometry(area=512 * 512, vl_area=profile.vl_area)
+    geometry.fit((1080, 1920), [(1080, 1920)])     # Bucket(target=(384, 672), sources=((384, 672),))
+
+A picture is resized as a whole to sides that the model takes; nothing is cut away and nothing is drawn at random, so
+what lies on one place of source and target still does. Rounding of the sides stretches a picture, at most by `stretch`.
+
+    area                  64 K px   256 K px   1 M px
+    stretched, to 1:4     0.141     0.066      0.036       the worst shape there is (4:3: 0.036, 0.036, 0.009)
+
+All sizes are (height, width).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qvl_data.errors import BadSample
+from qvl_edit.cut import Bucket, Size
+from qvl_edit.profile import MEGAPIXEL
+
+STEP = 32  # sides are multiples of it, in all pipelines
+FLOOR = 16  # those that a user asks for are, too: 8 pixels are a latent place, 2 x 2 of which are a token
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What decides sizes.
+
+    area         pixels of a target; a picture's shape decides which of about so many
+    source_area  pixels of a source for the autoencoder; None: as a target
+    vl_area      pixels of a source for the text encoder
+    stretch      how far rounding may change the ratio of a picture's sides
+    step         sides are multiples of it
+    """
+
+    area: int = MEGAPIXEL
+    source_area: int | None = None
+    vl_area: int = MEGAPIXEL
+    stretch: float = 0.07
+    step: int = STEP
+
+    def fit(self, target: Size, sources: Sequence[Size] = (), name: str = "") -> Bucket:
+        """Sizes for the autoencoder.
+
+        The target has the shape of the last source, in which it is going to be asked for, unless that would stretch it
+        too far: then its own. Raises BadSample for a picture that would be stretched too far, with `name` as its place.
+        """
+        shapes = [*sources[-1:], target]
+        fitted = next((size for one in shapes if self._bounded(target, size := self._sides(self.area, one))), None)
+        if fitted is None:
+            raise self._refused(target, self.area, name)
+        return Bucket(fitted, tuple(self._of_source(source, name) for source in sources))
+
+    def vl(self, source: Size, name: str = "") -> Size:
+        """The size for the text encoder, which rounds it once more to whole tokens. Raises BadSample."""
+        fitted = self._sides(self.vl_area, source)
+        if min(fitted) == 0:
+            raise self._refused(source, self.vl_area, name)
+        return fitted
+
+    def output(self, last_source: Size, height: int | None = None, width: int | None = None) -> Size:
+        """The size of what is drawn, as the pipelines have it. Raises BadSample."""
+        own = self._sides(self.area, last_source)
+        size = ((height or own[0]) // FLOOR * FLOOR, (width or own[1]) // FLOOR * FLOOR)
+        if min(size) == 0:
+            raise self._refused(last_source, self.area, "")
+        return size
+
+    def _of_source(self, source: Size, name: str) -> Size:
+        area = self.source_area or self.area
+        fitted = self._sides(area, source)
+        if not self._bounded(source, fitted):
+            raise self._refused(source, area, name)
+        return fitted
+
+    def _sides(self, area: int, shape: Size) -> Size:
+        return sides(area, shape[1] / shape[0], self.step)
+
+    def _bounded(self, size: Size, fitted: Size) -> bool:
+        return min(fitted) > 0 and abs(stretched(size, fitted)) <= self.stretch
+
+    def _refused(self, size: Size, area: int, name: str) -> BadSample:
+        height, width = self._sides(area, size)
+        problem = (
+            f"{size[1]} x {size[0]} pixels would become {width} x {height}, which changes its shape by more than "
+            f"{self.stretch:.0%}; crop it, or train with a larger area"
+        )
+        return BadSample("edit_shape", problem, name)
+
+
+def sides(area: int, ratio: float, step: int = STEP) -> Size:
+    """Height and width of about `area` pixels; `ratio` is width / height. (`calculate_dimensions` of diffusers.)"""
+    width = math.sqrt(area * ratio)
+    height = width / ratio
+    return round(height / step) * step, round(width / step) * step
+
+
+def stretched(size: Size, fitted: Size) -> float:
+    """By how much the ratio of width to height grows."""
+    return (fitted[1] / fitted[0]) / (size[1] / size[0]) - 1
+
+
+def resized(picture: Image.Image, size: Size) -> Image.Image:
+    """As diffusers resizes pictures."""
+    return picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+
+
+def numbers(picture: Image.Image) -> NDArray[np.float32]:
+    """(3, H, W) in [-1, 1] of an RGB picture, as diffusers has them."""
+    values: NDArray[np.float32] = np.asarray(picture, np.float32) / np.float32(255)
+    return (np.float32(2) * values - np.float32(1)).transpose(2, 0, 1)
