@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,13 +19,14 @@ from qvl_core.run import RunFolder
 from qvl_core.training.optim import Optimizer
 from qvl_core.training.world import processes
 from qvl_data.sources import mixtures
+from qvl_metaquery import plan as planning
 from qvl_metaquery.batch import DrawingBatch, collation
 from qvl_metaquery.build import base_of, drawing_samples, open_parts, recompute
 from qvl_metaquery.connector import Connector
 from qvl_metaquery.counting import Work, count
 from qvl_metaquery.loss import drawing_loss
 from qvl_metaquery.model import GROUPS
-from qvl_metaquery.plan import DrawingPlan, predict
+from qvl_metaquery.plan import DrawingPlan, advice, predict
 from qvl_metaquery.recipe import RECIPE, MetaQueryRecipe
 from qvl_metaquery.released import shapes
 from qvl_metaquery.tiny import tiny
@@ -230,3 +232,38 @@ def test_the_verb_says_whether_it_fits() -> None:
     small = qvl_metaquery("plan", LARGE, "parallel={strategy: single}", "--gpu", "a100-40")
     assert "does not fit" in " ".join(small.out.split())
     assert "fsdp2" in small.out
+
+
+# What to turn
+
+
+TURNED: dict[str, Callable[[MetaQueryRecipe], bool]] = {
+    "flow.latents: FOLDER of `qvl-metaquery encode`": lambda recipe: recipe.flow.latents is not None,
+    "connector.width: 1024": lambda recipe: recipe.connector.width == 1024,
+    "tune.transformer.mode: frozen": lambda recipe: recipe.tune["transformer"].mode == "frozen",
+}
+
+
+@pytest.mark.parametrize("words", TURNED)
+def test_a_knob_of_drawing_is_named_where_it_saves(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(recipe: MetaQueryRecipe) -> Any:
+        return SimpleNamespace(needed=2**30 // (2 if TURNED[words](recipe) else 1))
+
+    monkeypatch.setattr(planning, "predict", half)
+    assert advice(of()) == f"by the plan a step needs 1.0 GiB: set {words} (0.5 GiB)"
+
+
+@pytest.mark.parametrize(("task", "key"), [("t2i", "queries.caption_tokens"), ("edit", "queries.image_tokens")])
+def test_where_no_knob_saves_a_key_of_drawing_is_named(task: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "predict", lambda recipe: SimpleNamespace(needed=2**30))
+    given = of(f"flow.task={task}", "model.init_from=somewhere")
+    assert advice(given).endswith(f"1.0 GiB: lower {key} or flow.size, or take a larger device")
+
+
+@pytest.mark.slow
+def test_the_width_of_an_earlier_stage_is_not_to_be_turned() -> None:
+    one = "parallel={strategy: single}"
+    assert "GiB: set connector.width: 1024 (" in advice(of(one, name="qwen3vl8b_sana"))
+    later = advice(of(one, name="qwen3vl8b_sana_inst"))
+    assert "width" not in later
+    assert "tune.transformer.mode: frozen (" in later

@@ -147,6 +147,7 @@ def test_too_little_memory_is_answered_by_the_plan(learn: Callable[..., Path], m
     with pytest.raises(QVLError, match=r"memory is full; by the plan a step needs 0\.\d GiB: ") as caught:
         learn("run")
     assert "max_length" not in str(caught.value)
+    assert "media" not in str(caught.value)
 
 
 def test_no_trained_parameter_is_dead(

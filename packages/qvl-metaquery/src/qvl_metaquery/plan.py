@@ -8,7 +8,7 @@ that is shared between devices is gathered whole. (Loading needs less: FSDP take
 the model whole, but no optimizer states yet.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -28,12 +28,14 @@ from qvl_core.qwen3vl.plan import (
     state_bytes,
 )
 from qvl_core.qwen3vl.quantize import quantized_layers
+from qvl_core.recipe.blocks import Group
 from qvl_metaquery.dropout import Task
 from qvl_metaquery.recipe import MetaQueryRecipe
 
 FRAME = 64  # tokens of a system turn of usual length, and of what is between the turns
 SHOWN: Mapping[Task, int] = {"t2i": 0, "reconstruct": 1, "edit": 1, "instruct": 2}  # pictures of a usual prompt
 TOKEN = 32**2  # pixels of a picture's token
+NARROW = 1024  # width of a connector that is much smaller than that of any released model's own
 CODED = 4  # copies of its widest layer that an autoencoder has at once
 CASTS, GATHERED = "16-bit copies of trained weights", "gathered weights"
 
@@ -70,7 +72,19 @@ def plan(recipe: MetaQueryRecipe, gpu: str | None = None) -> None:
 
 def advice(recipe: MetaQueryRecipe) -> str:
     """Which knobs of a recipe to turn when memory does not suffice."""
-    return knobs.advice(recipe, predict)
+    shown = "queries.image_tokens" if SHOWN[recipe.flow.task] else "queries.caption_tokens"
+    return knobs.advice(recipe, predict, own=_knobs(recipe), last=f"lower {shown} or flow.size")
+
+
+def _knobs(recipe: MetaQueryRecipe) -> Iterator[tuple[str, MetaQueryRecipe]]:
+    """Those of drawing that are not turned yet, one at a time; the shape of an earlier stage is given."""
+    if recipe.flow.latents is None:
+        yield "flow.latents: FOLDER of `qvl-metaquery encode`", knobs.changed(recipe, "flow", latents="FOLDER")
+    if recipe.model.init_from is None:
+        yield f"connector.width: {NARROW}", knobs.changed(recipe, "connector", width=NARROW)
+    frozen = {"transformer": Group(mode="frozen")}
+    if recipe.tune.get("transformer", Group()).mode != "frozen":
+        yield "tune.transformer.mode: frozen", recipe.model_copy(update={"tune": recipe.tune | frozen})
 
 
 def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda") -> DrawingPlan:
