@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Data
+from qvl_core.recipe.drawing import DrawingBatch as BatchBlock
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.parts import Micro
 from qvl_core.training.samples import LeftOut
@@ -32,7 +33,6 @@ from qvl_metaquery.flow import LEVELS, between, noise_level, shifted
 from qvl_metaquery.loss import drawing_loss
 from qvl_metaquery.pixels import square
 from qvl_metaquery.prompts import PromptLayout
-from qvl_metaquery.recipe import DrawingBatch as BatchBlock
 
 SHAPE, SIZE = (4, 4, 4), 8
 CODER = Pixels(2)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from qvl_core.recipe import blocks
+from qvl_core.recipe.drawing import DrawingBatch, DrawingEvaluate, DrawingTrain, unusual
 from qvl_metaquery.dropout import Task
 from qvl_metaquery.settings import SYSTEM, Settings
 
@@ -78,40 +79,21 @@ class Sampling(blocks.Block):
     """Steps of training between pictures for report.html; default: with each evaluation."""
 
 
-class DrawingBatch(blocks.Batch):
-    """How pictures become optimizer steps."""
-
-    packing: bool = False
-    """Prompts are padded, never packed: the queries stand behind each of them."""
-    group_by_length: bool = False
-    """Prompts are not grouped by length."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _pictures(cls, values: Any) -> Any:
-        for key in ("tokens", "packing", "group_by_length", "max_length", "too_long"):
-            usual = cls.model_fields[key].default  # which a resolved recipe has
-            if isinstance(values, dict) and values.get(key, usual) != usual:
-                raise ValueError(f"`{key}` belongs to text; give `size`, the pictures of a step")
-        return values
-
-
 class DrawingSpeed(blocks.Speed):
     """What makes a step fast. Drawing has `fused_optimizer` and `linear_patches`; the others stay as they are."""
 
     @model_validator(mode="before")
     @classmethod
     def _what_acts(cls, values: Any) -> Any:
-        for key, why in (
-            ("label_rows", "no logits are computed"),
-            ("frozen_features", "prompts are never read with gradients"),
-            ("cache_features", "only the autoencoder's latents are stored (`flow.latents`)"),
-            ("offload", "activations stay on the device (`train.recompute: true` makes them few)"),
-            ("compile", "layers are not compiled"),
-        ):
-            usual = cls.model_fields[key].default  # which a resolved recipe has
-            if isinstance(values, dict) and values.get(key, usual) != usual:
-                raise ValueError(f"`{key}` does nothing in drawing, where {why}: remove it")
+        reasons = {
+            "label_rows": "no logits are computed",
+            "frozen_features": "prompts are never read with gradients",
+            "cache_features": "only the autoencoder's latents are stored (`flow.latents`)",
+            "offload": "activations stay on the device (`train.recompute: true` makes them few)",
+            "compile": "layers are not compiled",
+        }
+        for key in unusual(cls, values, reasons):
+            raise ValueError(f"`{key}` does nothing in drawing, where {reasons[key]}: remove it")
         return values
 
 
@@ -124,40 +106,6 @@ class DrawingOptim(blocks.Optim):
     """Decoupled weight decay; never applied to queries, norms and biases."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's exponential averages of the gradient and of its square."""
-
-
-class DrawingTrain(blocks.Train):
-    """How long, from which seed, in which precision."""
-
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Compute type; trained weights are always kept in fp32. auto: bf16 on a GPU, fp32 on a CPU."""
-    divergence: Annotated[float, Field(gt=1)] | None = 20.0
-    """Stop when a step's loss is over so many times its running mean; looked at when a line is logged. null: never."""
-
-    @model_validator(mode="after")
-    def _all_layers_or_none(self) -> "DrawingTrain":
-        if not isinstance(self.recompute, bool):
-            raise ValueError(
-                "`recompute` names groups of Qwen3-VL; drawing recomputes every layer that gradients pass, or none: "
-                "set true or false"
-            )
-        return self
-
-
-class DrawingEvaluate(blocks.Evaluate):
-    """What is measured during training: the loss on held-out pictures, whose noise is the same every time."""
-
-    metrics: list[str] = []  # noqa: RUF012 (pydantic copies it)
-    """None: pictures are judged by `qvl-metaquery evaluate`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_answers(cls, values: Any) -> Any:
-        for key in ("metrics", "max_new_tokens", "group_by"):
-            usual = cls.model_fields[key].default  # which a resolved recipe has
-            if isinstance(values, dict) and values.get(key, usual) != usual:
-                raise ValueError(f"`{key}` belongs to answers; the loss alone is measured (validation_loss): remove it")
-        return values
 
 
 class MetaQueryRecipe(blocks.Recipe):

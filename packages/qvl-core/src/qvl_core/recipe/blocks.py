@@ -24,7 +24,8 @@ class Quantization(Block):
     """nf4: hold the scales of the blocks in 8 bits as well."""
 
 
-def _as_quantization(value: Any) -> Any:
+def as_quantization(value: Any) -> Any:
+    """A kind alone stands for a block."""
     return {"kind": value} if isinstance(value, str) else value
 
 
@@ -38,7 +39,7 @@ class Model(Block):
     attention: Literal["auto", "packed", "flash", "sdpa", "eager"] = "auto"
     """auto takes packed: torch's varlen kernels on a GPU, SDPA by document elsewhere. flash: FlashAttention 4 or 3."""
     quantization: Annotated[
-        Quantization | None, BeforeValidator(_as_quantization, json_schema_input_type=Quantization | str | None)
+        Quantization | None, BeforeValidator(as_quantization, json_schema_input_type=Quantization | str | None)
     ] = None
     """Hold the frozen language model in fewer bits: `nf4`, `int8`, or a block."""
     init_from: str | None = None
