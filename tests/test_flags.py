@@ -9,7 +9,8 @@ import pytest
 from qvl_core.recipe.load import load
 
 DOCS = Path(__file__).parents[1] / "docs"
-RECIPES = {"sft": "lora_4b", "mdlm": "lora_2b", "metaquery": "tiny"}  # page -> recipe that its keys change
+# page -> recipe that its keys change
+RECIPES = {"sft": "lora_4b", "mdlm": "lora_2b", "metaquery": "tiny", "edit": "full_2509"}
 # What the documents that users come with set.
 FLAGS = {
     "sft": """
@@ -25,6 +26,15 @@ learning_rate warmup_ratio lr_scheduler_type bf16 tf32 gradient_checkpointing
     "metaquery": """
 run_name config_file base_dir resume_from_checkpoint file_name output_dir qwen3vl_model checkpoint_path mode prompt
 guidance_scale num_images seed input_images image_guidance_scale share nproc-per-node
+""",
+    "edit": """
+output_jsonl_dir embeddings_save_dir model_path image_sample_size disable_inverse t2i_mode nproc_per_node nnodes
+node_rank master_port master_addr mixed_precision use_fsdp fsdp_auto_wrap_policy fsdp_transformer_layer_cls_to_wrap
+fsdp_state_dict_type num_processes num_machines machine_rank main_process_ip main_process_port
+pretrained_model_name_or_path train_data_meta_dir train_data_weights train_src_img_num_weights train_batch_size
+gradient_accumulation_steps num_train_epochs max_train_steps learning_rate lr_scheduler lr_warmup_steps
+checkpointing_steps output_dir gradient_checkpointing adam_weight_decay max_grad_norm uniform_sampling
+trainable_modules vae_mini_batch
 """,
 }
 WORDS = {
@@ -45,6 +55,9 @@ app_qwen3vl.py learning_rate warmup_steps num_metaqueries connector_num_hidden_l
 modules_to_unfreeze "vae" model.mllm_backbone embed_tokens per_device_train_batch_size deepspeed zero1.json zero2.json
 zero3.json max_pixels MetaQuery_Instruct_2.4M_512res CC12M find_newest_checkpoint ignore_mismatched_sizes
 _gradient_checkpointing torch_dtype caption= guidance_scale= num_inference_steps
+""",
+    "edit": """
+jsonl_path TRANSFORMER_BASED_WRAP QwenImageTransformerBlock SHARDED_STATE_DICT constant_with_warmup "."
 """,
 }
 

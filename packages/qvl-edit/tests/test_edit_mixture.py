@@ -38,7 +38,7 @@ def close_to(counts: Mapping[Any, int], shares: Mapping[Any, float]) -> bool:
 def test_weights_are_spelled_as_in_the_document() -> None:
     assert task_weights("a=0.5,b=1.2") == {"a": 0.5, "b": 1.2}
     assert task_weights(" a = 1e-1 , b=2,") == {"a": 0.1, "b": 2.0}
-    assert source_weights("0=1,1=1,2=1,3=0") == {"0": 1.0, "1": 1.0, "2": 1.0, "3": 0.0}
+    assert source_weights("0=1,1=1,2=1,3=0") == {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.0}
     assert task_weights({"a": 1}) == {"a": 1}
     assert task_weights(None) is None
 

@@ -12,10 +12,12 @@ def task_weights(value: Any) -> Any:
 def source_weights(value: Any) -> Any:
     """Weights of numbers of sources, if `value` is text; anything else stays. Raises ValueError."""
     pairs = _split(value) if isinstance(value, str) else value
-    for number in pairs if isinstance(pairs, dict) else ():
+    if not isinstance(pairs, dict):
+        return pairs
+    for number in pairs:
         if not str(number).isdecimal():
             raise ValueError(f"`{number}` is no number of sources; write 0=1,1=1,2=1,3=0")
-    return _checked(pairs)
+    return _checked({int(number): weight for number, weight in pairs.items()})
 
 
 def _split(text: str) -> dict[str, float]:

@@ -1,0 +1,163 @@
+"""The recipe of editing: the common blocks, which samples a step learns from, and the sizes of their pictures."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from qvl_core.recipe import blocks
+from qvl_core.recipe.drawing import DrawingBatch, DrawingEvaluate, DrawingTrain, unusual
+from qvl_edit.weights import source_weights, task_weights
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class EditQuantization(blocks.Quantization):
+    """Frozen weights in fewer bits, under adapters (QLoRA: Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    groups: list[str] = ["transformer_blocks"]  # noqa: RUF012 (pydantic copies it)
+    """Pieces of names of modules whose linear layers are held so, as `tune` names them."""
+
+
+class EditModel(blocks.Model):
+    """Which Qwen-Image to train, and how to hold its transformer."""
+
+    name: str
+    """Hub id or local folder in the layout of diffusers, or `tiny` (a small random one built on the spot)."""
+    quantization: Annotated[
+        EditQuantization | None,
+        BeforeValidator(blocks.as_quantization, json_schema_input_type=EditQuantization | str | None),
+    ] = None
+    """Hold the frozen transformer in fewer bits: `nf4`, `int8`, or a block."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_attention(cls, values: Any) -> Any:
+        for key in unusual(cls, values, ("attention",)):
+            raise ValueError(f"`{key}`: the transformer has one way to attend, torch's own; remove it")
+        return values
+
+
+class Mixture(blocks.Block):
+    """Which samples a step learns from."""
+
+    tasks: Annotated[
+        dict[str, Weight] | None,
+        BeforeValidator(task_weights, json_schema_input_type=dict[str, Weight] | str | None),
+    ] = None
+    """Weights of tasks, `a=0.5,b=1.2`; one that is not named is not trained. Default: each sample counts the same."""
+    sources: Annotated[
+        dict[int, Weight] | None,
+        BeforeValidator(source_weights, json_schema_input_type=dict[int, Weight] | str | None),
+    ] = None
+    """Weights of the number of sources of a step, `0=1,1=1,2=1,3=0`; default: as often as the samples have them."""
+    inverse: bool = True
+    """Learn the way back as well, from target to source, where a sample has a text for it and one source."""
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Part of the samples whose text is left out, so that guidance has something to compare with."""
+
+
+class Pictures(blocks.Block):
+    """How pictures are brought to size: the same for sources and targets, in extraction, training and editing."""
+
+    size: Annotated[int, Field(ge=16)] | None = None
+    """Side in pixels of a square with the area of a picture in training; default: the checkpoint's (1024)."""
+    vl_size: Annotated[int, Field(ge=28)] | None = None
+    """The same of a source as the text encoder is shown it; default: the checkpoint's (384, or 1024)."""
+    vae_batch: Annotated[int, Field(ge=1)] | None = None
+    """Pictures that the autoencoder encodes at once; default: all of a forward."""
+
+
+class Flow(blocks.Block):
+    """What is learned from a target."""
+
+    times: Literal["uniform", "logit_normal", "mode"] = "uniform"
+    """How noise levels are drawn, before the checkpoint's shift: all alike, mostly the middle ones, or in between."""
+
+
+class Stored(blocks.Block):
+    """What was computed before: folders that `qvl-edit extract` has written."""
+
+    embeddings: str | None = None
+    """Texts with their pictures, as the text encoder reads them; default: in the folder of each task."""
+    latents: str | None = None
+    """Pictures as the autoencoder gives them; default: they are opened and encoded in each step."""
+
+
+class Sampling(blocks.Block):
+    """How pictures are drawn while training; `qvl-edit edit` has the same as options."""
+
+    guidance: Annotated[float, Field(ge=0)] = 4.0
+    """How much more than the negative text the text weighs; 1: no guidance."""
+    steps: Annotated[int, Field(ge=1)] = 40
+    """Steps from noise to picture."""
+    negative: str = " "
+    """What is not to be drawn."""
+    preview: Annotated[int, Field(ge=1)] | None = None
+    """Steps of training between pictures for report.html; default: with each evaluation."""
+
+
+class EditOptim(blocks.Optim):
+    """AdamW."""
+
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate of every group that names none."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.03
+    """Decoupled weight decay; never applied to norms and biases."""
+
+
+class EditSpeed(blocks.Speed):
+    """What makes a step fast. Editing has `fused_optimizer`; the others stay as they are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_acts(cls, values: Any) -> Any:
+        reasons = {
+            "label_rows": "no logits are computed",
+            "linear_patches": "pictures are read by `qvl-edit extract`",
+            "frozen_features": "the text encoder is no part of training",
+            "cache_features": "embeddings are stored before (`stored.embeddings`)",
+            "offload": "activations stay on the device (`train.recompute: true` makes them few)",
+            "compile": "layers are not compiled",
+        }
+        for key in unusual(cls, values, reasons):
+            raise ValueError(f"`{key}` does nothing in editing, where {reasons[key]}: remove it")
+        return values
+
+
+class EditRecipe(blocks.Recipe):
+    """The transformer of Qwen-Image or Qwen-Image-Edit: trained whole, in parts, or by adapters."""
+
+    model: EditModel
+    mixture: Mixture = Mixture()
+    pictures: Pictures = Pictures()
+    flow: Flow = Flow()
+    stored: Stored = Stored()
+    sampling: Sampling = Sampling()
+    batch: DrawingBatch
+    optim: EditOptim = EditOptim()
+    train: DrawingTrain
+    evaluate: DrawingEvaluate = DrawingEvaluate()
+    speed: EditSpeed = EditSpeed()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_are_pictures(cls, values: Any) -> Any:
+        if isinstance(values, dict) and blocks.Media.model_validate(values.get("media", {})) != blocks.Media():
+            raise ValueError("`media` is of Qwen3-VL, which is not here; `pictures` has the sizes: remove it")
+        return values
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> "EditRecipe":
+        if all(block.mode == "frozen" for block in self.tune.values()):
+            raise ValueError("`tune` trains nothing; name `transformer` or pieces of its modules' names, lora or full")
+        return self
+
+    @model_validator(mode="after")
+    def _no_layers(self) -> "EditRecipe":
+        for name, block in self.tune.items():
+            if block.layers is not None:
+                raise ValueError(f"`tune.{name}.layers`: name blocks of the transformer instead, such as blocks.59.")
+        return self
+
+
+RECIPE = EditRecipe

@@ -1,0 +1,115 @@
+"""The shipped recipes: valid, described by what is true, with the values of the document; what cannot be meant."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import QwenImageTransformer2DModel
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.lora import apply_tune
+from qvl_core.qwen3vl.quantize import quantized_layers
+from qvl_core.recipe.load import dump, load
+from qvl_core.recipe.shipped import shipped
+from qvl_core.recipe.testing import check_counts, head
+from qvl_edit.groups import groups
+from qvl_edit.recipe import RECIPE, EditRecipe
+
+RECIPES = {recipe.name: recipe for recipe in shipped("qvl_edit")}
+LAYERS = 60
+
+
+def of(name: str, *overrides: str) -> EditRecipe:
+    return load(RECIPE, name, overrides, "qvl_edit")
+
+
+def transformer() -> QwenImageTransformer2DModel:
+    """Of the released checkpoints, without storage."""
+    with torch.device("meta"):
+        return QwenImageTransformer2DModel(out_channels=16)
+
+
+def test_those_that_are_promised_are_there() -> None:
+    assert set(RECIPES) == {"full_2509", "lora_2509", "lora_2511", "qlora", "t2i", "tiny"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_is_valid(name: str, tmp_path: Path) -> None:
+    recipe = of(name)
+    (tmp_path / "resolved.yaml").write_text(dump(recipe), encoding="utf-8")
+    assert load(RECIPE, tmp_path / "resolved.yaml") == recipe
+    assert f"qvl-edit train {name}" in RECIPES[name].text
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "tiny"])
+def test_its_head_counts_right(name: str) -> None:
+    recipe = of(name)
+    table = apply_tune(transformer(), recipe.tune, seed=0, groups=groups(recipe.tune, LAYERS))
+    assert table.parameters == 20_430_401_088
+    check_counts(head(RECIPES[name].text), table)
+
+
+def test_the_full_recipe_is_the_documents_command() -> None:
+    recipe = of(
+        "full_2509", "data.train=/path/to/your_meta_dir", "mixture.tasks=dataset_a=0.5,dataset_b=1.2,dataset_c=1.0"
+    )
+    assert recipe.model.name == "Qwen/Qwen-Image-Edit-2509"
+    assert recipe.data.train[0].source == "/path/to/your_meta_dir"
+    assert recipe.mixture.tasks == {"dataset_a": 0.5, "dataset_b": 1.2, "dataset_c": 1.0}
+    assert recipe.mixture.sources == {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.0}
+    assert (recipe.pictures.size, recipe.pictures.vae_batch, recipe.flow.times) == (512, 1, "uniform")
+    assert (recipe.batch.size, recipe.batch.micro, recipe.parallel.nproc) == (8, 1, 8)
+    assert (recipe.optim.lr, recipe.optim.weight_decay) == (2e-5, 3e-2)
+    assert (recipe.schedule.name, recipe.schedule.warmup) == ("constant", 100)
+    assert (recipe.train.steps, recipe.train.clip, recipe.train.precision) == (512, 0.05, "bf16")
+    assert (recipe.train.recompute, recipe.checkpoint.every, recipe.parallel.strategy) == (True, 100, "fsdp2")
+    assert {name: block.mode for name, block in recipe.tune.items()} == {"transformer": "full"}
+
+
+def test_weights_may_be_written_as_a_block() -> None:
+    recipe = of("tiny", "mixture={tasks: {a: 1, b: 0.5}, sources: {0: 1, 2: 3}}")
+    assert recipe.mixture.tasks == {"a": 1.0, "b": 0.5}
+    assert recipe.mixture.sources == {0: 1.0, 2: 3.0}
+    assert of("tiny", "mixture.sources=1=1").mixture.sources == {1: 1.0}
+
+
+def test_parts_are_named_by_pieces_of_their_names() -> None:
+    recipe = of("tiny", "tune={attn.to_q: {mode: full, lr: 1e-5}, transformer: {mode: full}}")
+    assert list(recipe.tune) == ["attn.to_q", "transformer"]
+
+
+def test_what_is_held_in_fewer_bits() -> None:
+    quantization = of("qlora").model.quantization
+    assert quantization is not None
+    assert (quantization.kind, quantization.groups) == ("nf4", ["transformer_blocks"])
+    found = quantized_layers(transformer(), quantization, groups(quantization.groups, LAYERS))
+    assert all(name.startswith("transformer_blocks.") for name in found)
+    assert len(found) == 60 * 14 - 4  # the last block's four that are not used are left as they are
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["mixture.tasks=a=-1"], "the weight of `a` is -1; it must be 0 or more"),
+        (["mixture.tasks=a"], "`a` is no weight; write NAME=NUMBER"),
+        (["mixture.sources=0=0,1=0"], "all weights are 0"),
+        (["mixture.sources=one=1"], "`one` is no number of sources"),
+        (["mixture={sources: {1: -1}}"], "the weight of `1` is -1"),
+        (["mixture.dropout=2"], "mixture.dropout"),
+        (["mixture.task=a=1"], 'did you mean "mixture.tasks"'),
+        (["flow.times=sigmoid"], "flow.times"),
+        (["batch.tokens=4096"], "`tokens` belongs to text"),
+        (["train.recompute=[llm]"], "set true or false"),
+        (["speed.compile=true"], "`compile` does nothing in editing, where layers are not compiled: remove it"),
+        (["evaluate.metrics=[exact_match]"], "`metrics` belongs to answers"),
+        (["model.attention=flash"], "`attention`: the transformer has one way to attend"),
+        (["media.max_pixels=262144"], "`pictures` has the sizes: remove it"),
+        (["tune.transformer.mode=frozen"], "`tune` trains nothing"),
+        (["tune.transformer.layers=2"], "name blocks of the transformer instead"),
+    ],
+)
+def test_what_cannot_be_meant(changes: list[str], words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        of("tiny", *changes)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
