@@ -18,7 +18,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import fingerprint
-from qvl_metaquery.loading import load_part
+from qvl_core.qwen3vl.whole import load_part
 
 CONFIG = "config.json"
 

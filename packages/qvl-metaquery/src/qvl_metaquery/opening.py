@@ -8,9 +8,9 @@ import torch
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import find_folder, load_model
+from qvl_core.qwen3vl.whole import load_part
 from qvl_core.recipe.blocks import Model
 from qvl_metaquery.connector import Connector
-from qvl_metaquery.loading import load_part
 from qvl_metaquery.model import MetaQuery
 from qvl_metaquery.settings import Settings
 

@@ -1,0 +1,154 @@
+"""Instructions and pictures as what Qwen-Image-Edit's transformer is told: hidden states of Qwen2.5-VL.
+
+    embedder = Embedder.open(folder, read_profile(folder), dtype, device)
+    (one,) = embedder([Asked(("make it red", "把它变红", ""), pictures)])
+    one.whole(0)                                        # (L, D), of the first text
+    states, mask = padded([one.whole(0), one.whole(2)]) # (B, L, D), (B, L)
+
+Texts with the same pictures share what stands before them, pictures above all (196 of some 225 tokens with one). That
+part is computed once and its keys and values are read by each text, as attention only looks back; what comes out is the
+same (1e-5 in fp32) as of one forward for each text. So a batch is a number of picture sets, whatever texts they have.
+
+Pictures are given as `Geometry.vl` has them. Positions are those of their rows and columns: transformers 5 counts
+through without `mm_token_type_ids`, which diffusers' pipelines do not pass, so theirs differ.
+
+Shapes: B rows of L tokens of width D; P of them shared, S of a text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from qvl_edit.profile import Profile
+from qvl_edit.template import Tokens
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Texts about the same pictures, each to be embedded. A text may be empty, and there may be no picture."""
+
+    texts: tuple[str, ...]
+    pictures: tuple[Image.Image, ...] = ()
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was asked: tokens (P, D) that all texts share, and those (S, D) of each."""
+
+    shared: Tensor
+    texts: tuple[Tensor, ...]
+
+    def whole(self, number: int) -> Tensor:
+        """(L, D), the embedding of one text."""
+        return torch.cat([self.shared, self.texts[number]])
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A text encoder and what reads for it.
+
+    model      Qwen2.5-VL (`Qwen2_5_VLForConditionalGeneration`)
+    pictures   its image processor; None where there are never pictures
+    """
+
+    model: Any
+    tokenizer: Any
+    pictures: Any
+    profile: Profile
+
+    @classmethod
+    def open(cls, folder: Path, profile: Profile, dtype: torch.dtype, device: Any = "cpu") -> Self:
+        """Of a checkpoint in the layout of diffusers. Raises BadInput for what cannot be read, or does not belong."""
+        from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+        from qvl_core.qwen3vl.whole import load_part
+
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        profile.check(tokenizer)
+        pictures = AutoImageProcessor.from_pretrained(folder / "processor") if profile.pictures else None
+        model = load_part(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", dtype)
+        return cls(model.to(device).eval().requires_grad_(False), tokenizer, pictures, profile)
+
+    @torch.no_grad()
+    def __call__(self, asked: Sequence[Asked]) -> list[Embedded]:
+        """The embeddings of each, in the model's type and on its device."""
+        pixels, grid, seen = self._pixels([picture for one in asked for picture in one.pictures])
+        rows: list[list[Tokens]] = []
+        at = 0
+        for one in asked:
+            template, count = self.profile.template(len(one.pictures)), len(one.pictures)
+            rows.append([template.tokens(text, seen[at : at + count], self.tokenizer) for text in one.texts])
+            at += count
+
+        firsts = [row[0] for row in rows]
+        ids, mask = self._stacked([one.ids[: one.shared] for one in firsts])  # (B, P)
+        types, _ = self._stacked([one.types[: one.shared] for one in firsts])
+        positions, start = self._positions(ids, types, mask, grid)
+        shared = self.model.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            pixel_values=pixels,
+            image_grid_thw=grid,
+            use_cache=True,
+        )
+
+        owner = torch.tensor([number for number, row in enumerate(rows) for _ in row], device=ids.device)
+        ends, ends_mask = self._stacked([one.ids[one.shared :] for row in rows for one in row])  # (texts, S)
+        cache = shared.past_key_values
+        cache.batch_select_indices(owner)
+        behind = start[owner, None] + torch.arange(ends.shape[1], device=ids.device)
+        texts = self.model.model(
+            input_ids=ends,
+            attention_mask=torch.cat([mask[owner], ends_mask], 1),
+            position_ids=behind.expand(3, -1, -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+        states = iter(zip(texts.last_hidden_state, ends_mask.sum(1).tolist(), strict=True))
+        found = []
+        for one, row, tokens in zip(asked, rows, shared.last_hidden_state, strict=True):
+            dropped = self.profile.template(len(one.pictures)).dropped
+            length = row[0].shared
+            own = [state[max(0, dropped - length) : end] for state, end in (next(states) for _ in row)]
+            found.append(Embedded(tokens[dropped:length], tuple(own)))
+        return found
+
+    def _pixels(self, pictures: Sequence[Image.Image]) -> tuple[Tensor | None, Tensor | None, list[int]]:
+        """Patches, rows and columns of patches, and the number of tokens of each picture."""
+        if not pictures:
+            return None, None, []
+        read = self.pictures(images=list(pictures), return_tensors="pt").to(self.model.device)
+        grid = read["image_grid_thw"]
+        return read["pixel_values"], grid, (grid.prod(-1) // self.pictures.merge_size**2).tolist()
+
+    def _positions(self, ids: Tensor, types: Tensor, mask: Tensor, grid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(3, B, P) time, row and column of each token, and (B,) where they go on."""
+        if grid is None:
+            return (mask.cumsum(1) - 1).clamp(min=0).expand(3, -1, -1), mask.sum(1)
+        positions, more = self.model.model.get_rope_index(ids, types, grid, attention_mask=mask)
+        return positions, mask.sum(1) + more[:, 0]
+
+    def _stacked(self, rows: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+        """(B, L) of rows of different lengths, and which of it is theirs."""
+        padded = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+        return padded.to(self.model.device), mask.to(self.model.device)
+
+
+def padded(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(B, L, D) of embeddings (L, D), zeros behind shorter ones, and (B, L), true where there is one: without this mask
+    the transformer takes the zeros for words."""
+    lengths = torch.tensor([len(one) for one in embeddings], device=embeddings[0].device)
+    states = pad_sequence(list(embeddings), batch_first=True)
+    return states, torch.arange(states.shape[1], device=states.device) < lengths[:, None]
