@@ -1,4 +1,4 @@
-"""The figures that docs/sft and docs/mdlm state are those of benchmarks/results and of `plan`, as they are now."""
+"""The figures that pages of docs/ state are those of benchmarks/results and of `plan`, as they are now."""
 
 import json
 import re
@@ -123,6 +123,26 @@ def test_caches_and_the_loss_step() -> None:
     memory, time = loss["extra_mib"], loss["time_ratio"]
     assert f"{memory['masked']:.0f} MiB where logits of every token take {memory['full']:.0f}" in " ".join(text.split())
     assert f"{time:.1f} times as fast" in " ".join(text.split())
+
+
+def test_operations_of_drawing() -> None:
+    found = result("metaquery")
+    assert found["missed"] == []
+    sizes = row("metaquery/model.md", "Parameters at 24 layers")
+    for one in found["training"]:
+        model = one["model"].removeprefix("Qwen3-VL-")
+        stated = row("metaquery/model.md", f"{model} | {one['prompt_tokens']}, {one['queries']}")[1:]
+        alone, whole = one["language_model"], one["whole_step"]  # operations, of which the file has ratios rounded
+        ratios = [f"{part['one_phase'] / part['two_phases']:.2f} times" for part in (alone, whole)]
+        assert stated == [*ratios, f"{whole['two_phases'] / 790e9:.1f} ms"], one
+        assert sizes[{"2B": 0, "8B": 2}[model]] == f"{one['connector_parameters'] / 1e9:.3f} B"
+    text, drawn, equal = " ".join(page("metaquery/drawing.md").split()), found["drawing"], found["equal_prompts"]
+    once, again = (drawn["cpu_seconds"][arm]["median"] for arm in ("remembered", "each_step"))
+    assert (drawn["steps"], drawn["largest_difference"]) == (20, 0)
+    assert f"Twenty guided steps behind a caption of {drawn['caption_tokens']} tokens take {once:.2f} CPU-s" in text
+    assert f"read once and {again:.1f} with the prompt read again" in text
+    assert (equal["pictures"], equal["prompts"]) == (64, 10)
+    assert f"takes {equal['ratio']:.1f} times fewer operations" in text
 
 
 @pytest.mark.slow
