@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from sketches import mixed, written
 
@@ -22,9 +23,11 @@ from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_core.training.optim import Optimizer
 from qvl_core.training.parts import Callbacks, Parts
-from qvl_metaquery import train
+from qvl_metaquery import MetaQueryPipeline, train
+from qvl_metaquery.prompts import Prompt
 from qvl_metaquery.recipe import RECIPE
 from qvl_metaquery.tiny import tiny
+from qvl_vision.tiny import tiny as tiny_swapped
 
 STEPS = 4
 FROZEN = "tune.transformer.mode=frozen"
@@ -273,6 +276,17 @@ def test_other_shapes_of_qwen_teach_as_well(kind: dict[str, Any], learn: Callabl
     run = learn("run", f"model.name={tmp_path / 'qwen'}", "train.steps=2")
     assert len(losses(run)) == 2
     assert weights(run)["queries"].shape == (6, 128)
+
+
+def test_a_swapped_tower_teaches_as_well(learn: Callable[..., Path], tmp_path: Path) -> None:
+    tiny_swapped(tmp_path / "swapped")
+    run = learn("run", f"model.name={tmp_path / 'swapped'}", "train.steps=2")
+    assert len(losses(run)) == 2
+    pipeline = MetaQueryPipeline.from_pretrained(run)
+    assert type(pipeline.model.mllm.model.visual).__module__ == "qvl_vision.tower"
+    shown = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")]
+    black, white = pipeline.conditions([Prompt("the same", (picture,)) for picture in shown])
+    assert (black - white).abs().max() > 1e-4
 
 
 @pytest.mark.skipif(not find_spec("bitsandbytes"), reason="none there")
