@@ -12,7 +12,7 @@ from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from qvl_core.errors import BadInput
 from qvl_edit.cut import Bucket
-from qvl_edit.flow import between, recovered, velocity_loss, velocity_losses
+from qvl_edit.flow import between, recovered, velocity_losses
 from qvl_edit.packing import pack, shapes, tokens_of, unpack
 from qvl_edit.times import LEVELS, MODE_SCALE, Shift, Times, density, level_of, noise_of
 
@@ -148,14 +148,8 @@ def test_noise_is_laid_on_as_the_scheduler_does_it() -> None:
     )
 
 
-def test_the_loss_is_a_sum_over_pictures_each_of_which_counts_once() -> None:
+def test_a_loss_is_a_mean_over_the_numbers_of_a_target_in_fp32() -> None:
     velocity, latents, noise = torch.randn(3, 5, 64, 3).unbind(-1)
     losses = velocity_losses(velocity, latents, noise)
     assert losses[1] == pytest.approx(float((velocity[1] - noise[1] + latents[1]).square().mean()))
-    assert torch.allclose(velocity_loss(velocity, latents, noise, torch.tensor([1.0, 0.0, 1.0])), losses[0] + losses[2])
-    apart = sum(
-        velocity_loss(*(part[i : i + 1] for part in (velocity, latents, noise)), torch.ones(1)) for i in range(3)
-    )
-    assert torch.allclose(velocity_loss(velocity, latents, noise, torch.ones(3)), torch.as_tensor(apart))
-    half = velocity_losses(velocity.bfloat16(), latents.bfloat16(), noise.bfloat16())
-    assert half.dtype == torch.float32
+    assert velocity_losses(velocity.bfloat16(), latents.bfloat16(), noise.bfloat16()).dtype == torch.float32

@@ -6,7 +6,6 @@ direction, e - x. Levels s are drawn by `times`.
 Shapes: B samples, N tokens of a target, F features of a token.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -27,11 +26,6 @@ def velocity_losses(velocity: Tensor, latents: Tensor, noise: Tensor) -> Tensor:
     velocity, latents, noise  (B, N, F)
     """
     return (velocity.float() - (noise.float() - latents.float())).square().mean((1, 2))
-
-
-def velocity_loss(velocity: Tensor, latents: Tensor, noise: Tensor, shares: Tensor) -> Tensor:
-    """The loss, summed over targets, of which each counts `shares` (B,): 1, whatever its size, or 0: not learned."""
-    return torch.dot(velocity_losses(velocity, latents, noise), shares)
 
 
 def _spread(levels: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+"""Between pictures and latents: a checkpoint's autoencoder, frozen.
+
+    vae = Vae(pipeline.vae)
+    latents = vae.encode(pixels)        # (B, 3, H, W) in [-1, 1] to (B, C, H / scale, W / scale)
+    pixels = vae.decode(latents)
+
+Latents have a mean of about 0 and a deviation of about 1, by the checkpoint's `latents_mean` and `latents_std`. Targets
+and sources alike are the middle of what the encoder gives, as the pipelines encode sources.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Vae(nn.Module):
+    """`AutoencoderKLQwenImage`, or what has its surface.
+
+    batch  pictures that are encoded at once; None: all
+    """
+
+    mean: Tensor  # (1, C, 1, 1), as is `std`
+    std: Tensor
+
+    def __init__(self, model: Any, batch: int | None = None) -> None:
+        super().__init__()
+        self.model, self.batch = model.eval().requires_grad_(False), batch
+        self.channels: int = model.config.z_dim
+        self.scale: int = 2 ** len(model.temperal_downsample)
+        """Pixels along one side of a latent place."""
+        self.register_buffer("mean", self._by_channel(model.config.latents_mean), persistent=False)
+        self.register_buffer("std", self._by_channel(model.config.latents_std), persistent=False)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, C, H / scale, W / scale) in fp32, computed in the autoencoder's own type."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            parts = pixels.to(self.model.dtype).unsqueeze(2).split(self.batch or len(pixels))
+            latents = torch.cat([self.model.encode(part).latent_dist.mode() for part in parts])
+        return (latents.squeeze(2).float() - self.mean) / self.std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 3, H, W) in fp32."""
+        whole = (latents.float() * self.std + self.mean).to(self.model.dtype)
+        with torch.autocast(latents.device.type, enabled=False):
+            pixels: Tensor = self.model.decode(whole.unsqueeze(2), return_dict=False)[0]
+        return pixels.squeeze(2).float()
+
+    def _by_channel(self, values: Any) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

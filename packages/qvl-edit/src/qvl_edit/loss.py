@@ -1,0 +1,28 @@
+"""The loss of a batch: pictures to latents, noise on the targets, and the direction that is predicted of it."""
+
+from typing import Any
+
+from torch import Tensor
+
+from qvl_core.training.parts import Loss
+from qvl_edit.batch import EditBatch
+from qvl_edit.flow import between, velocity_losses
+from qvl_edit.latents import Vae
+from qvl_edit.model import velocity
+from qvl_edit.packing import pack
+
+
+def edit_loss(transformer: Any, batch: EditBatch, vae: Vae) -> Loss:
+    """The flow-matching loss, summed over targets, of which each counts the same, whatever its size."""
+    return Loss((edit_losses(transformer, batch, vae) * batch.shares).sum(), {})
+
+
+def edit_losses(transformer: Any, batch: EditBatch, vae: Vae) -> Tensor:
+    """(B,) the flow-matching loss of each target."""
+    latents = batch.pictures if batch.coded else [vae.encode(pictures) for pictures in batch.pictures]
+    target, *sources = (pack(each.float()) for each in latents)  # (B, N, F)
+    noisy = between(target, batch.noise, batch.levels)
+    predicted = velocity(
+        transformer, noisy, sources, batch.told, batch.told_mask, batch.levels, batch.bucket, vae.scale
+    )
+    return velocity_losses(predicted, target, batch.noise)
