@@ -4,7 +4,6 @@ import contextlib
 import io
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from toy import network, toy_parts, toy_recipe
 from qvl_core.errors import QVLError
 from qvl_core.recipe.blocks import Recipe
 from qvl_core.run import RunFolder
+from qvl_core.testing import die
 from qvl_core.training.launch import environment, free_port
 from qvl_core.training.loop import fit
 from qvl_core.training.parts import Callbacks, Parts
@@ -32,11 +32,6 @@ def toy_run(out: Path, parts: Parts | None = None, recipe: Recipe | None = None,
             RunFolder.open(out)
         world.barrier()
         return fit(parts or toy_parts(network()), recipe, run, world, **options)
-
-
-def die() -> None:
-    """What no process can catch; on Windows SIGTERM is just as final."""
-    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def die_after(step: int) -> Callbacks:

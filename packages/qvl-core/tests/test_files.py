@@ -9,6 +9,7 @@ import pytest
 
 from qvl_core.errors import BadInput, QVLError
 from qvl_core.files import fsync_folder, new_folder, sha256, write_atomic
+from qvl_core.testing import operations
 
 
 def test_text_is_utf8_with_unix_newlines_and_bytes_are_kept(tmp_path: Path) -> None:
@@ -82,6 +83,14 @@ write_atomic(Path({str(target)!r}), "new")
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert target.read_text() == "old"
+
+
+def test_file_operations_are_named_and_left_as_they_were(tmp_path: Path) -> None:
+    real = os.replace
+    with operations() as done:
+        write_atomic(tmp_path / "a", "x")
+    assert done[:2] == ["fsync", "replace"]
+    assert os.replace is real
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:

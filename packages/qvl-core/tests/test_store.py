@@ -2,22 +2,22 @@
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from harness import child, die
+from harness import child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from qvl_core.errors import BadInput, QVLError
+from qvl_core.testing import operations
 from qvl_core.training.store import Store
 
 ABOUT = {"size": 8, "dtype": "bfloat16"}
@@ -196,27 +196,9 @@ SHARDS = [[0, 1, 2], [3], []]
 
 def written(folder: Path, number: int = 0) -> int:
     """Fill a store and index it, but die before file operation `number`; how many there were."""
-    count = 0
-
-    def counted(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*given: object, **named: object) -> object:
-            nonlocal count
-            count += 1
-            if count == number:
-                die()
-            return real(*given, **named)
-
-        return call
-
-    real = {name: getattr(os, name) for name in ("replace", "fsync", "unlink", "mkdir")}
-    try:
-        for name, function in real.items():
-            setattr(os, name, counted(function))
+    with operations(number) as done:
         fill(folder, SHARDS).tidy()
-    finally:
-        for name, function in real.items():
-            setattr(os, name, function)
-    return count
+    return len(done)
 
 
 def sweep(tmp_path: Path, every: int) -> None:

@@ -1,7 +1,6 @@
 """Kill -9 in the middle of a verb, at every place where it touches the disk, and see that the same command mends it.
 
-This file is also the program that runs in the child: it counts what changes or syncs files and kills itself before the
-k-th of them.
+This file is also the program that runs in the child.
 """
 
 import os
@@ -11,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-OPERATIONS = ("replace", "rename", "fsync", "unlink", "truncate", "mkdir")
+from qvl_core.testing import operations
 
 
 def check_every_kill(
@@ -60,24 +59,11 @@ def _child(args: list[str], number: int, code: int | None = None) -> "subprocess
 
 
 def _main(number: int, args: list[str]) -> None:
-    count = 0
-
-    def counted(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*given: object, **named: object) -> object:
-            nonlocal count
-            count += 1
-            if count == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*given, **named)
-
-        return call
-
     from qvl_data.cli import app
 
-    for name in OPERATIONS:
-        setattr(os, name, counted(getattr(os, name)))
-    code = app.run(args)
-    print(f"operations: {count}", file=sys.stderr)
+    with operations(number) as done:
+        code = app.run(args)
+    print(f"operations: {len(done)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,7 +1,11 @@
-"""Samples that ask for pictures: by a text alone, of a picture, of two; in a file that a recipe names."""
+"""Samples that ask for pictures: by a text alone, of a picture, of two; in a file that a recipe names. And a small
+autoencoder for them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC
 
 from qvl_data.convert import write_samples
 from qvl_data.example.digits import arrays, digit_media
@@ -53,3 +57,21 @@ def written(file: Path, samples: Iterable[Sample]) -> Path:
     """A file of samples."""
     write_samples(samples, file)
     return file
+
+
+def autoencoder() -> AutoencoderDC:
+    """A random one: latents of 8 channels, half as wide and high as pictures, whose scale is 0.25."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoencoderDC(
+            latent_channels=8,
+            encoder_block_types="ResBlock",
+            decoder_block_types="ResBlock",
+            encoder_block_out_channels=(16, 32),
+            decoder_block_out_channels=(16, 32),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            encoder_qkv_multiscales=((), ()),
+            decoder_qkv_multiscales=((), ()),
+            scaling_factor=0.25,
+        ).eval()

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sketches
 import torch
-from diffusers import AutoencoderDC
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -20,20 +20,7 @@ GREY = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand
 
 @pytest.fixture(scope="module")
 def autoencoder() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoencoderDC(
-            latent_channels=8,
-            encoder_block_types="ResBlock",
-            decoder_block_types="ResBlock",
-            encoder_block_out_channels=(16, 32),
-            decoder_block_out_channels=(16, 32),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=(1, 1),
-            encoder_qkv_multiscales=((), ()),
-            decoder_qkv_multiscales=((), ()),
-            scaling_factor=0.25,
-        ).eval()
+    return sketches.autoencoder()
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])

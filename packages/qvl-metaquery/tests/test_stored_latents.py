@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderDC
 from drawing_verbs import Done, qvl_metaquery
 from safetensors.torch import load_file
-from sketches import drawn, edited, mixed, said, written
+from sketches import autoencoder, drawn, edited, mixed, said, written
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe.load import load
@@ -37,23 +37,6 @@ from qvl_metaquery.recipe import RECIPE, MetaQueryRecipe
 from qvl_metaquery.tiny import tiny, tiny_sana
 
 STEPS = 3
-
-
-def autoencoder() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoencoderDC(
-            latent_channels=8,
-            encoder_block_types="ResBlock",
-            decoder_block_types="ResBlock",
-            encoder_block_out_channels=(16, 32),
-            decoder_block_out_channels=(16, 32),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=(1, 1),
-            encoder_qkv_multiscales=((), ()),
-            decoder_qkv_multiscales=((), ()),
-            scaling_factor=0.25,
-        ).eval()
 
 
 class Drawable(AutoencoderDC):  # as `tiny_sana` takes a coder
@@ -270,23 +253,15 @@ def test_a_finished_folder_is_left_and_other_data_are_added(
 
 
 KILLED = """
-import os, signal, sys
+import sys
+from qvl_core.testing import operations
 from qvl_metaquery import encode
 from qvl_metaquery.cli import app
 
-def counted(real):
-    def call(*given, **named):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*given, **named)
-    return call
-
-encode.WINDOW, left = 4, int(sys.argv[1])
-for name in ("replace", "fsync"):
-    setattr(os, name, counted(getattr(os, name)))
-sys.exit(app.run(sys.argv[2:]))
+encode.WINDOW = 4
+with operations(int(sys.argv[1]), ("replace", "fsync")):
+    code = app.run(sys.argv[2:])
+sys.exit(code)
 """
 
 
