@@ -44,7 +44,7 @@ def test_round_trip_with_renamed_columns(row):
 
 
 @settings(max_examples=100, deadline=None)
-@given(anything(metaquery.FIELDS))
+@given(anything(metaquery.MetaQuery.fields))
 def test_anything_else_is_a_bad_sample(row):
     check_anything(METAQUERY, row, PLACE)
 

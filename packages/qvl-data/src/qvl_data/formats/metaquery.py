@@ -7,65 +7,44 @@ Pictures are paths, addresses, or `{bytes, path}` as `datasets` saves them. The 
 instruction is the prompt; captions are kept as fields. Columns can be renamed.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..errors import BadSample
-from ..sample import Edit, Sample
+from ..sample import Sample
 from . import register
-from .cells import cells_of, pictures_in
-from .columns import Columns
-from .common import build, not_expressible, unpack_extra, write_id
+from .common import write_id
 from .fitted import fitted
+from .instructed import Instructed
 
 _CAPTIONS = ("source_captions", "target_caption")
-FIELDS = ("id", "source_images", "prompt", "target_image", *_CAPTIONS)
 
 
 @register("metaquery")
-class MetaQuery:
-    def __init__(self, columns: Mapping[str, str] | None = None) -> None:
-        self.columns = Columns("metaquery", FIELDS, columns)
-
-    def matches(self, row: Any) -> bool:
-        needed = (self.columns[field] for field in ("source_images", "prompt", "target_image"))
-        return isinstance(row, dict) and all(column in row for column in needed)
+class MetaQuery(Instructed):
+    name = "metaquery"
+    needed = ("source_images", "prompt", "target_image")
+    fields = ("id", *needed, *_CAPTIONS)
 
     def read(self, row: Any, place: str) -> Sample:
-        values, others = self.columns.take(row, place)
-        for field in ("source_images", "prompt", "target_image"):
-            if field not in values:
-                raise self.columns.missing(field, others, place)
+        values, others = self.take(row, place)
         sources, prompt = values["source_images"], values["prompt"]
         if not isinstance(sources, list) or not sources:
             problem = f'"{self.columns["source_images"]}" is no list of pictures; give at least one'
-            raise BadSample("metaquery", problem, place)
+            raise BadSample(self.name, problem, place)
         if not isinstance(prompt, str) or not prompt:
             problem = f'"{self.columns["prompt"]}" is empty or no text; write what the sources are to become'
-            raise BadSample("metaquery", problem, place)
+            raise BadSample(self.name, problem, place)
         captions = values.get("source_captions")
         if isinstance(captions, list) and len(captions) != len(sources):
             problem = f"{len(captions)} captions of {len(sources)} source pictures; give one for each, or none at all"
             raise BadSample("media_count", problem, place)
-        named = [(f"source_images[{number}]", cell) for number, cell in enumerate(sources)]
-        media, layout = pictures_in([*named, ("target_image", values["target_image"])], place)
-        layout |= self.columns.hint
-        layout |= {"others": {"id": others.pop("id")}} if "id" in others else {}
-        others |= {self.columns[field]: values[field] for field in _CAPTIONS if field in values}
-        last = len(media) - 1
-        edit = Edit(sources=tuple(range(last)), target=last, instruction={"en": prompt})
-        return build("metaquery", place, {**others, **values}, others, layout, media, [], task="edit", edit=edit)
+        pictures = [(f"source_images[{number}]", cell) for number, cell in enumerate(sources)]
+        pictures.append(("target_image", values["target_image"]))
+        kept = {self.columns[field]: values[field] for field in _CAPTIONS if field in values}
+        return self.sample(place, values, pictures, prompt, others, kept)
 
     @fitted
     def write(self, sample: Sample) -> Any:
-        fields, layout = unpack_extra(sample, "metaquery")
-        if sample.edit is None:
-            raise not_expressible("metaquery", f"the task {sample.task}", sample)
-        said = sample.edit.instruction
-        if set(said) != {"en"} or not said["en"] or sample.edit.inverse:
-            raise not_expressible("metaquery", "an edit without one English instruction alone", sample)
-        if not sample.edit.sources or sample.messages or sample.regions:
-            raise not_expressible("metaquery", "more or less than sources, instruction and target", sample)
-        cells = cells_of([sample.media[index] for index in (*sample.edit.sources, sample.edit.target)], layout)
-        row = {"source_images": cells[:-1], "prompt": said["en"], "target_image": cells[-1]}
-        return {**fields, **layout.get("others", {}), **self.columns.give({**write_id(sample, layout), **row})}
+        (*sources, target), prompt, fields, layout = self.parts(sample)
+        values = {"source_images": sources, "prompt": prompt, "target_image": target}
+        return self.row({**write_id(sample, layout), **values}, fields, layout)
