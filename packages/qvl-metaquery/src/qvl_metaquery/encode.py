@@ -10,10 +10,8 @@ from other data; pictures that are there already are not decoded again. Equal pi
 machines meet one at the same time.
 """
 
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import ceil
@@ -28,6 +26,7 @@ from qvl_core.errors import BadInput
 from qvl_core.evaluation import LEFT_OUT, write_lines
 from qvl_core.recipe.blocks import Parallel
 from qvl_core.training.engine import DTYPES, resolve_precision, set_products
+from qvl_core.training.left_out import check_bad, left_out, noted
 from qvl_core.training.parts import Micro
 from qvl_core.training.prefetch import shares
 from qvl_core.training.store import Store
@@ -35,7 +34,8 @@ from qvl_core.training.world import processes
 from qvl_data.errors import BadSample
 from qvl_data.hashing import media_key
 from qvl_data.progress import track
-from qvl_data.sources import Mixture, mixtures
+from qvl_data.sources import mixtures
+from qvl_data.windows import Windows
 from qvl_metaquery.batch import bad_of
 from qvl_metaquery.coder import Coder, open_coder
 from qvl_metaquery.latents import about
@@ -74,12 +74,12 @@ def encode(recipe: MetaQueryRecipe, out: Path | None = None, shard: str = "1/1",
         coder = coder_of(recipe, world.device)
         said = {"scale": coder.scale, "device": world.device.type, "torch": torch.__version__}
         store = Store.begin(out, about(coder, recipe.flow.size), "choose another --out", said)
-        work = _Pictures(lists, store, recipe.flow.size, batch)
-        names, there = work.names(), set(store.shards())
-        bad = _left_out(store, [name for name in names if name in there])
+        work = _Pictures(Windows(lists, WINDOW), store, recipe.flow.size, batch)
+        names, there = work.windows.names(), set(store.shards())
+        bad = left_out(store, [name for name in names if name in there])
         own = range(part - 1, len(names), parts)
         missing = [number for number in own if names[number] not in there]
-        steps = shares(replace(work, windows=missing), 0, len(missing) * work.steps, world, recipe.data.workers)
+        steps = shares(replace(work, missing=missing), 0, len(missing) * work.steps, world, recipe.data.workers)
         seen: set[bytes] = set()
         for number in track(missing, f"encode {out}", len(own), len(own) - len(missing)):
             entries: dict[bytes, Tensor] = {}
@@ -89,7 +89,7 @@ def encode(recipe: MetaQueryRecipe, out: Path | None = None, shard: str = "1/1",
                 check_bad(bad | found, recipe.data.max_bad)
                 if isinstance(micro.batch, _Keyed):
                     entries |= micro.batch.to(world.device).latents(coder, seen)
-            store.write(names[number], entries, {"left_out": json.dumps([*found.values()])})
+            store.write(names[number], entries, noted(found))
             bad |= found
     check_bad(bad, recipe.data.max_bad)
     if lacking := set(names) - set(store.shards()):
@@ -97,19 +97,9 @@ def encode(recipe: MetaQueryRecipe, out: Path | None = None, shard: str = "1/1",
         return
     store = store.again()
     store.tidy()
-    bad = _left_out(store, names)
+    bad = left_out(store, names)
     write_lines(out / LEFT_OUT, [*bad.values()])
     print(f"{out} holds {len(store):,} pictures, {len(bad):,} samples are left out; train with flow.latents={out}.")
-
-
-def check_bad(bad: Mapping[str, Mapping[str, Any]], allowed: int) -> None:
-    """Raise BadInput for more samples that cannot be used than `data.max_bad`."""
-    if len(bad) > allowed:
-        message = [*bad.values()][allowed]["message"].rstrip(".")
-        raise BadInput(
-            f"{message}; data.max_bad allows {allowed} bad samples and this is one more: mend it, or raise "
-            "data.max_bad, and run the same command again."
-        )
 
 
 def coder_of(recipe: MetaQueryRecipe, device: torch.device) -> Coder:
@@ -148,39 +138,30 @@ class _Keyed:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Every sample of some lists, window by window: `qvl_core.training.parts.Batches`, a batch at a step.
+    """Every sample of some windows, one after the other: `qvl_core.training.parts.Batches`, a batch at a step.
 
-    windows  numbers of those that are gone through
+    missing  numbers of the windows that are gone through
     """
 
-    lists: tuple[Mixture, ...]
+    windows: Windows
     store: Store
     size: int
     batch: int
-    windows: Sequence[int] = ()
-
-    def names(self) -> list[str]:
-        """The names of all windows' shards."""
-        said = [[mixture.fingerprint(), mixture.choice(), mixture.reading()] for mixture in self.lists]
-        data = hashlib.sha256(json.dumps([WINDOW, said]).encode()).hexdigest()[:12]
-        return [f"{data}-{number:06d}" for number in range(ceil(self._samples / WINDOW))]
+    missing: Sequence[int] = ()
 
     @property
     def steps(self) -> int:
         """Batches of a window."""
-        return ceil(WINDOW / self.batch)
+        return ceil(self.windows.size / self.batch)
 
     def plan(self, step: int, rank: int, world: int) -> range:
         window, place = divmod(step, self.steps)
-        start = self.windows[window] * WINDOW
-        end = min(start + WINDOW, self._samples)
-        return range(start + place * self.batch, end)[: self.batch]
+        return self.windows.numbers(self.missing[window])[place * self.batch :][: self.batch]
 
     def build(self, plan: range) -> list[Micro]:
         keys, pixels, bad = [], [], []
         for number in plan:
-            mixture, number = self._at(number)
-            item = mixture.item(number)
+            mixture, item = self.windows.at(number)
             try:
                 sample = mixture.sample(item)
                 media = sample.media[target_of(sample)]
@@ -192,19 +173,3 @@ class _Pictures:
                 bad.append(bad_of(mixture.place(item), error))
         batch = _Keyed(tuple(keys), stacked(pixels)) if keys else None
         return [Micro(batch, len(keys), 0, (), 0, tuple(bad))]
-
-    @property
-    def _samples(self) -> int:
-        return sum(mixture.chosen for mixture in self.lists)
-
-    def _at(self, number: int) -> tuple[Mixture, int]:
-        for mixture in self.lists:
-            if number < mixture.chosen:
-                return mixture, number
-            number -= mixture.chosen
-        raise IndexError(number)
-
-
-def _left_out(store: Store, names: Iterable[str]) -> dict[str, Any]:
-    """What could not be used of some shards' samples, by place."""
-    return {entry["id"]: entry for name in names for entry in json.loads(store.notes(name)["left_out"])}
