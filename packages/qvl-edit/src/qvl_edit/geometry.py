@@ -25,7 +25,6 @@ from qvl_edit.cut import Bucket, Size
 from qvl_edit.profile import MEGAPIXEL
 
 STEP = 32  # sides are multiples of it, in all pipelines
-FLOOR = 16  # those that a user asks for are, too: 8 pixels are a latent place, 2 x 2 of which are a token
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Geometry:
     source_area  pixels of a source for the autoencoder; None: as a target
     vl_area      pixels of a source for the text encoder
     stretch      how far rounding may change the ratio of a picture's sides
-    step         sides are multiples of it
+    step         sides are multiples of it: two tokens of 2 x 2 latent places
     """
 
     area: int = MEGAPIXEL
@@ -54,29 +53,29 @@ class Geometry:
         shapes = [*sources[-1:], target]
         fitted = next((size for one in shapes if self._bounded(target, size := self._sides(self.area, one))), None)
         if fitted is None:
-            raise self._refused(target, self.area, name)
+            raise self._refused(target, self._sides(self.area, target), name)
         return Bucket(fitted, tuple(self._of_source(source, name) for source in sources))
 
     def vl(self, source: Size, name: str = "") -> Size:
         """The size for the text encoder, which rounds it once more to whole tokens. Raises BadSample."""
-        fitted = self._sides(self.vl_area, source)
+        fitted = sides(self.vl_area, source[1] / source[0])
         if min(fitted) == 0:
-            raise self._refused(source, self.vl_area, name)
+            raise self._refused(source, fitted, name)
         return fitted
 
     def output(self, last_source: Size, height: int | None = None, width: int | None = None) -> Size:
-        """The size of what is drawn, as the pipelines have it. Raises BadSample."""
+        """Size of what is drawn, as the pipelines have it; given sides are cut to whole tokens. Raises BadSample."""
         own = self._sides(self.area, last_source)
-        size = ((height or own[0]) // FLOOR * FLOOR, (width or own[1]) // FLOOR * FLOOR)
+        token = self.step // 2
+        size = ((height or own[0]) // token * token, (width or own[1]) // token * token)
         if min(size) == 0:
-            raise self._refused(last_source, self.area, "")
+            raise self._refused(last_source, size, "")
         return size
 
     def _of_source(self, source: Size, name: str) -> Size:
-        area = self.source_area or self.area
-        fitted = self._sides(area, source)
+        fitted = self._sides(self.source_area or self.area, source)
         if not self._bounded(source, fitted):
-            raise self._refused(source, area, name)
+            raise self._refused(source, fitted, name)
         return fitted
 
     def _sides(self, area: int, shape: Size) -> Size:
@@ -85,11 +84,10 @@ class Geometry:
     def _bounded(self, size: Size, fitted: Size) -> bool:
         return min(fitted) > 0 and abs(stretched(size, fitted)) <= self.stretch
 
-    def _refused(self, size: Size, area: int, name: str) -> BadSample:
-        height, width = self._sides(area, size)
+    def _refused(self, size: Size, fitted: Size, name: str) -> BadSample:
         problem = (
-            f"{size[1]} x {size[0]} pixels would become {width} x {height}, which changes its shape by more than "
-            f"{self.stretch:.0%}; crop it, or train with a larger area"
+            f"{size[1]} x {size[0]} pixels would become {fitted[1]} x {fitted[0]}, which changes its shape by more "
+            f"than {self.stretch:.0%}; crop it, or train with a larger area"
         )
         return BadSample("edit_shape", problem, name)
 

@@ -7,6 +7,7 @@
 so, and a checkpoint of the one kind is never trained as the other.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,14 @@ class Profile:
         self.shown.check(tokenizer)
 
     def about(self) -> dict[str, Any]:
-        """What decides embeddings, beside the text encoder's weights: JSON for a manifest.
+        """What decides embeddings, beside pictures' sizes and the text encoder's weights: JSON for a manifest.
 
         The hidden state is the last one, behind the norm; positions are those of the pictures' rows and columns
         (`mm_token_type_ids`), which transformers 5 leaves out unless it is given them.
         """
+        texts = T2I.text("", 0) + self.shown.text("", self.pictures)
         return {
-            "texts": [T2I.text("", 0), self.shown.text("", self.pictures)],
-            "vl_area": self.vl_area if self.pictures else None,
+            "template": hashlib.sha256(texts.encode()).hexdigest()[:16],
             "hidden": "last, normed",
             "token_types": True,
         }
@@ -102,6 +103,15 @@ def read_profile(folder: Path) -> Profile:
             "not have; take model_index.json and transformer/ from one checkpoint."
         )
     return found[0]
+
+
+def read_scale(folder: Path) -> int:
+    """Pixels along a side of a latent place, of a checkpoint's autoencoder. Raises BadInput."""
+    file = folder / "vae" / "config.json"
+    halved = _read(file).get("temperal_downsample")  # diffusers' spelling
+    if not isinstance(halved, list):
+        raise BadInput(f"{file}: does not say how often sides are halved (temperal_downsample); copy it again.")
+    return int(2 ** len(halved))
 
 
 def _read(file: Path) -> dict[str, Any]:

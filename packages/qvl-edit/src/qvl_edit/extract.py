@@ -1,0 +1,213 @@
+"""`qvl-edit extract`: the embeddings of all that a recipe's data lists ask, once, so that training has no text encoder.
+
+FOLDER/store.json           template, text encoder, sizes and type, which training compares; versions
+FOLDER/shards/              embeddings by the content of pictures and text (`stored`)
+FOLDER/left_out.jsonl       what could not be used
+
+The lists are cut into windows of 128 samples, and a window is a shard: what a killed run has not written the next one
+does, and several processes, on one machine or many, share the windows out. A folder may be added to from other data;
+what is there already is not computed again.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL.Image import Image
+from torch import Tensor
+
+from qvl_core.errors import BadInput
+from qvl_core.evaluation import LEFT_OUT, write_lines
+from qvl_core.training.engine import DTYPES, resolve_precision, set_products
+from qvl_core.training.left_out import check_bad, left_out, noted
+from qvl_core.training.parts import Micro
+from qvl_core.training.prefetch import shares
+from qvl_core.training.samples import Bad
+from qvl_core.training.store import Store
+from qvl_core.training.world import processes
+from qvl_data.errors import BadSample, placed
+from qvl_data.progress import track
+from qvl_data.sample import Sample
+from qvl_data.sources import mixtures
+from qvl_data.windows import Windows
+from qvl_edit.embed import Asked, Embedder
+from qvl_edit.geometry import Geometry, resized
+from qvl_edit.opening import FOR_TEXTS, checkpoint, geometry_of
+from qvl_edit.profile import Profile, read_profile
+from qvl_edit.questions import Question, questions, target_of
+from qvl_edit.recipe import EditRecipe
+from qvl_edit.stored import about, content, key
+
+WINDOW = 128  # samples of a shard: some 400 MB with one source each, in bf16
+
+
+def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4) -> None:
+    """Write what is lacking in the folder `out` (default: the recipe's `stored.embeddings`).
+
+    batch  samples that are embedded together
+
+    Raises BadInput for a folder of another model, template, size or type, and for more bad samples than `data.max_bad`.
+    """
+    out = out or (Path(recipe.stored.embeddings).expanduser() if recipe.stored.embeddings else None)
+    if out is None:
+        raise BadInput("--out: is not given; name a folder for the embeddings, or set stored.embeddings.")
+    lists = tuple(mixtures(recipe.data).values())
+    if any(mixture.augments for mixture in lists):
+        raise BadInput("data.train is augmented, and embeddings are of pictures as they are; remove `augment`.")
+    with processes(recipe.parallel.model_copy(update={"strategy": "auto"})) as world:
+        set_products(recipe, world.device)
+        dtype = DTYPES[resolve_precision(recipe.train.precision, world.device)]
+        with checkpoint(recipe.model, FOR_TEXTS) as folder:
+            profile = read_profile(folder)
+            geometry = geometry_of(recipe.pictures, profile, folder)
+            embedder = Embedder.open(folder, profile, dtype, world.device)
+            origin = about(profile, geometry, folder, embedder.pictures, dtype)
+        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        said = {**versions, "device": world.device.type, "profile": profile.name}
+        store = world.on_first(lambda: Store.begin(out, origin, "choose another --out", said))
+
+        asked = _Wanted(recipe.mixture.inverse, recipe.mixture.sources, recipe.sampling.negative)
+        work = _Questions(Windows(lists, WINDOW, asked.said), store, profile, geometry, asked, batch)
+        names, there = work.windows.names(), set(store.shards())
+        bad = left_out(store, [name for name in names if name in there])
+        own = [number for number in range(len(names)) if names[number] not in there][world.rank :: world.size]
+        steps = shares(replace(work, missing=own), 0, len(own) * work.steps, world, recipe.data.workers)
+        for number in track(own, f"extract {out}", len(own)):
+            entries: dict[bytes, Tensor] = {}
+            found: dict[str, Any] = {}
+            for (micro,) in islice(steps, work.steps):
+                found |= {one.id: asdict(one) for one in micro.bad}
+                check_bad(bad | found, recipe.data.max_bad)
+                if isinstance(micro.batch, _Batch):
+                    entries |= micro.batch.embeddings(embedder, entries)
+            store.write(names[number], entries, noted(found))
+            bad |= found
+        world.barrier()
+        print(end=world.on_first(lambda: _finished(out, store, names, recipe.data.max_bad, work.windows.samples)))
+
+
+def _finished(out: Path, store: Store, names: Sequence[str], allowed: int, samples: int) -> str:
+    """Tidy the folder, and say what there is. Raises BadInput for more bad samples than are allowed."""
+    bad = left_out(store, names)
+    write_lines(out / LEFT_OUT, [*bad.values()])
+    check_bad(bad, allowed)
+    store.again().tidy()
+    return (
+        f"{out} holds the embeddings of {samples - len(bad):,} samples, {len(bad):,} are left out; train with "
+        f"stored.embeddings={out}.\n"
+    )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a recipe asks of a sample: the way back, numbers of sources that are trained, and what guidance leads away
+    from, in lists other than the first."""
+
+    inverse: bool
+    sources: dict[int, float] | None
+    negative: str
+
+    @property
+    def said(self) -> str:
+        return json.dumps([self.inverse, sorted((self.sources or {}).items()), self.negative])
+
+    def of(self, sample: Sample, profile: Profile, first: bool) -> list[Question]:
+        count = 0 if sample.edit is None else len(sample.edit.sources)
+        if self.sources is not None and not self.sources.get(count):
+            return []
+        return questions(sample, profile, self.inverse, ("",) if first else ("", self.negative))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Questions with their pictures, and the contents of these."""
+
+    shown: tuple[tuple[bytes, ...], ...]
+    asked: tuple[Asked, ...]
+
+    def to(self, device: Any, non_blocking: bool = False) -> "_Batch":
+        return self
+
+    def pin_memory(self) -> "_Batch":
+        return self
+
+    def embeddings(self, embedder: Embedder, known: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
+        """By key, of what is not known."""
+        new = [tuple(text for text in one.texts if key(shown, text) not in known) for shown, one in self]
+        wanted = [(shown, replace(one, texts=texts)) for (shown, one), texts in zip(self, new, strict=True) if texts]
+        found: dict[bytes, Tensor] = {}
+        if wanted:
+            for (shown, one), made in zip(wanted, embedder([one for _, one in wanted]), strict=True):
+                found[key(shown)] = made.shared.cpu()
+                found |= {key(shown, text): part.cpu() for text, part in zip(one.texts, made.texts, strict=True)}
+        return found
+
+    def __iter__(self) -> Any:
+        return zip(self.shown, self.asked, strict=True)
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Every sample of some windows, one after the other: `qvl_core.training.parts.Batches`, a batch at a step.
+
+    missing  numbers of the windows that are gone through
+    """
+
+    windows: Windows
+    store: Store
+    profile: Profile
+    geometry: Geometry
+    wanted: _Wanted
+    batch: int
+    missing: Sequence[int] = ()
+
+    @property
+    def steps(self) -> int:
+        """Batches of a window."""
+        return ceil(self.windows.size / self.batch)
+
+    def plan(self, step: int, rank: int, world: int) -> range:
+        window, place = divmod(step, self.steps)
+        return self.windows.numbers(self.missing[window])[place * self.batch :][: self.batch]
+
+    def build(self, plan: range) -> list[Micro]:
+        shown: list[tuple[bytes, ...]] = []
+        asked: list[Asked] = []
+        bad = []
+        for number in plan:
+            mixture, item = self.windows.at(number)
+            try:
+                sample = mixture.sample(item)
+                with placed(sample):
+                    new = self._new(sample, mixture is self.windows.lists[0])
+                shown += [pictures for pictures, _ in new]
+                asked += [one for _, one in new]
+            except BadSample as error:
+                place = mixture.place(item)
+                name = f"{place} ({error.sample_id})" if error.sample_id else place
+                bad.append(Bad(name, error.reason, str(error)))
+        batch = _Batch(tuple(shown), tuple(asked)) if shown else None
+        return [Micro(batch, len(shown), 0, (), 0, tuple(bad))]
+
+    def _new(self, sample: Sample, first: bool) -> list[tuple[tuple[bytes, ...], Asked]]:
+        """What a sample asks and the store has not. Raises BadSample, also for what training could not resize."""
+        sources = () if sample.edit is None else sample.edit.sources
+        target, *others = (sample.opener.size(sample.media[at])[::-1] for at in (target_of(sample), *sources))
+        self.geometry.fit(target, others)
+        found = []
+        for question in self.wanted.of(sample, self.profile, first):
+            pictures = content(sample, question.pictures)
+            if any(key(pictures, text) not in self.store for text in (None, *question.texts)):
+                seen = tuple(self._seen(sample, at) for at in question.pictures)
+                found.append((pictures, Asked(question.texts, seen)))
+        return found
+
+    def _seen(self, sample: Sample, index: int) -> Image:
+        picture = sample.opener.open(sample.media[index])
+        return resized(picture, self.geometry.vl((picture.height, picture.width)))

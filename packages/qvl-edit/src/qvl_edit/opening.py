@@ -1,0 +1,36 @@
+"""From the recipe's `model` and `pictures` to a checkpoint's folder and the sizes of pictures."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from qvl_core.qwen3vl.load import find_folder
+from qvl_edit.geometry import Geometry
+from qvl_edit.profile import Profile, read_scale
+from qvl_edit.recipe import EditModel, Pictures
+from qvl_edit.tiny import tiny
+
+ABOUT = ("*.json", "*/*.json", "*/*.txt", "*/*.jinja")  # small files: classes, sizes, tokenizer
+EVERY_PART = (*ABOUT, "*/*.safetensors")
+FOR_TEXTS = (*ABOUT, "text_encoder/*.safetensors")
+
+
+@contextmanager
+def checkpoint(model: EditModel, files: Sequence[str] = EVERY_PART) -> Iterator[Path]:
+    """The folder of a checkpoint in the layout of diffusers, for as long as parts of it are read. Raises BadInput."""
+    if model.name != "tiny":
+        yield find_folder(model.name, model.revision, "model.name", files)
+        return
+    with TemporaryDirectory() as folder:
+        tiny(Path(folder) / "tiny", coder="patches")
+        yield Path(folder) / "tiny"
+
+
+def geometry_of(pictures: Pictures, profile: Profile, folder: Path) -> Geometry:
+    """The sizes of pictures: the recipe's, else the checkpoint's own."""
+    return Geometry(
+        area=pictures.size**2 if pictures.size else profile.area,
+        vl_area=pictures.vl_size**2 if pictures.vl_size else profile.vl_area,
+        step=4 * read_scale(folder),
+    )

@@ -1,0 +1,72 @@
+"""Embeddings that `qvl-edit extract` has stored, found by what they were made of: pictures' files and the text.
+
+So the order of samples, their splits, tasks and mixtures do not matter, and nothing is opened to find one. What the
+texts about the same pictures share lies there once, and each text by itself.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvl_core.qwen3vl.load import weights_sha256
+from qvl_core.training.store import Store
+from qvl_data.errors import BadSample
+from qvl_data.hashing import media_key
+from qvl_data.sample import Sample
+from qvl_edit.geometry import STEP, Geometry
+from qvl_edit.profile import Profile
+
+FIX = "name another folder in stored.embeddings, or write one: qvl-edit extract RECIPE --out FOLDER"
+
+
+@dataclass(frozen=True)
+class StoredEmbeddings:
+    """A store of embeddings; shapes as in `embed`."""
+
+    store: Store
+
+    def whole(self, sample: Sample, pictures: Sequence[int], text: str) -> Tensor:
+        """(L, D) of a text about some of a sample's media, in the type that they were stored in. Raises BadSample."""
+        shown = content(sample, pictures)
+        parts = [self.store.get(key(shown)), self.store.get(key(shown, text))]
+        there = [part for part in parts if part is not None]
+        if len(there) < len(parts):
+            said = f'"{text[:60]}"' if text else "the empty text"
+            problem = (
+                f"{said} with its {len(pictures)} pictures is not in stored.embeddings ({self.store.folder}); add it "
+                "with `qvl-edit extract`"
+            )
+            raise BadSample("not_extracted", problem, sample.place, sample.id)
+        return torch.cat(there)
+
+
+def content(sample: Sample, pictures: Sequence[int]) -> tuple[bytes, ...]:
+    """What tells pictures apart, in their order. Raises BadSample for one that cannot be read."""
+    return tuple(media_key(sample.media[index], sample.opener) for index in pictures)
+
+
+def key(pictures: Sequence[bytes], text: str | None = None) -> bytes:
+    """The key of a text about some pictures; without a text, of what all of them share."""
+    said = b"" if text is None else b"text" + text.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(len(pictures).to_bytes(4, "big") + b"".join(pictures) + said).digest()
+
+
+def about(profile: Profile, geometry: Geometry, folder: Path, pictures: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """What decides the values of stored embeddings.
+
+    folder    of the checkpoint, for its text encoder's weights
+    pictures  the image processor, which resizes once more; None without pictures
+    """
+    size = None if pictures is None else pictures.size
+    limits = [] if size is None else [size["shortest_edge"], size["longest_edge"]]
+    return {
+        **profile.about(),
+        "text_encoder": weights_sha256(folder / "text_encoder")[:16],
+        "resize": [geometry.vl_area, STEP, *limits] if limits else None,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
