@@ -131,6 +131,15 @@ def test_speed_leaves_out_pauses_and_mfu_follows_it(run: RunFolder, monkeypatch:
     assert log.step(30, {"loss": 1.0}, tokens=1000)["tokens_per_second"] == 250.0
 
 
+def test_mfu_counts_what_is_not_of_tokens(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    log = RunLog(run, 100, flops_per_token=2e9, flops_per_count=5e11, stream=io.StringIO())
+    log.peak = 4e12
+    clock += 2
+    assert log.step(20, {"loss": 1.0}, tokens=1000, count=4)["mfu"] == 0.5  # (2e12 + 2e12) in two seconds
+
+
 def test_other_ranks_are_silent(run: RunFolder) -> None:
     log = RunLog(run, 4, to=["tensorboard"], rank=1, stream=(screen := io.StringIO()))
     with log.paused():

@@ -1,5 +1,6 @@
 """The plan: exact counts of the released models, and bytes against a real step of the tiny one on the CPU."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.lora import apply_tune, parameter_groups
+from qvl_core.qwen3vl.tiny import tiny as tiny_mllm
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_core.training.optim import Optimizer
@@ -21,7 +23,7 @@ from qvl_core.training.world import processes
 from qvl_data.sources import mixtures
 from qvl_metaquery import plan as planning
 from qvl_metaquery.batch import DrawingBatch, collation
-from qvl_metaquery.build import base_of, drawing_samples, open_parts, recompute
+from qvl_metaquery.build import base_of, drawing_samples, open_parts, operations, recompute
 from qvl_metaquery.connector import Connector
 from qvl_metaquery.counting import Work, count
 from qvl_metaquery.loss import drawing_loss
@@ -232,6 +234,35 @@ def test_the_verb_says_whether_it_fits() -> None:
     small = qvl_metaquery("plan", LARGE, "parallel={strategy: single}", "--gpu", "a100-40")
     assert "does not fit" in " ".join(small.out.split())
     assert "fsdp2" in small.out
+
+
+# Operations
+
+
+def test_operations_of_a_step_are_those_of_its_pictures_and_of_their_prompts(large: Callable[..., DrawingPlan]) -> None:
+    """As `benchmarks/metaquery.py` counts them operation by operation."""
+    plan = large("queries.number=64", "queries.caption_tokens=384", "train.recompute=false", "parallel.strategy=ddp")
+    assert plan.prompt == 448
+    assert plan.flops == plan.step / plan.devices * (plan.flops_per_picture + 448 * plan.flops_per_token)
+    found = json.loads((Path(__file__).parents[3] / "benchmarks/results/metaquery.json").read_text("utf-8"))
+    counted = found["training"][0]
+    assert (counted["prompt_tokens"], counted["queries"]) == (448, 64)
+    a_picture = plan.flops_per_picture + 448 * plan.flops_per_token
+    assert a_picture == pytest.approx(counted["whole_step"]["two_phases"], rel=0.02)
+
+
+def test_a_sana_is_counted_by_its_folder(tmp_path: Path) -> None:
+    tiny(tmp_path / "base")
+    given = of("sana.name=someone/unknown", "flow.latents=none")
+    planned = predict(of("flow.latents=none"))
+    assert operations(given, tmp_path / "base/sana") == (planned.flops_per_token, planned.flops_per_picture)
+
+
+def test_experts_are_counted_where_there_is_no_gpu(tmp_path: Path) -> None:
+    tiny(tmp_path / "base")
+    tiny_mllm(tmp_path / "experts", experts=4)
+    found = operations(of(f"model.name={tmp_path / 'experts'}"), tmp_path / "base/sana")
+    assert min(found) > 0
 
 
 # What to turn

@@ -21,6 +21,7 @@ from qvl_core.errors import QVLError
 from qvl_core.qwen3vl.tiny import tiny as tiny_mllm
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
+from qvl_core.training.log import peak_flops
 from qvl_core.training.optim import Optimizer
 from qvl_core.training.parts import Callbacks, Parts
 from qvl_metaquery import MetaQueryPipeline, train
@@ -151,6 +152,16 @@ def test_too_little_memory_is_answered_by_the_plan(learn: Callable[..., Path], m
         learn("run")
     assert "max_length" not in str(caught.value)
     assert "media" not in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_live_line_has_mfu(learn: Callable[..., Path]) -> None:
+    if peak_flops(name := torch.cuda.get_device_name()) is None:
+        pytest.skip(f"the peak of {name} is not known")
+    records = [record for record in RunFolder(learn("run")).read_metrics() if "loss" in record]
+    assert len(records) == STEPS
+    assert all(0 <= record["mfu"] < 1 for record in records)
 
 
 def test_no_trained_parameter_is_dead(

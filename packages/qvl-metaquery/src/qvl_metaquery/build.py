@@ -30,7 +30,7 @@ from qvl_metaquery.latents import StoredLatents, open_latents
 from qvl_metaquery.loss import drawing_loss
 from qvl_metaquery.model import GROUPS, MetaQuery
 from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer, sample_shift
-from qvl_metaquery.plan import advice
+from qvl_metaquery.plan import advice, predict
 from qvl_metaquery.preview import Preview
 from qvl_metaquery.prompts import PromptLayout
 from qvl_metaquery.recipe import MetaQueryRecipe
@@ -70,6 +70,7 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
         base.settings.write(run.path)  # a checkpoint can draw before there is a final/
         pace = f"{steps} steps of {recipe.batch.size} pictures; one epoch is {len(samples):,} pictures"
         Console().print(summary(opened.model.mllm), *opened.begun, opened.table.rich(), pace, sep="\n")
+    of_token, of_picture = operations(base, opened.sana) if world.device.type == "cuda" else (None, 0.0)
     return Parts(
         model=opened.model,
         groups=parameter_groups(opened.model, recipe.tune, recipe.optim, GROUPS),
@@ -95,6 +96,8 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
         preview_every=recipe.sampling.preview,
         export=partial(_export, base, opened, run.path),
         shards=shards_of(opened.model),
+        flops_per_token=of_token,
+        flops_per_count=of_picture,
         advice=partial(advice, recipe),
     )
 
@@ -204,6 +207,16 @@ def drawing_samples(
 def shards_of(model: MetaQuery) -> list[torch.nn.Module]:
     """What FSDP gathers one by one."""
     return [*model.mllm.model.language_model.layers, *model.connector.layers, *model.transformer.transformer_blocks]
+
+
+def operations(recipe: MetaQueryRecipe, sana: Path) -> tuple[float, float]:
+    """Those of training for a token of a prompt and, beside them, for a picture, as the plan counts them.
+
+    sana  its folder, by which its shapes are known whatever its name is
+    """
+    named = recipe.model_copy(update={"sana": recipe.sana.model_copy(update={"name": str(sana)})})
+    planned = predict(named, device="cpu")  # operations are the same on each, and the one in use is left alone
+    return planned.flops_per_token, planned.flops_per_picture
 
 
 def _export(recipe: MetaQueryRecipe, opened: Opened, run: Path, folder: Path, weights: Mapping[str, Tensor]) -> None:

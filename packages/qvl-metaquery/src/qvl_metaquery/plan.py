@@ -48,6 +48,10 @@ class DrawingPlan(Plan):
     """Of one forward on one device."""
     prompt: int
     """Tokens of each prompt."""
+    flops_per_picture: float
+    """Operations of training, beside those of the tokens of its prompt."""
+    flops_per_token: float
+    """Operations of reading a token of a prompt."""
     step: int
     """Pictures of one step over all devices."""
     moment: str
@@ -170,9 +174,14 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
     optional = ("averaged weights", "autoencoder", GATHERED)
     shown = {name: size for name, size in rows[moment].items() if size or name not in optional}
 
-    flops = _flops(recipe, counted.flops, of_group, pictures, prompt) + (
-        0 if recipe.flow.latents else pictures * count_encoding(coder, recipe.flow.size)
+    # A prompt is read without gradients, token by token; what it shows goes through the tower in four times as many.
+    of_token, seen = 2 * of_group["llm"].parameters, prompt - FRAME - recipe.queries.caption_tokens
+    of_picture = (
+        _flops(recipe, counted.flops, of_group) / pictures
+        + 2 * 4 * seen * of_group["vision"].parameters
+        + (0 if recipe.flow.latents else count_encoding(coder, recipe.flow.size))
     )
+    flops = pictures * (of_picture + prompt * of_token)
     rate = PEAK_FLOPS if on is None else on.flops
     floor = forwards * flops / (rate if half else rate / 2)  # fp32 runs as TF32, at half the rate
     peak = sum(shown.values())
@@ -190,6 +199,8 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
         devices=world,
         pictures=pictures,
         prompt=prompt,
+        flops_per_picture=of_picture,
+        flops_per_token=of_token,
         step=recipe.batch.size or 1,
         moment=moment,
     )
@@ -211,16 +222,8 @@ def _gathered(model: Any) -> int:
     return 2 * max(layers) + sum(p.numel() for p in model.parameters()) - sum(layers)
 
 
-def _flops(
-    recipe: MetaQueryRecipe, forward: dict[str, float], rows: dict[str, Row], pictures: int, prompt: int
-) -> float:
-    """Operations of one forward and backward. The frozen model at the queries has gradients of inputs alone, as has a
-    frozen Sana; the prompt has none."""
-    again = bool(recipe.train.recompute)
-    sana = 3 if rows["transformer"].trainable else 2
-    behind = (
-        (2 + again) * forward["queries"] + (3 + again) * forward["connector"] + (sana + again) * forward["transformer"]
-    )
-    shown = prompt - FRAME - recipe.queries.caption_tokens
-    read = 2 * pictures * (prompt * rows["llm"].parameters + 4 * shown * rows["vision"].parameters)
-    return behind + read
+def _flops(recipe: MetaQueryRecipe, forward: dict[str, float], rows: dict[str, Row]) -> float:
+    """Operations of one forward and backward behind the prompts. The frozen model at the queries has gradients of
+    inputs alone, as has a frozen Sana."""
+    times = {"queries": 2, "connector": 3, "transformer": 3 if rows["transformer"].trainable else 2}
+    return sum((times[part] + bool(recipe.train.recompute)) * operations for part, operations in forward.items())

@@ -117,6 +117,7 @@ class RunLog:
     """Shows and records a run. On ranks other than 0 it does nothing.
 
     flops_per_token  forward and backward, of what is really computed; gives MFU where the device's peak is known
+    flops_per_count  the same of each unit of the loss's denominator (a picture), beside those of tokens
     devices          how many devices the tokens are spread over
     start_step       the step resumed from
     """
@@ -128,6 +129,7 @@ class RunLog:
         *,
         to: Sequence[str] = (),
         flops_per_token: float | None = None,
+        flops_per_count: float = 0.0,
         start_step: int = 0,
         rank: int = 0,
         devices: int = 1,
@@ -137,14 +139,17 @@ class RunLog:
         if self.silent:
             return
         self.run, self.total, self.start = run, total_steps, start_step
-        self.flops_per_token, self.peak = flops_per_token, _peak_flops_here(devices)
+        self.flops_per_token, self.flops_per_count = flops_per_token, flops_per_count
+        self.peak = _peak_flops_here(devices)
         self.began = self.last = time.monotonic()
         self.unmeasured = 0.0  # seconds since `last` that are not training
         self.sinks: list[Sink] = [_SINKS[name](run, start_step) for name in to]
         self.screen = _screen(stream or sys.stdout)
 
-    def step(self, step: int, figures: Mapping[str, float], tokens: int) -> dict[str, Any]:
+    def step(self, step: int, figures: Mapping[str, float], tokens: int, count: int = 0) -> dict[str, Any]:
         """Log `step`: its figures, and speed since the last log step, in which `tokens` real tokens were trained on.
+
+        count  units of the loss's denominator in these steps
 
         Shown are loss, lr, grad_norm and nonfinite (steps not applied so far); all of `figures` are recorded.
         Returns the record.
@@ -152,11 +157,12 @@ class RunLog:
         if self.silent:
             return {}
         now = time.monotonic()
-        speed = tokens / max(now - self.last - self.unmeasured, 1e-9)
+        seconds = max(now - self.last - self.unmeasured, 1e-9)
         self.last, self.unmeasured = now, 0.0
-        record: dict[str, Any] = {"step": step, **figures, "tokens_per_second": round(speed, 1)}
+        record: dict[str, Any] = {"step": step, **figures, "tokens_per_second": round(tokens / seconds, 1)}
         if self.flops_per_token is not None and self.peak is not None:
-            record["mfu"] = round(self.flops_per_token * speed / self.peak, 4)
+            done = self.flops_per_token * tokens + self.flops_per_count * count
+            record["mfu"] = round(done / seconds / self.peak, 4)
         if (memory := memory_gb()) is not None:
             record["memory_gb"] = round(memory, 3)
         record["elapsed"] = round(now - self.began, 3)

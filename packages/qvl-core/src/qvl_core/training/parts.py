@@ -100,7 +100,7 @@ class Parts:
     recorded in environment.json (its "tune" is the report's tune table). `figures`, of what was done before the first
     step, go into result.json. `judged_by` is what the watched figure depends on beside the validation list, such as how
     answers are written: under early stopping, evaluations of another are not compared. `advice()` says what would need
-    less memory, when there was too little of it.
+    less memory, when there was too little of it. `flops_per_token` and `flops_per_count` are for MFU (see `RunLog`).
     """
 
     model: nn.Module
@@ -119,5 +119,6 @@ class Parts:
     preview_every: int | None = None
     shards: Sequence[nn.Module] = ()  # modules that FSDP gathers one by one: transformer blocks
     flops_per_token: float | None = None
+    flops_per_count: float = 0.0
     advice: Callable[[], str] | None = None
     callbacks: Sequence[Callbacks] = field(default_factory=tuple)

@@ -73,6 +73,7 @@ class Session:
             parts.steps,
             to=recipe.log.to,
             flops_per_token=parts.flops_per_token,
+            flops_per_count=parts.flops_per_count,
             start_step=self.step,
             rank=world.rank,
             devices=world.size,
@@ -144,7 +145,8 @@ class Session:
             counts, norms, sums = zip(*applied, strict=True)
             means = (sum(column) / sum(counts) for column in zip(*sums, strict=True))
             figures |= dict(zip(done[0].figures.names, means, strict=True)) | {"grad_norm": norms[-1]}
-        self._log.step(done[-1].step, figures, sum(entry.tokens for entry in done))
+        tokens, count = (sum(amounts) for amounts in zip(*((one.tokens, one.count) for one in done), strict=True))
+        self._log.step(done[-1].step, figures, tokens, count)
         for callback in self._callbacks:
             if callback.on_log:
                 callback.on_log(done[-1].step, dict(figures))
