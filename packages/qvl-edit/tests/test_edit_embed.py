@@ -166,3 +166,7 @@ def test_a_checkpoint_that_does_not_belong_together_is_refused(
     save_file({name: value for name, value in kept.items() if "layers.1.mlp.up" not in name}, weights)
     with pytest.raises(BadInput, match=r"1 weights are missing, such as .*; copy weights and config.json"):
         Embedder.open(folder, profile("edit"), torch.float32)
+    for part in ("processor", "tokenizer"):
+        shutil.rmtree(folder / part)
+        with pytest.raises(BadInput, match=rf"{part}: cannot be read \(.*\); copy it again"):
+            Embedder.open(folder, profile("edit"), torch.float32)

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from qvl_core.errors import BadInput
 from qvl_edit.profile import Profile
 from qvl_edit.template import Tokens
 
@@ -71,9 +72,9 @@ class Embedder:
 
         from qvl_core.qwen3vl.whole import load_part
 
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        tokenizer = _reader(AutoTokenizer, folder / "tokenizer")
         profile.check(tokenizer)
-        pictures = AutoImageProcessor.from_pretrained(folder / "processor") if profile.pictures else None
+        pictures = _reader(AutoImageProcessor, folder / "processor") if profile.pictures else None
         model = load_part(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", dtype)
         return cls(model.to(device).eval().requires_grad_(False), tokenizer, pictures, profile)
 
@@ -144,6 +145,14 @@ class Embedder:
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
         return padded.to(self.model.device), mask.to(self.model.device)
+
+
+def _reader(kind: Any, folder: Path) -> Any:
+    try:
+        return kind.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        said = str(error).strip().split("\n")[0].rstrip(".:")
+        raise BadInput(f"{folder}: cannot be read ({said}); copy it again.") from None
 
 
 def padded(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

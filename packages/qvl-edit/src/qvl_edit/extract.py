@@ -74,11 +74,11 @@ def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4) -> None
 
         asked = _Wanted(recipe.mixture.inverse, recipe.mixture.sources, recipe.sampling.negative)
         work = _Questions(Windows(lists, WINDOW, asked.said), store, profile, geometry, asked, batch)
-        names, there = work.windows.names(), set(store.shards())
+        names, there = work.windows.names(), set(world.on_first(store.shards))  # as all have it, before one writes
         bad = left_out(store, [name for name in names if name in there])
         own = [number for number in range(len(names)) if names[number] not in there][world.rank :: world.size]
         steps = shares(replace(work, missing=own), 0, len(own) * work.steps, world, recipe.data.workers)
-        for number in track(own, f"extract {out}", len(own)):
+        for number in own if world.rank else track(own, f"extract {out}", len(own)):
             entries: dict[bytes, Tensor] = {}
             found: dict[str, Any] = {}
             for (micro,) in islice(steps, work.steps):
@@ -89,18 +89,18 @@ def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4) -> None
             store.write(names[number], entries, noted(found))
             bad |= found
         world.barrier()
-        print(end=world.on_first(lambda: _finished(out, store, names, recipe.data.max_bad, work.windows.samples)))
+        world.on_first(lambda: _finish(out, store, names, recipe.data.max_bad, work.windows.samples))
 
 
-def _finished(out: Path, store: Store, names: Sequence[str], allowed: int, samples: int) -> str:
+def _finish(out: Path, store: Store, names: Sequence[str], allowed: int, samples: int) -> None:
     """Tidy the folder, and say what there is. Raises BadInput for more bad samples than are allowed."""
     bad = left_out(store, names)
     write_lines(out / LEFT_OUT, [*bad.values()])
     check_bad(bad, allowed)
     store.again().tidy()
-    return (
+    print(
         f"{out} holds the embeddings of {samples - len(bad):,} samples, {len(bad):,} are left out; train with "
-        f"stored.embeddings={out}.\n"
+        f"stored.embeddings={out}."
     )
 
 

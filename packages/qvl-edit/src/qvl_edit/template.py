@@ -7,7 +7,8 @@
     Picture 1: <|vision_start|><|image_pad|><|vision_end|>Picture 2: ...  one <|image_pad|> for each token of a picture
     {text}<|im_end|>\\n<|im_start|>assistant\\n
 
-A text is only ever text: what looks like a special token in it is cut into ordinary tokens.
+A text is only ever text: what looks like a special token in it is cut into ordinary tokens. It is never shortened (the
+pipeline of text to image cuts prompts of more than 1024 tokens).
 """
 
 from collections.abc import Sequence
