@@ -251,6 +251,22 @@ def test_augmented_pictures_have_no_embeddings(recipe: Any, data: Path, tmp_path
         extract(augmented, tmp_path / "out")
 
 
+def test_sizes_are_the_recipes_and_the_checkpoints(recipe: Any, checkpoint: Callable[..., Path], profile: Any) -> None:
+    sizes = [
+        geometry_of(recipe(*changes).pictures, profile("edit-plus"), checkpoint("edit-plus", coder))
+        for changes, coder in (
+            (("pictures.size=512", "pictures.vl_size=224"), "vae"),
+            (("pictures={}",), "vae"),
+            ((), "patches"),
+        )
+    ]
+    assert [(one.area, one.vl_area, one.step, one.token) for one in sizes] == [
+        (512**2, 224**2, 32, 16),
+        (1024**2, 384**2, 32, 16),
+        (64**2, 56**2, 4, 4),
+    ]
+
+
 def test_a_folder_must_be_named(recipe: Any) -> None:
     with pytest.raises(BadInput, match="--out: is not given"):
         extract(recipe())

@@ -35,7 +35,8 @@ class Geometry:
     source_area  pixels of a source for the autoencoder; None: as a target
     vl_area      pixels of a source for the text encoder
     stretch      how far rounding may change the ratio of a picture's sides
-    step         sides are multiples of it: two tokens of 2 x 2 latent places
+    step         sides are multiples of it
+    token        those that are asked for are multiples of it: a token is 2 x 2 latent places
     """
 
     area: int = MEGAPIXEL
@@ -43,6 +44,7 @@ class Geometry:
     vl_area: int = MEGAPIXEL
     stretch: float = 0.07
     step: int = STEP
+    token: int = 16
 
     def fit(self, target: Size, sources: Sequence[Size] = (), name: str = "") -> Bucket:
         """Sizes for the autoencoder.
@@ -66,11 +68,13 @@ class Geometry:
     def output(self, last_source: Size, height: int | None = None, width: int | None = None) -> Size:
         """Size of what is drawn, as the pipelines have it; given sides are cut to whole tokens. Raises BadSample."""
         own = self._sides(self.area, last_source)
-        token = self.step // 2
-        size = ((height or own[0]) // token * token, (width or own[1]) // token * token)
+        size = (self._floored(height or own[0]), self._floored(width or own[1]))
         if min(size) == 0:
             raise self._refused(last_source, size, "")
         return size
+
+    def _floored(self, side: int) -> int:
+        return side // self.token * self.token
 
     def _of_source(self, source: Size, name: str) -> Size:
         fitted = self._sides(self.source_area or self.area, source)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from qvl_core.qwen3vl.load import find_folder
-from qvl_edit.geometry import Geometry
+from qvl_edit.geometry import STEP, Geometry
 from qvl_edit.profile import Profile, read_scale
 from qvl_edit.recipe import EditModel, Pictures
 from qvl_edit.tiny import tiny
@@ -28,9 +28,15 @@ def checkpoint(model: EditModel, files: Sequence[str] = EVERY_PART) -> Iterator[
 
 
 def geometry_of(pictures: Pictures, profile: Profile, folder: Path) -> Geometry:
-    """The sizes of pictures: the recipe's, else the checkpoint's own."""
+    """The sizes of pictures: the recipe's, else the checkpoint's own.
+
+    Sides are rounded as the pipelines do: to two tokens of Qwen-Image's autoencoder. What is drawn through a finer
+    one is small, and would be bent by that: it is rounded to tokens.
+    """
+    token = 2 * read_scale(folder)
     return Geometry(
         area=pictures.size**2 if pictures.size else profile.area,
         vl_area=pictures.vl_size**2 if pictures.vl_size else profile.vl_area,
-        step=4 * read_scale(folder),
+        step=STEP if 2 * token == STEP else token,
+        token=token,
     )
