@@ -28,8 +28,9 @@ run_name config_file base_dir resume_from_checkpoint file_name output_dir qwen3v
 guidance_scale num_images seed input_images image_guidance_scale share nproc-per-node
 """,
     "edit": """
-output_jsonl_dir embeddings_save_dir model_path image_sample_size disable_inverse t2i_mode nproc_per_node nnodes
-node_rank master_port master_addr mixed_precision use_fsdp fsdp_auto_wrap_policy fsdp_transformer_layer_cls_to_wrap
+output_jsonl_dir embeddings_save_dir model_path batch_size image_sample_size disable_inverse t2i_mode nproc_per_node
+nnodes node_rank master_port master_addr mixed_precision use_fsdp fsdp_auto_wrap_policy
+fsdp_transformer_layer_cls_to_wrap
 fsdp_state_dict_type num_processes num_machines machine_rank main_process_ip main_process_port
 pretrained_model_name_or_path train_data_meta_dir train_data_weights train_src_img_num_weights train_batch_size
 gradient_accumulation_steps num_train_epochs max_train_steps learning_rate lr_scheduler lr_warmup_steps

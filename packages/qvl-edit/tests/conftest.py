@@ -1,5 +1,6 @@
 """What the tests of qvl-edit share: a tiny checkpoint of each kind, and diffusers' own pipeline of it."""
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,8 @@ from transformers.utils import logging as transformers_logging
 from qvl_data.example.pictures import PHOTOS, opened
 from qvl_edit.profile import PROFILES, Profile
 from qvl_edit.tiny import NAMES, tiny, tiny_pipeline, tiny_processor
+
+sys.path.insert(0, str(Path(__file__).parent))  # for edit_rows.py
 
 transformers_logging.disable_progress_bar()
 

@@ -269,4 +269,4 @@ def test_sizes_are_the_recipes_and_the_checkpoints(recipe: Any, checkpoint: Call
 
 def test_a_folder_must_be_named(recipe: Any) -> None:
     with pytest.raises(BadInput, match="--out: is not given"):
-        extract(recipe())
+        extract(recipe("stored.embeddings=null"))

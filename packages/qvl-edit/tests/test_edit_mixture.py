@@ -74,10 +74,13 @@ def test_weights_that_cannot_be_meant(parse: Callable[[Any], Any], value: Any, s
         ({"tasks": {"plates": 1.0}}, 'mixture.tasks: there is no task "plates"; there are a, b, c.'),
         (
             {"tasks": {"b": 1.0, "a": 0.0}, "sources": DOCUMENT},
-            "mixture.sources: 0 has weight 1, but no sample of b has 0 sources; set 0=0, or give a task with such "
-            "samples a weight.",
+            "mixture.sources: 0 has weight 1, but no task with a weight has a sample of 0 sources; set 0=0, or give "
+            "a task with such samples a weight.",
         ),
-        ({"sources": {2: 1.0, 4: 2.0}}, "mixture.sources: 4 has weight 2, but no sample of a, b, c has 4 sources"),
+        (
+            {"sources": {2: 1.0, 4: 2.0}},
+            "mixture.sources: 4 has weight 2, but no task with a weight has a sample of 4 sources",
+        ),
         (
             {"tasks": {"a": 1.0, "c": 2.0}, "sources": {1: 1.0, 2: 1.0}},
             "mixture.tasks: c has no sample of 1 or 2 sources, which are all that mixture.sources gives a weight",
@@ -91,9 +94,13 @@ def test_what_no_sample_answers_to_is_an_error_at_the_start(more: dict[str, Any]
     assert "\n" not in str(caught.value)
 
 
-def test_a_task_without_samples_is_an_error() -> None:
-    with pytest.raises(BadInput, match="empty has no sample"):
-        Mixture({"a": np.array([1]), "empty": np.array([], int)}, 1, 0)
+def test_without_weights_tasks_that_have_none_of_what_is_trained_are_passed_over() -> None:
+    assert mixture(sources={3: 1.0}).tasks == ["b"]
+    with pytest.raises(BadInput, match="a sample of 5 sources"):
+        mixture(sources={5: 1.0})
+
+
+def test_no_data_is_an_error() -> None:
     with pytest.raises(BadInput, match="there are no samples"):
         Mixture({}, 1, 0)
 

@@ -98,6 +98,7 @@ def test_what_is_held_in_fewer_bits() -> None:
         (["mixture.dropout=2"], "mixture.dropout"),
         (["mixture.task=a=1"], 'did you mean "mixture.tasks"'),
         (["flow.times=sigmoid"], "flow.times"),
+        (["data.train=2*a.jsonl"], "`weight` of a.jsonl: tasks are weighted in `mixture.tasks`; remove it"),
         (["batch.tokens=4096"], "`tokens` belongs to text"),
         (["train.recompute=[llm]"], "set true or false"),
         (["speed.compile=true"], "`compile` does nothing in editing, where layers are not compiled: remove it"),

@@ -2,4 +2,8 @@
 
 from importlib.metadata import version
 
+from qvl_edit.train import train
+
+__all__ = ["train"]
+
 __version__ = version("qvl-edit")

@@ -19,9 +19,14 @@ class Bucket(NamedTuple):
     sources: tuple[Size, ...] = ()
 
     @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The target's, then those of the sources."""
+        return (self.target, *self.sources)
+
+    @property
     def area(self) -> int:
         """All its pictures together."""
-        return sum(height * width for height, width in (self.target, *self.sources))
+        return sum(height * width for height, width in self.sizes)
 
 
 def cut(buckets: Sequence[Bucket], micro: int | None, world: int = 1) -> list[tuple[int, ...]]:

@@ -40,9 +40,10 @@ from qvl_edit.embed import Asked, Embedder
 from qvl_edit.geometry import Geometry, resized
 from qvl_edit.opening import FOR_TEXTS, checkpoint, geometry_of
 from qvl_edit.profile import Profile, read_profile
-from qvl_edit.questions import Question, questions, target_of
+from qvl_edit.questions import Question, questions, sources_of, target_of
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.stored import about, content, key
+from qvl_edit.tasks import expanded
 
 WINDOW = 128  # samples of a shard: some 400 MB with one source each, in bf16
 
@@ -57,7 +58,7 @@ def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4) -> None
     out = out or (Path(recipe.stored.embeddings).expanduser() if recipe.stored.embeddings else None)
     if out is None:
         raise BadInput("--out: is not given; name a folder for the embeddings, or set stored.embeddings.")
-    lists = tuple(mixtures(recipe.data).values())
+    lists = tuple(mixtures(expanded(recipe.data)).values())
     if any(mixture.augments for mixture in lists):
         raise BadInput("data.train is augmented, and embeddings are of pictures as they are; remove `augment`.")
     with processes(recipe.parallel.model_copy(update={"strategy": "auto"})) as world:
@@ -118,8 +119,7 @@ class _Wanted:
         return json.dumps([self.inverse, sorted((self.sources or {}).items()), self.negative])
 
     def of(self, sample: Sample, profile: Profile, first: bool) -> list[Question]:
-        count = 0 if sample.edit is None else len(sample.edit.sources)
-        if self.sources is not None and not self.sources.get(count):
+        if self.sources is not None and not self.sources.get(len(sources_of(sample))):
             return []
         return questions(sample, profile, self.inverse, ("",) if first else ("", self.negative))
 
@@ -197,8 +197,8 @@ class _Questions:
 
     def _new(self, sample: Sample, first: bool) -> list[tuple[tuple[bytes, ...], Asked]]:
         """What a sample asks and the store has not. Raises BadSample, also for what training could not resize."""
-        sources = () if sample.edit is None else sample.edit.sources
-        target, *others = (sample.opener.size(sample.media[at])[::-1] for at in (target_of(sample), *sources))
+        shown = (target_of(sample), *sources_of(sample))
+        target, *others = (sample.opener.size(sample.media[at])[::-1] for at in shown)
         self.geometry.fit(target, others)
         found = []
         for question in self.wanted.of(sample, self.profile, first):

@@ -48,7 +48,7 @@ class Mixture:
         sources: Mapping[int, float] | None = None,
     ) -> None:
         self.size, self.seed = size, seed
-        self.tasks = _known(found, tasks)
+        self.tasks = _known(found, tasks, sources)
         numbers = {int(number) for name in self.tasks for number in np.unique(found[name])}
         self.numbers = sorted(numbers if sources is None else (number for number in sources if sources[number] > 0))
         """Of sources, of which a step may be."""
@@ -105,15 +105,20 @@ class Mixture:
         return counts
 
 
-def _known(found: Mapping[str, Numbers], tasks: Mapping[str, float] | None) -> list[str]:
-    """The tasks to be trained, in an order of their own."""
+def _known(
+    found: Mapping[str, Numbers], tasks: Mapping[str, float] | None, sources: Mapping[int, float] | None
+) -> list[str]:
+    """The tasks to be trained, in an order of their own: those with a weight, else those that have what is trained."""
     for name in tasks or ():
         if name not in found:
             there = close(name, list(found)) or f"; there are {', '.join(found) or 'none'}."
             raise BadInput(f'mixture.tasks: there is no task "{name}"{there}')
     if not found:
         raise BadInput("data.train: there are no samples to train on; name a folder of tasks, or a data set.")
-    return sorted(name for name in found if tasks is None or tasks.get(name, 0) > 0)
+    if tasks is not None:
+        return sorted(name for name in found if tasks.get(name, 0) > 0)
+    trained = None if sources is None else [number for number, weight in sources.items() if weight > 0]
+    return sorted(name for name in found if trained is None or np.isin(found[name], trained).any()) or sorted(found)
 
 
 def _check(held: Numbers, numbers: list[int], tasks: list[str], sources: Mapping[int, float] | None) -> None:
@@ -121,8 +126,8 @@ def _check(held: Numbers, numbers: list[int], tasks: list[str], sources: Mapping
     for number, row in zip(numbers, held, strict=True):
         if sources is not None and not row.any():
             raise BadInput(
-                f"mixture.sources: {number} has weight {sources[number]:g}, but no sample of {', '.join(tasks)} has "
-                f"{number} sources; set {number}=0, or give a task with such samples a weight."
+                f"mixture.sources: {number} has weight {sources[number]:g}, but no task with a weight has a sample "
+                f"of {number} sources; set {number}=0, or give a task with such samples a weight."
             )
     for name, column in zip(tasks, held.T, strict=True):
         if not column.any():

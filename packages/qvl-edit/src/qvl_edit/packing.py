@@ -45,7 +45,4 @@ def shapes(buckets: Sequence[Bucket], scale: int) -> list[list[tuple[int, int, i
         found = " and ".join(map(str, sorted(set(buckets))))
         raise ValueError(f"a forward holds samples of one bucket, not {found}")
     patch = scale * SIDE
-    return [
-        [(1, height // patch, width // patch) for height, width in (bucket.target, *bucket.sources)]
-        for bucket in buckets
-    ]
+    return [[(1, height // patch, width // patch) for height, width in bucket.sizes] for bucket in buckets]

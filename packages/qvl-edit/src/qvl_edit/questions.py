@@ -32,7 +32,7 @@ def questions(sample: Sample, profile: Profile, inverse: bool = True, also: tupl
 
     Raises BadSample for a sample without an instruction, and for more sources than the checkpoint takes.
     """
-    sources = () if sample.edit is None else sample.edit.sources
+    sources = sources_of(sample)
     if len(sources) > profile.pictures:
         problem = f"{len(sources)} source pictures, and {profile.name} takes at most {profile.pictures}; leave some out"
         raise BadSample("media_count", problem, sample.place, sample.id)
@@ -41,9 +41,19 @@ def questions(sample: Sample, profile: Profile, inverse: bool = True, also: tupl
         asked.append(((sample.edit.target,), (sample.edit.inverse or {}).values()))
     found = [Question(pictures, said + also) for pictures, texts in asked if (said := _said(texts))]
     if not found:
-        problem = "no instruction that says something; write one, or remove the row"
-        raise BadSample("empty_question", problem, sample.place, sample.id)
+        raise says_nothing(sample)
     return [Question(pictures, tuple(dict.fromkeys(texts))) for pictures, texts in found]
+
+
+def says_nothing(sample: Sample) -> BadSample:
+    """The error for a sample without an instruction."""
+    problem = "no instruction that says something; write one, or remove the row"
+    return BadSample("empty_question", problem, sample.place, sample.id)
+
+
+def sources_of(sample: Sample) -> tuple[int, ...]:
+    """Which of a sample's media are its sources."""
+    return () if sample.edit is None else sample.edit.sources
 
 
 def target_of(sample: Sample) -> int:

@@ -75,16 +75,14 @@ class Flow(blocks.Block):
 
 
 class Stored(blocks.Block):
-    """What was computed before: folders that `qvl-edit extract` has written."""
+    """What was computed before training."""
 
     embeddings: str | None = None
-    """Texts with their pictures, as the text encoder reads them; default: in the folder of each task."""
-    latents: str | None = None
-    """Pictures as the autoencoder gives them; default: they are opened and encoded in each step."""
+    """Folder that `qvl-edit extract` writes: texts with their pictures, as the text encoder reads them."""
 
 
 class Sampling(blocks.Block):
-    """How pictures are drawn while training; `qvl-edit edit` has the same as options."""
+    """How pictures are drawn."""
 
     guidance: Annotated[float, Field(ge=0)] = 4.0
     """How much more than the negative text the text weighs; 1: no guidance."""
@@ -92,8 +90,6 @@ class Sampling(blocks.Block):
     """Steps from noise to picture."""
     negative: str = " "
     """What is not to be drawn."""
-    preview: Annotated[int, Field(ge=1)] | None = None
-    """Steps of training between pictures for report.html; default: with each evaluation."""
 
 
 class EditOptim(blocks.Optim):
@@ -150,6 +146,13 @@ class EditRecipe(blocks.Recipe):
     def _something_is_trained(self) -> "EditRecipe":
         if all(block.mode == "frozen" for block in self.tune.values()):
             raise ValueError("`tune` trains nothing; name `transformer` or pieces of its modules' names, lora or full")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_have_the_weights(self) -> "EditRecipe":
+        for source in self.data.train:
+            if source.weight != 1:
+                raise ValueError(f"`weight` of {source.source}: tasks are weighted in `mixture.tasks`; remove it")
         return self
 
     @model_validator(mode="after")

@@ -73,7 +73,11 @@ class Shift:
 def level_of(seed: int, step: int, slot: int, slots: int, times: Times = "uniform") -> float:
     """The level of a slot, before it is shifted: one of 1/LEVELS, 2/LEVELS ... 1."""
     jitter = np.random.default_rng(mix(seed, "level", step, slot)).random()
-    draw = (order(mix(seed, "levels", step), slot, slots) + float(jitter)) / slots
+    return level_at((order(mix(seed, "levels", step), slot, slots) + float(jitter)) / slots, times)
+
+
+def level_at(draw: float, times: Times) -> float:
+    """The level of a number drawn evenly from [0, 1)."""
     return 1 - min(int(LEVELS * density(draw, times)), LEVELS - 1) / LEVELS
 
 

@@ -1,0 +1,208 @@
+"""From a recipe to the parts that the loop trains: tasks, embeddings, autoencoder, transformer, loss, export."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from rich.console import Console
+from torch import Tensor
+from transformers import AutoImageProcessor
+
+from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.learning import check_weights_only
+from qvl_core.qwen3vl.load import commit_of, find_folder, fingerprint
+from qvl_core.qwen3vl.lora import TuneTable, apply_tune, parameter_groups
+from qvl_core.qwen3vl.quantize import check_library, quantize, quantized_layers
+from qvl_core.qwen3vl.whole import load_part
+from qvl_core.run import RunFolder
+from qvl_core.training.engine import DTYPES, resolve_precision
+from qvl_core.training.identity import identity
+from qvl_core.training.parts import Parts
+from qvl_core.training.store import Store
+from qvl_core.training.world import World
+from qvl_data.sources import Mixture as Samples
+from qvl_data.sources import mixtures
+from qvl_edit.coder import PatchCoder
+from qvl_edit.groups import groups
+from qvl_edit.latents import Vae
+from qvl_edit.loss import edit_loss
+from qvl_edit.mixture import Mixture
+from qvl_edit.opening import EVERY_PART, geometry_of
+from qvl_edit.profile import Profile, read_profile
+from qvl_edit.recipe import EditModel, EditRecipe
+from qvl_edit.saving import save_adapters, save_transformer
+from qvl_edit.slots import Corruption, EditBatches, Reading, content_of
+from qvl_edit.stored import FIX, StoredEmbeddings, about
+from qvl_edit.tasks import Tasks, expanded, tasks_of
+from qvl_edit.times import Shift
+from qvl_edit.tiny import tiny
+from qvl_edit.validation import Validation
+
+
+def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
+    """Everything that `recipe` says, ready to train. Raises BadInput for what cannot be meant."""
+    lists = mixtures(expanded(recipe.data))  # before the model: what is wrong with the data is known at once
+    tasks = tasks_of(lists["train"])
+    assert recipe.batch.size is not None
+    mixture = Mixture(tasks.sources, recipe.batch.size, recipe.train.seed, recipe.mixture.tasks, recipe.mixture.sources)
+    precision = resolve_precision(recipe.train.precision, world.device)
+    folder = checkpoint_of(recipe, run, world)
+    profile = read_profile(folder)
+    check(recipe, lists["train"], mixture, profile)
+    vae = open_vae(folder, DTYPES[precision], recipe.pictures.vae_batch).to(world.device)
+    reading = reading_of(recipe, folder, profile, vae, DTYPES[precision], world)
+    begun = transformer_of(recipe.model, folder)
+    transformer, table = open_transformer(recipe, begun, DTYPES[precision], world.device)
+    batches = EditBatches(tasks, mixture, reading, recipe.mixture.dropout, recipe.batch.micro)
+    steps = batches.steps_of(recipe.train)
+    held_out = {name: samples for name, samples in lists.items() if name != "train"}
+    validation = Validation(held_out, reading, vae, recipe.evaluate.samples)
+    if world.rank == 0:
+        Console().print(table.rich(), shares(mixture, tasks), pace(mixture, steps), sep="\n")
+    patterns = groups(recipe.tune, len(transformer.transformer_blocks))
+    return Parts(
+        model=transformer,
+        groups=parameter_groups(transformer, recipe.tune, recipe.optim, patterns),
+        batches=batches,
+        loss=partial(edit_loss, vae=vae),
+        steps=steps,
+        identity=identity(
+            recipe.model_copy(update={"pictures": recipe.pictures.model_copy(update={"vae_batch": None})}),
+            content=content_of(tasks),
+            steps=steps,
+            precision=precision,
+            blocks=("mixture", "pictures", "flow"),
+        ),
+        base=fingerprint(transformer),
+        about={
+            "tune": [asdict(row) for row in table.rows],
+            "base": str(folder),
+            "base_commit": commit_of(recipe.model.name, recipe.model.revision),
+            "profile": profile.name,
+        },
+        evaluate=partial(validation.measure, run=run) if held_out else None,
+        export=partial(_export, begun, DTYPES[precision], getattr(transformer, "peft_config", {}).get("default")),
+        shards=list(transformer.transformer_blocks),
+    )
+
+
+def checkpoint_of(recipe: EditRecipe, run: RunFolder, world: World) -> Path:
+    """The folder of the recipe's checkpoint; `tiny` is written to the run folder once."""
+    check_weights_only(recipe.model)
+    if recipe.model.name != "tiny":
+        return world.on_first(lambda: find_folder(recipe.model.name, recipe.model.revision, "model.name", EVERY_PART))
+    folder = run.path.resolve() / "base"
+    world.on_first(lambda: folder.is_dir() or bool(tiny(folder, coder="patches")))
+    return folder
+
+
+def transformer_of(model: EditModel, checkpoint: Path) -> Path:
+    """The folder of the transformer that is begun with: the checkpoint's, or that of `model.init_from`."""
+    if model.init_from is None:
+        return checkpoint / "transformer"
+    folder = Path(model.init_from).expanduser() / "transformer"
+    if not folder.is_dir():
+        raise BadInput(
+            f"model.init_from: {model.init_from} has no transformer/ to begin with; name the final/ of a run that "
+            "trained more than adapters, or a checkpoint in the layout of diffusers."
+        )
+    return folder
+
+
+def check(recipe: EditRecipe, samples: Samples, mixture: Mixture, profile: Profile) -> None:
+    """Raise BadInput for data that this checkpoint, or stored embeddings, cannot be trained on."""
+    if samples.augments:
+        raise BadInput("data.train is augmented, and embeddings are of pictures as they are; remove `augment`.")
+    if (most := max(mixture.numbers)) > profile.pictures:
+        raise BadInput(
+            f"model.name: {profile.name} takes at most {profile.pictures} sources, and there are samples of {most}; "
+            f"set mixture.sources to numbers up to {profile.pictures}, or take another checkpoint."
+        )
+    if recipe.stored.embeddings is None:
+        raise BadInput(
+            "stored.embeddings: is not given; write a folder with `qvl-edit extract RECIPE --out FOLDER`, and name it."
+        )
+
+
+def open_vae(folder: Path, dtype: torch.dtype, batch: int | None = None) -> Vae:
+    """The checkpoint's autoencoder. Raises BadInput for one that is not known."""
+    kinds = {kind.__name__: kind for kind in (AutoencoderKLQwenImage, PatchCoder)}
+    name = _config(folder / "vae" / "config.json").get("_class_name")
+    if name not in kinds:
+        raise BadInput(f"{folder / 'vae' / 'config.json'}: {name} is not known; use one of {', '.join(kinds)}.")
+    return Vae(load_part(kinds[name], folder / "vae", dtype), batch)
+
+
+def reading_of(
+    recipe: EditRecipe, folder: Path, profile: Profile, vae: Vae, dtype: torch.dtype, world: World
+) -> Reading:
+    """How samples become numbers. Raises BadInput for embeddings of another model, template, size or type."""
+    geometry = geometry_of(recipe.pictures, profile, folder)
+    pictures = AutoImageProcessor.from_pretrained(folder / "processor") if profile.pictures else None
+    origin = about(profile, geometry, folder, pictures, dtype)
+    stored = Path(str(recipe.stored.embeddings)).expanduser()
+    store = world.on_first(lambda: Store.open(stored, origin, FIX))
+    shift = Shift.of(_config(folder / "scheduler" / "scheduler_config.json"))
+    width = _config(folder / "transformer" / "config.json")["joint_attention_dim"]
+    corruption = Corruption(vae.channels, vae.scale, shift, recipe.flow.times)
+    return Reading(StoredEmbeddings(store).whole, width, geometry, corruption, recipe.mixture.inverse)
+
+
+def open_transformer(
+    recipe: EditRecipe, folder: Path, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, TuneTable]:
+    """The transformer in a folder, tuned and, where the recipe says so, held in fewer bits."""
+    quantization = recipe.model.quantization
+    if quantization is not None:
+        check_library(quantization)
+    transformer = load_part(QwenImageTransformer2DModel, folder, dtype)
+    layers = len(transformer.transformer_blocks)
+    table = apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, groups(recipe.tune, layers))
+    if quantization is not None:
+        patterns = groups(quantization.groups, layers)
+        for name in quantized_layers(transformer, quantization, patterns):
+            if transformer.get_parameter(f"{name}.weight").requires_grad:
+                raise BadInput(
+                    f"tune: {name} is trained in full, and model.quantization holds it in fewer bits; train it by "
+                    "`lora`, or name other parts in model.quantization.groups."
+                )
+        quantize(transformer, quantization, device, patterns)
+    if recipe.train.recompute:
+        transformer.enable_gradient_checkpointing()
+    return transformer, table
+
+
+def shares(mixture: Mixture, tasks: Tasks) -> str:
+    """A line for each number of sources: how often a step is of it, and which tasks it is then of."""
+    lines = []
+    for number, row in zip(mixture.numbers, mixture.shares, strict=True):
+        of = ", ".join(
+            f"{name} {share / row.sum():.1%} ({int((tasks.sources[name] == number).sum()):,} samples)"
+            for name, share in zip(mixture.tasks, row, strict=True)
+            if share
+        )
+        lines.append(f"{number} sources: {row.sum():.1%} of the steps, of {of}")
+    return "\n".join(lines)
+
+
+def pace(mixture: Mixture, steps: int) -> str:
+    return f"{steps} steps of {mixture.size} samples, of {len(mixture):,}"
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file}: cannot be read ({error}); copy the checkpoint again.") from None
+    return values
+
+
+def _export(folder: Path, dtype: torch.dtype, adapters: Any, target: Path, weights: Mapping[str, Tensor]) -> None:
+    """What diffusers loads. The transformer is read anew, because the one in training may be sharded."""
+    save_adapters(target, weights, adapters)
+    save_transformer(target, weights, lambda: load_part(QwenImageTransformer2DModel, folder, dtype))

@@ -1,0 +1,205 @@
+"""The micro-batches of each step: its slots drawn, brought into buckets, cut into forwards, and read.
+
+Everything about a slot is a function of (seed, step, slot): its sample, its text, its noise and the noise's level. So a
+resumed run learns from what the uninterrupted one would have, and so does one of other processes or micro-batches.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qvl_core.recipe.blocks import Train
+from qvl_core.training.parts import Micro
+from qvl_core.training.samples import Bad
+from qvl_data.errors import BadSample
+from qvl_data.formats import edit
+from qvl_data.sample import Sample
+from qvl_edit.batch import Array, Example, collate
+from qvl_edit.cut import Bucket, cut, deal
+from qvl_edit.geometry import Geometry, numbers, resized
+from qvl_edit.mixture import Draw, Mixture
+from qvl_edit.packing import SIDE, tokens_of
+from qvl_edit.questions import says_nothing, sources_of, target_of
+from qvl_edit.tasks import Tasks
+from qvl_edit.texts import Choice, Text, choose, directed, learnable
+from qvl_edit.times import Shift, Times, level_of, noise_of
+
+Told = Callable[[Sample, Sequence[int], str], Tensor]
+"""(L, D) of a text about some of a sample's media. Raises BadSample."""
+
+
+class Wanted(NamedTuple):
+    """What stands in a slot: a sample, one of its texts, and the sizes of its pictures as they are learned."""
+
+    slot: int
+    draw: Draw
+    choice: Choice
+    bucket: Bucket
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One process's forwards of a step; an empty one is of a witness alone."""
+
+    step: int
+    forwards: tuple[tuple[Wanted, ...], ...]
+    bad: tuple[Bad, ...]
+    together: bool  # with other processes, which wait for each forward
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """How noise and its level are drawn.
+
+    channels, scale  of latents, and pixels along one side of a latent place
+    """
+
+    channels: int
+    scale: int
+    shift: Shift
+    times: Times = "uniform"
+
+    @property
+    def features(self) -> int:
+        """Of a token."""
+        return self.channels * SIDE**2
+
+    def tokens(self, bucket: Bucket) -> int:
+        """Of a target."""
+        return tokens_of(bucket.target, self.scale)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """From a sample to what is learned of it.
+
+    told     embeddings of texts and pictures, of width `width`
+    inverse  the way back is learned, too
+    """
+
+    told: Told
+    width: int
+    geometry: Geometry
+    corruption: Corruption
+    inverse: bool = True
+
+    def texts(self, sample: Sample) -> tuple[Text, ...]:
+        """Those that a sample can be learned from. Raises BadSample if there are none."""
+        back = sample.edit.inverse if sample.edit is not None and self.inverse else None
+        found = learnable(edit.texts(sample), back or {}, len(sources_of(sample)))
+        if not found:
+            raise says_nothing(sample)
+        return found
+
+    def bucket(self, sample: Sample, text: Text) -> Bucket:
+        """The sizes of a sample's pictures as a text learns them. Raises BadSample."""
+        target, sources = directed(text, target_of(sample), sources_of(sample))
+        height_width = [sample.opener.size(sample.media[index])[::-1] for index in (target, *sources)]
+        return self.geometry.fit(height_width[0], height_width[1:], sample.place)
+
+    def example(self, sample: Sample, choice: Choice, bucket: Bucket, noise: Array, level: float) -> Example:
+        """Everything read. Raises BadSample."""
+        target, sources = directed(choice.text, target_of(sample), sources_of(sample))
+        opened = [sample.opener.open(sample.media[index]) for index in (target, *sources)]
+        pictures = tuple(numbers(resized(picture, size)) for picture, size in zip(opened, bucket.sizes, strict=True))
+        told = self.told(sample, sources, "" if choice.left_out else _said(sample, choice.text))
+        return Example(id=sample.id, bucket=bucket, pictures=pictures, told=told, noise=noise, level=level)
+
+    def witness(self) -> Example:
+        """What changes no gradient: one token, for a process that has nothing to learn while others do."""
+        side = self.corruption.scale * SIDE
+        return Example(
+            id="witness",
+            bucket=Bucket((side, side)),
+            pictures=(np.zeros((3, side, side), np.float32),),
+            told=torch.zeros(1, self.width),
+            noise=np.zeros((1, self.corruption.features), np.float32),
+            level=1.0,
+            share=0,
+        )
+
+
+@dataclass(frozen=True)
+class EditBatches:
+    """`qvl_core.training.parts.Batches` of tasks."""
+
+    tasks: Tasks
+    mixture: Mixture
+    reading: Reading
+    dropout: float = 0.05
+    micro: int | None = None
+
+    def plan(self, step: int, rank: int, world: int) -> Plan:
+        found: list[Wanted] = []
+        bad: list[Bad] = []
+        for slot, draw in enumerate(self.mixture.draw(step)):
+            try:
+                found.append(self.wanted(step, slot, draw))
+            except BadSample as error:
+                if slot % world == rank:
+                    bad.append(self.bad_of(draw, error))
+        forwards = deal(cut([wanted.bucket for wanted in found], self.micro, world), rank, world)
+        return Plan(step, tuple(tuple(found[at] for at in forward) for forward in forwards), tuple(bad), world > 1)
+
+    def build(self, plan: Plan) -> list[Micro]:
+        micros = [self._micro(plan, forward) for forward in plan.forwards]
+        return [Micro(None, 0, 0, (), 0, plan.bad), *micros] if plan.bad else micros
+
+    def wanted(self, step: int, slot: int, draw: Draw) -> Wanted:
+        """What stands in a slot, nothing opened but headers. Raises BadSample."""
+        sample = self.tasks.mixture.sample(self.tasks.item(*draw))
+        choice = choose(self.reading.texts(sample), self.mixture.seed, step, slot, self.dropout)
+        return Wanted(slot, draw, choice, self.reading.bucket(sample, choice.text))
+
+    def example(self, step: int, wanted: Wanted) -> Example:
+        """What is learned in a slot. Raises BadSample."""
+        corruption, seed, slot = self.reading.corruption, self.mixture.seed, wanted.slot
+        tokens = corruption.tokens(wanted.bucket)
+        noise = noise_of(seed, step, slot, (tokens, corruption.features))
+        level = corruption.shift(level_of(seed, step, slot, self.mixture.size, corruption.times), tokens)
+        sample = self.tasks.mixture.sample(self.tasks.item(*wanted.draw))
+        return self.reading.example(sample, wanted.choice, wanted.bucket, noise, level)
+
+    def bad_of(self, draw: Draw, error: BadSample) -> Bad:
+        """The sample of a draw, which is left out for an error."""
+        place = self.tasks.mixture.place(self.tasks.item(*draw))
+        return Bad(f"{place} ({error.sample_id})" if error.sample_id else place, error.reason, str(error))
+
+    def steps_of(self, train: Train) -> int:
+        """Optimizer steps of a run: `train.steps` or `train.epochs`, whichever ends first."""
+        ends = [train.steps] if train.steps is not None else []
+        if train.epochs is not None:
+            ends.append(max(1, -(-round(train.epochs * len(self.mixture)) // self.mixture.size)))
+        return min(ends)
+
+    def _micro(self, plan: Plan, forward: tuple[Wanted, ...]) -> Micro:
+        examples: list[Example] = []
+        bad: list[Bad] = []
+        for wanted in forward:
+            try:
+                examples.append(self.example(plan.step, wanted))
+            except BadSample as error:
+                bad.append(self.bad_of(wanted.draw, error))
+        ids, count = tuple(example.id for example in examples), len(examples)
+        tokens = sum(tokens_of(size, self.reading.corruption.scale) for one in examples for size in one.bucket.sizes)
+        if not examples and plan.together:
+            examples = [self.reading.witness()]
+        slot = forward[0].slot if forward else 0
+        batch = collate(examples, coded=False) if examples else None
+        return Micro(batch, count, slot, ids, tokens, tuple(bad))
+
+
+def content_of(tasks: Tasks) -> str:
+    """Changes with the data and with what is a task."""
+    return "/".join([*tasks.numbers, tasks.mixture.fingerprint()])
+
+
+def _said(sample: Sample, text: Text) -> str:
+    if text.inverse:
+        assert sample.edit is not None
+        return (sample.edit.inverse or {})[text.language]
+    return edit.texts(sample)[text.language]

@@ -1,0 +1,92 @@
+"""From a recipe's data to tasks: a source is a task, and so is each subfolder of a folder of tasks.
+
+    data/meta/plates/rows.jsonl              the task plates
+    data/meta/receipts/rank_000.jsonl, ...   the task receipts, of several files
+
+A folder of tasks is one that has no data of its own, but subfolders with some, as the document's
+`--train_data_meta_dir`. Any other source is called by its registered name, or that of its file or folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl_core.recipe.blocks import Data, Source
+from qvl_data.dataset import splits
+from qvl_data.mix import labels
+from qvl_data.sources import Item, Mixture
+from qvl_edit.questions import sources_of
+
+ROWS = (".jsonl", ".parquet")
+
+
+def expanded(data: Data) -> Data:
+    """The same data, with the files in a folder of tasks in its place, in each list."""
+    lists = {name: _files(getattr(data, name)) for name in ("train", "validation", "test")}
+    return data.model_copy(update=lists)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The samples of a list by task.
+
+    numbers  (n,) entries of `mixture.items` that a task has, by its name
+    sources  (n,) number of source pictures of each
+    """
+
+    mixture: Mixture
+    numbers: dict[str, NDArray[np.int64]]
+    sources: dict[str, NDArray[np.int64]]
+
+    def item(self, task: str, sample: int) -> Item:
+        """A sample by its index in its task."""
+        return self.mixture.item(int(self.numbers[task][sample]))
+
+
+def tasks_of(mixture: Mixture) -> Tasks:
+    """The tasks of a list whose folders of tasks were expanded. Looks at every row once. Raises BadSample."""
+    owners: dict[str, list[int]] = {}
+    at = 0
+    for name, size in zip(names_of(mixture), mixture.sizes, strict=True):
+        owners.setdefault(name, []).extend(range(at, at + size))
+        at += size
+    counts = np.array([len(sources_of(mixture.outline(mixture.item(number)))) for number in range(at)], np.int64)
+    numbers = {name: np.array(found, np.int64) for name, found in owners.items()}
+    return Tasks(mixture, numbers, {name: counts[found] for name, found in numbers.items()})
+
+
+def names_of(mixture: Mixture) -> list[str]:
+    """The task of each source."""
+    named = labels(mixture)
+    for index, source in enumerate(mixture.sources):
+        path = Path(source.source)
+        if path.is_file() and _is_of_tasks(path.parent.parent):
+            named[index] = path.parent.name
+    return named
+
+
+def _files(sources: Sequence[Source]) -> list[Source]:
+    found: list[Source] = []
+    for source in sources:
+        folder = Path(source.source).expanduser()
+        if folder.is_dir() and _is_of_tasks(folder):
+            rows = [file for task in _subfolders(folder) for file in _rows(task)]
+            found += [source.model_copy(update={"source": str(file)}) for file in rows]
+        else:
+            found.append(source)
+    return found
+
+
+def _is_of_tasks(folder: Path) -> bool:
+    return not _rows(folder) and not splits(folder) and any(_rows(task) for task in _subfolders(folder))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _rows(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in ROWS)

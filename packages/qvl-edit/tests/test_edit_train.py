@@ -1,0 +1,141 @@
+"""Runs on the tiny model: they end, go on to the bit, and leave what diffusers loads."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
+from edit_rows import task
+from safetensors.torch import load_file
+
+from qvl_core.errors import BadInput
+from qvl_core.recipe.load import load
+from qvl_core.run import RunFolder
+from qvl_core.training.world import processes
+from qvl_edit import train
+from qvl_edit.build import build, open_transformer, transformer_of
+from qvl_edit.extract import extract
+from qvl_edit.recipe import RECIPE, EditRecipe
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks, and the embeddings of all of them."""
+    folder = tmp_path_factory.mktemp("trained")
+    task(folder / "meta" / "a", (0, 1, 1, 2, 1, 1))
+    task(folder / "meta" / "b", (1, 2, 1))
+    extract(make_recipe(folder), folder / "embeddings")
+    return folder
+
+
+def make_recipe(folder: Path, *changes: str) -> EditRecipe:
+    given = [f"data={{train: {folder / 'meta'}, validation: {folder / 'meta' / 'b' / 'rows.jsonl'}}}"]
+    given += [f"stored.embeddings={folder / 'embeddings'}", "train.steps=4", "batch.size=4", "checkpoint.every=2"]
+    return load(RECIPE, "tiny", [*given, *changes], "qvl_edit")
+
+
+def trained(out: Path) -> QwenImageTransformer2DModel:
+    return QwenImageTransformer2DModel.from_pretrained(out / "final" / "transformer")
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module, atol: float = 0.0) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.allclose(a, b, rtol=0, atol=atol) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path) -> Path:
+    """A finished run."""
+    train(make_recipe(data), data / "whole")
+    return data / "whole"
+
+
+def test_a_run_leaves_a_transformer_that_diffusers_loads(whole: Path) -> None:
+    values = json.loads((whole / "result.json").read_text("utf-8"))
+    assert values["complete"]
+    assert 0 < values["validation_loss"] < 10
+    base = QwenImageTransformer2DModel.from_pretrained(whole / "base" / "transformer")
+    assert not same(trained(whole), base)
+
+
+@pytest.mark.slow
+def test_micro_batches_change_nothing_but_rounding(data: Path, whole: Path, tmp_path: Path) -> None:
+    train(make_recipe(data, "batch.micro=1"), tmp_path / "run")
+    assert same(trained(whole), trained(tmp_path / "run"), atol=1e-4)
+
+
+def test_a_run_goes_on_to_the_bit(data: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "final")
+    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    train(make_recipe(data), run)
+    assert same(trained(whole), trained(run))
+
+
+def test_a_run_begins_with_the_weights_of_another(data: Path, whole: Path) -> None:
+    recipe = make_recipe(data, f"model.init_from={whole / 'final'}")
+    begun = transformer_of(recipe.model, whole / "base")
+    transformer, _ = open_transformer(recipe, begun, torch.float32, torch.device("cpu"))
+    assert same(transformer, trained(whole))
+    with pytest.raises(BadInput, match="has no transformer/ to begin with"):
+        transformer_of(make_recipe(data, f"model.init_from={data}").model, whole / "base")
+
+
+def test_adapters_are_loaded_by_the_pipeline(data: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(data, "tune={attn: {mode: lora, rank: 4, alpha: 8}}", "train.steps=2", "optim.lr=1e-2")
+    train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "final" / "transformer").exists()
+    pipe = QwenImageEditPlusPipeline.from_pretrained(tmp_path / "run" / "base")
+    arguments = prediction_of(pipe.transformer)
+    pipe.load_lora_weights(tmp_path / "run" / "final")
+    with torch.no_grad():
+        with_lora = pipe.transformer(**arguments)[0]
+        pipe.transformer.disable_adapters()
+        without = pipe.transformer(**arguments)[0]
+    assert not torch.allclose(with_lora, without, atol=1e-4)
+
+    with processes(recipe.parallel) as world:
+        parts = build(recipe, RunFolder(tmp_path / "run"), world)
+        newest = max((tmp_path / "run" / "checkpoints").iterdir())
+        values = {name: value for file in newest.glob("*.safetensors") for name, value in load_file(file).items()}
+        own = dict(parts.model.named_parameters())
+        found = {name: values[key] for name in own for key in (name, f"model.{name}") if key in values}
+        assert found
+        parts.model.load_state_dict(found, strict=False)
+        with torch.no_grad():
+            assert torch.allclose(parts.model(**arguments)[0], with_lora, atol=1e-5)
+
+
+def prediction_of(transformer: Any) -> dict[str, Any]:
+    """Arguments of a call."""
+    torch.manual_seed(0)
+    config = transformer.config
+    return {
+        "hidden_states": torch.randn(1, 8, config.in_channels),
+        "encoder_hidden_states": torch.randn(1, 5, config.joint_attention_dim),
+        "encoder_hidden_states_mask": torch.ones(1, 5, dtype=torch.bool),
+        "timestep": torch.tensor([0.5]),
+        "img_shapes": [[(1, 2, 2), (1, 2, 2)]],
+        "return_dict": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["stored.embeddings=null"], "stored.embeddings: is not given; write a folder with `qvl-edit extract RECIPE"),
+        (["pictures.vl_size=112"], "was made with resize"),
+        (["mixture.tasks=a=1,c=1"], 'mixture.tasks: there is no task "c"'),
+        (["mixture.sources=3=1"], "mixture.sources: 3 has weight 1"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_at_once(data: Path, tmp_path: Path, changes: list[str], said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        train(make_recipe(data, *changes), tmp_path / "run")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
