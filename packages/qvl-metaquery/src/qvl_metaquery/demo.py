@@ -60,7 +60,7 @@ class Size:
     """How long each stage is trained, and on how much it is tested."""
 
     draw: int = 400  # steps of 64 drawings
-    edit: int = 480  # steps of 32 pictures to be inverted
+    edit: int = 720  # steps of 32 pictures to be inverted
     each: int = 10  # drawings of each digit
     inverted: int = 100  # held-out pictures
 
@@ -126,11 +126,9 @@ def drawing_recipe(out: Path, seed: int, steps: int) -> MetaQueryRecipe:
 
 
 def editing_recipe(out: Path, seed: int, steps: int) -> MetaQueryRecipe:
-    """Stage two. A picture decides most where noise is high, so that noise levels are shifted towards it; and it is one
-    token, since a random model mixes several."""
+    """Stage two. A picture decides most where noise is high, so that noise levels are shifted towards it."""
     stage = out / "runs" / "draw" / "final"
-    flow = ("flow.task=edit", "flow.train_shift=3", "flow.sample_shift=1")
-    more = (*flow, "media={min_pixels: 1024, image_tokens: 1}", "batch.size=32", "optim.lr=3e-3")
+    more = ("flow.task=edit", "flow.train_shift=3", "flow.sample_shift=1", "batch.size=32", "optim.lr=3e-3")
     return tiny_recipe(out, seed, steps, "inverted", assign("model.init_from", stage), *more)
 
 
