@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from qvl_core.errors import BadInput
+from qvl_data.drawing.calls import pictures
 from qvl_metaquery.coder import Autoencoder, Pixels, measured_scale, open_coder
-from qvl_metaquery.pixels import pictures, square, stacked
+from qvl_metaquery.pixels import square, stacked
 
 GREY = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1) * 2 - 1
 
@@ -102,7 +103,7 @@ def test_the_middle_of_a_picture_is_kept_and_numbers_are_its_colours() -> None:
 def test_every_colour_survives_the_way_to_numbers_and_back() -> None:
     colours = np.arange(256, dtype=np.uint8).reshape(16, 16)
     picture = Image.fromarray(np.stack([colours, colours.T, 255 - colours], -1))
-    (back,) = pictures(stacked([square(picture, 16)]))
+    (back,) = pictures(stacked([square(picture, 16)]).numpy())
     assert back.tobytes() == picture.tobytes()
-    dark, bright = pictures(torch.tensor([-3.0, 3.0]).view(2, 1, 1, 1).expand(2, 3, 2, 2))
+    dark, bright = pictures(torch.tensor([-3.0, 3.0]).view(2, 1, 1, 1).expand(2, 3, 2, 2).numpy())
     assert (dark.getextrema(), bright.getextrema()) == (((0, 0),) * 3, ((255, 255),) * 3)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvl_metaquery.denoise import denoise, first_noise, scheduler
+from qvl_core.training.seeds import first_noise
+from qvl_metaquery.denoise import denoise, scheduler
 from qvl_metaquery.sampling import Name
 
 SHAPE = (2, 3, 3)

@@ -11,10 +11,10 @@ from drawing_verbs import qvl_metaquery
 from PIL import Image
 
 from qvl_core.errors import BadInput
+from qvl_data.drawing.prompts import Asked
 from qvl_data.example.digits import arrays
 from qvl_data.example.drawings import NAMES
 from qvl_metaquery import evaluate as evaluating
-from qvl_metaquery.asked import Asked
 from qvl_metaquery.evaluate import evaluate
 from qvl_metaquery.layouts import Sheet
 from qvl_metaquery.metrics import chosen

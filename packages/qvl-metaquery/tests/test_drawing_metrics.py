@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from qvl_core.errors import BadInput
-from qvl_metaquery.asked import Asked
+from qvl_data.drawing.prompts import Asked
 from qvl_metaquery.layouts import Sheet
 from qvl_metaquery.metrics import chosen, clip_score, frechet_distance
 from qvl_metaquery.scorers import Picture, scored

@@ -9,8 +9,8 @@ from drawing_verbs import qvl_metaquery
 from PIL import Image
 
 from qvl_core.errors import BadInput
-from qvl_metaquery.asked import read_prompts
-from qvl_metaquery.drawn import file_name, how_drawn, write_picture
+from qvl_data.drawing.files import file_name, how_drawn, write_picture
+from qvl_data.drawing.prompts import read_prompts
 
 FEW = ("--steps", "2")
 
@@ -168,3 +168,34 @@ def test_another_picture_does_not_say_how_it_was_drawn(photo: Path, tmp_path: Pa
         how_drawn(photo)
     write_picture(tmp_path / "a.png", Image.new("RGB", (4, 4)), {"prompt": "七 “x”"})
     assert how_drawn(tmp_path / "a.png") == {"prompt": "七 “x”"}
+
+
+def test_rows_of_edits_are_prompts_about_their_sources(photo: Path, tmp_path: Path) -> None:
+    """The document's rows of editing: two sources, none, one; and a prompt with one `image`."""
+    file = tmp_path / "rows.jsonl"
+    texts = {"instruction": "", "instruction_cn": "把天空改成日落。"}
+    rows: list[dict[str, object]] = [
+        {"source_image": [photo.name, photo.name], "target_image": "none.png", "instruction": "Merge them."},
+        {"source_image": None, "target_image": "none.png", "instruction": "A cat."},
+        {"source_image": photo.name, "target_image": "none.png", **texts},
+        {"prompt": "in winter", "image": photo.name},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = read_prompts(file)
+    assert [(one.text, len(one.opened())) for one in found] == [
+        ("Merge them.", 2),
+        ("A cat.", 0),
+        ("把天空改成日落。", 1),
+        ("in winter", 1),
+    ]
+    file.write_text(json.dumps({"prompt": "x", "image": "a.png", "images": []}), encoding="utf-8")
+    with pytest.raises(BadInput, match="has both `image` and `images`"):
+        read_prompts(file)
+
+
+def test_absolute_paths_are_opened_below_a_folder_that_was_allowed(photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    file = tmp_path / "inside" / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "x", "image": str(photo)}), encoding="utf-8")
+    (asked,) = read_prompts(file, [tmp_path])
+    assert len(asked.opened()) == 1

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from qvl_core.files import write_atomic
@@ -19,12 +18,12 @@ from qvl_core.qwen3vl.transcript import read
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.samples import Bad
 from qvl_data.checking import first_samples, judge, leaks, read_list, show_lists, write_bad
+from qvl_data.drawing.calls import pictures
 from qvl_data.errors import BadSample
 from qvl_data.sources import Item, mixtures
 from qvl_metaquery.batch import Drawing, DrawingSamples, collation, witness
 from qvl_metaquery.build import check_tune, drawing_samples
 from qvl_metaquery.model import GROUPS
-from qvl_metaquery.pixels import pictures
 from qvl_metaquery.preview import png
 from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.released import latent_shape, shapes
@@ -145,4 +144,4 @@ def _meet(samples: DrawingSamples, item: Item, met: Content) -> None:
 
 def _png(sample: Drawing) -> bytes:
     """The picture that is to be drawn."""
-    return png(pictures(torch.from_numpy(sample.picture)[None])[0])
+    return png(pictures(sample.picture[None])[0])

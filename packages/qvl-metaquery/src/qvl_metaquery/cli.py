@@ -74,7 +74,7 @@ def generate(
     batch: Batch = 4,
 ) -> None:
     """Draw pictures of prompts; each PNG says in itself how it was drawn."""
-    from qvl_metaquery.asked import from_command_line
+    from qvl_data.drawing.prompts import from_command_line
     from qvl_metaquery.sampling import Sampling
 
     asked = from_command_line(prompt, image or (), prompts)

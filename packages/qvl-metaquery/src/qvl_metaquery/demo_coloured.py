@@ -25,6 +25,7 @@ from qvl_core.demo import judged, take_up
 from qvl_core.files import new_folder
 from qvl_core.run import RunFolder, Scalar, result
 from qvl_data.convert import write_samples
+from qvl_data.drawing.calls import pictures
 from qvl_data.example.coloured import COLOURS, SIDE, samples
 from qvl_metaquery.coder import Coder
 from qvl_metaquery.coloured_judge import CAPTIONS, ColouredJudge, real
@@ -43,7 +44,7 @@ from qvl_metaquery.demo_parts import (
 )
 from qvl_metaquery.encode import encode
 from qvl_metaquery.pipeline import MetaQueryPipeline
-from qvl_metaquery.pixels import pictures, square, stacked
+from qvl_metaquery.pixels import square, stacked
 from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.tiny import tiny_qwen, tiny_sana
@@ -140,7 +141,7 @@ def reconstructed(coder: Coder, images: Sequence[Image.Image]) -> tuple[list[Ima
     """Pictures after the way to latents and back, and how far a number is off on average, as a part of their range."""
     pixels = as_pixels(images)
     back = coder.decode(coder.encode(pixels))
-    return pictures(back), float((back - pixels).abs().mean() / 2)
+    return pictures(back.cpu().numpy()), float((back - pixels).abs().mean() / 2)
 
 
 def as_pixels(images: Sequence[Image.Image]) -> Tensor:

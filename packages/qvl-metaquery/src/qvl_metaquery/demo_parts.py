@@ -15,11 +15,11 @@ from torch import Tensor
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder, Scalar
 from qvl_core.training.world import World
+from qvl_data.drawing.calls import pictures
 from qvl_data.order import order
 from qvl_metaquery.build import base_of, open_parts
 from qvl_metaquery.opening import sample_shift
 from qvl_metaquery.pipeline import MetaQueryPipeline
-from qvl_metaquery.pixels import pictures
 from qvl_metaquery.recipe import RECIPE, MetaQueryRecipe
 from qvl_metaquery.sampling import Sampling
 
@@ -115,7 +115,7 @@ def film(
     frames: list[list[Image.Image]] = []
 
     def keep(step: int, latents: Tensor) -> None:
-        frames.append(pictures(pipeline.coder.decode(latents)))
+        frames.append(pictures(pipeline.coder.decode(latents).cpu().numpy()))
 
     pipeline(caption=captions, seed=seed, on_step=keep, **how.arguments())
     return {caption: [frame[place] for frame in frames] for place, caption in enumerate(captions)}

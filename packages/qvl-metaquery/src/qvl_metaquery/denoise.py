@@ -3,7 +3,7 @@
 Shapes: B pictures of C x H x W, K branches of guidance.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any
 
@@ -24,11 +24,6 @@ def scheduler(name: Name, shift: float) -> Any:
     return DPMSolverMultistepScheduler(
         num_train_timesteps=LEVELS, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
     )
-
-
-def first_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> Tensor:
-    """(B, C, H, W): the noise of each seed by itself, on the CPU: the same alone, in a batch, and on every device."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 @torch.no_grad()

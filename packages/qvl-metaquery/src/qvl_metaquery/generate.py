@@ -13,8 +13,8 @@ from PIL import Image
 from qvl_core.errors import BadInput
 from qvl_core.files import writing
 from qvl_core.training.engine import DTYPES, resolve_precision
-from qvl_metaquery.asked import Asked
-from qvl_metaquery.drawn import file_name, free_name, write_picture
+from qvl_data.drawing.files import file_name, free_name, write_picture
+from qvl_data.drawing.prompts import Asked
 from qvl_metaquery.pipeline import MetaQueryPipeline
 from qvl_metaquery.sampling import Sampling
 

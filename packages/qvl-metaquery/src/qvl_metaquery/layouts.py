@@ -17,7 +17,7 @@ from PIL import Image
 
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
-from qvl_metaquery.asked import Asked
+from qvl_data.drawing.prompts import Asked
 
 Style = Literal["geneval", "dpg"]
 NEEDED = ("tag", "include")  # of a prompt's line, by GenEval's scorer

@@ -8,7 +8,6 @@ seed of its own: it is the same alone and in a batch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.load import Precision
 from qvl_core.recipe.blocks import Model
+from qvl_core.training.seeds import first_noise
+from qvl_data.drawing.calls import Drawn, check_counts, paired, pictures, seeds_of
 from qvl_metaquery.checkpoint import Whole, find_whole
 from qvl_metaquery.coder import Coder, open_coder
-from qvl_metaquery.denoise import denoise, first_noise, scheduler
+from qvl_metaquery.denoise import denoise, scheduler
 from qvl_metaquery.guidance import Branch, branches
 from qvl_metaquery.model import MetaQuery
 from qvl_metaquery.opening import assemble, open_qwen, open_sana, open_transformer, sample_shift
-from qvl_metaquery.pixels import pictures
 from qvl_metaquery.prompts import Prompt, PromptLayout, encode
 from qvl_metaquery.remembered import Remembered, key_of
 from qvl_metaquery.sampling import Name
@@ -36,13 +36,6 @@ from qvl_metaquery.settings import Settings
 from qvl_metaquery.weights import put, put_in
 
 PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What a call gives: pictures, in the order of captions and, within one, of seeds."""
-
-    images: list[Image.Image]
 
 
 class MetaQueryPipeline:
@@ -125,9 +118,9 @@ class MetaQueryPipeline:
         size     side of the pictures in pixels; default: what was trained
         on_step  is called with the number of the step and all latents (B, C, H, W) after it
         """
-        prompts = _prompts(caption, image)
-        _check_counts(captions=len(prompts), num_images=num_images, num_inference_steps=num_inference_steps)
-        seeds = _seeds(seed, len(prompts) * num_images, num_images)
+        prompts = [Prompt(*one) for one in paired(caption, image, "captions")]
+        check_counts(captions=len(prompts), num_images=num_images, num_inference_steps=num_inference_steps)
+        seeds = seeds_of(seed, len(prompts) * num_images, num_images)
         shape = self.coder.latent_shape(self.settings.size if size is None else size)
         kinds = branches(guidance_scale, image_guidance_scale, any(prompt.pictures for prompt in prompts))
         told = self.conditions([_branch(prompt, kind, negative_prompt) for kind in kinds for prompt in prompts])
@@ -149,7 +142,7 @@ class MetaQueryPipeline:
         if not bool(pixels.isfinite().all()):
             dtype = str(self.model.mllm.dtype).removeprefix("torch.")
             raise QVLError(f"pictures have numbers in {dtype} that are not finite; draw in another type (torch_dtype).")
-        return Drawn(pictures(pixels))
+        return Drawn(pictures(pixels.float().cpu().numpy()))
 
     @torch.no_grad()
     def conditions(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -179,29 +172,3 @@ def _branch(prompt: Prompt, kind: Branch, negative: str) -> Prompt:
     if kind == "full":
         return prompt
     return Prompt(negative, prompt.without(pictures=kind == "unconditional").pictures)
-
-
-def _prompts(caption: Any, image: Any) -> list[Prompt]:
-    captions = [caption] if isinstance(caption, str) else list(caption)
-    if image is None:
-        return [Prompt(text) for text in captions]
-    if isinstance(image, Image.Image):
-        image = [image]
-    lists = [image] * len(captions) if all(isinstance(one, Image.Image) for one in image) else list(image)
-    if len(lists) != len(captions):
-        raise BadInput(f"image: {len(lists)} lists of pictures for {len(captions)} captions; give one for each.")
-    return [Prompt(text, tuple(shown)) for text, shown in zip(captions, lists, strict=True)]
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise BadInput(f"{name}: {count} of them give no picture; ask for one or more.")
-
-
-def _seeds(seed: Any, count: int, each: int) -> list[int]:
-    if isinstance(seed, int):
-        return [seed + index % each for index in range(count)]
-    if len(seed) != count:
-        raise BadInput(f"seed: {len(seed)} seeds for {count} pictures; give one for each, or one number.")
-    return list(seed)

@@ -1,4 +1,4 @@
-"""Pictures as numbers: cut to a square for training, and back to pictures that can be shown.
+"""Pictures as numbers, cut to a square.
 
 Shapes: B pictures of 3 x S x S, in [-1, 1].
 """
@@ -22,12 +22,6 @@ def square(picture: Image.Image, size: int) -> NDArray[np.float32]:
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     cut = picture.convert("RGB").crop((left, top, left + size, top + size))
     return (np.asarray(cut, np.float32) / 127.5 - 1).transpose(2, 0, 1)
-
-
-def pictures(pixels: Tensor) -> list[Image.Image]:
-    """RGB pictures of (B, 3, H, W)."""
-    values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(one) for one in values.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def stacked(arrays: Sequence[NDArray[np.float32]]) -> Tensor:

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
 
-CHUNK = "qvl-metaquery"  # of the PNG's text: JSON
+CHUNK = "qvl"  # of the PNG's text: JSON
 _LONGEST = 60  # letters of a caption in a file's name
 
 
@@ -48,7 +48,7 @@ def how_drawn(file: Path) -> dict[str, Any]:
         with Image.open(file) as picture:
             return dict(json.loads(picture.info[CHUNK]))
     except (KeyError, ValueError, UnidentifiedImageError):
-        raise BadInput(f"{file}: does not say how it was drawn; only PNG files of `qvl-metaquery` do.") from None
+        raise BadInput(f"{file}: does not say how it was drawn; only PNG files that QVL has drawn do.") from None
 
 
 def file_name(name: str, caption: str, seed: int) -> str:
