@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from qvl_core.recipe import blocks
 from qvl_core.recipe.drawing import DrawingBatch, DrawingEvaluate, DrawingTrain, unusual
+from qvl_edit.groups import UNUSED
 from qvl_edit.weights import source_weights, task_weights
 
 Weight = Annotated[float, Field(ge=0)]
@@ -156,10 +157,17 @@ class EditRecipe(blocks.Recipe):
         return self
 
     @model_validator(mode="after")
-    def _no_layers(self) -> "EditRecipe":
+    def _groups_are_of_this_transformer(self) -> "EditRecipe":
         for name, block in self.tune.items():
+            if name == UNUSED and block.mode != "frozen":
+                raise ValueError(f"`tune.{name}`: no prediction depends on it; remove it")
             if block.layers is not None:
                 raise ValueError(f"`tune.{name}.layers`: name blocks of the transformer instead, such as blocks.59.")
+            if block.mode == "lora" and block.init != "zero":
+                raise ValueError(
+                    f"`tune.{name}.init`: an adapter here begins at zero, since diffusers puts it upon the untouched "
+                    "weights; remove it"
+                )
         return self
 
 
