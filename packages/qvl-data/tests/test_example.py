@@ -13,6 +13,7 @@ from qvl_data.example.coloured import INKS, PAPER, inked
 from qvl_data.example.digits import KINDS, SPLITS, digit_png, digits, digits_dataset
 from qvl_data.example.drawings import KINDS as DRAWN
 from qvl_data.example.drawings import NAMES, drawings
+from qvl_data.example.recoloured import CHANGES
 from qvl_data.example.shuffled import shuffled
 
 COUNTS = {"train": 1257, "validation": 180, "test": 360}
@@ -237,6 +238,26 @@ def test_ink_is_told_from_paper_alike_in_every_colour():
         assert np.abs(pixels - ink).sum(-1).min() < 2  # somewhere the pen has pressed
         amounts.append(((PAPER - pixels) / (np.array(PAPER) - min(ink))).max(-1))
     assert np.ptp(amounts, axis=0).max() < 0.02
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_recoloured_digits_are_changed_as_is_said_in_the_split_of_the_questions(split):
+    made = list(example.samples("recoloured", split))
+    of = [int(sample.id.split("-")[-1]) for sample in made]
+    assert of == [number for number in numbers(digits_dataset("digit", split)) for _ in CHANGES]
+    for place in range(0, 60, 3):
+        red, inverted, flipped = made[place : place + 3]
+        source = np.asarray(opened(red), float) / 127.5 - 1  # (16, 16, 3) in [-1, 1]
+        assert source.shape == (16, 16, 3)
+        assert red.media[0].bytes == inverted.media[0].bytes == flipped.media[0].bytes
+        wanted = source.mean(2, keepdims=True) / 2 + np.array([0.5, -0.5, -0.5])
+        assert np.abs(np.asarray(opened(red, 1)) / 127.5 - 1 - wanted).max() < 0.01
+        assert np.abs(np.asarray(opened(inverted, 1)) / 127.5 - 1 + source).max() < 0.01
+        assert (np.asarray(opened(flipped, 1)) == np.asarray(opened(flipped))[:, ::-1]).all()
+        assert red.edit.instruction["en"] == "make it red"
+        assert red.edit.inverse is None
+        assert flipped.edit.inverse == flipped.edit.instruction
+        assert np.ptp(source, axis=(0, 1)).mean() > 0.4  # colours that can be told apart
 
 
 def test_another_set_takes_the_place_of_one_when_told(tmp_path, capsys):

@@ -117,6 +117,14 @@ def coloured(
     _write_set("coloured", folder, format, container, seed, fresh)
 
 
+@example.command()
+def recoloured(
+    folder: Folder, format: Format = "qvl", container: Container = None, seed: Seed = 0, fresh: Fresh = False
+) -> None:
+    """Write the handwritten digits in random colours, and three edits: made red, inverted, flipped."""
+    _write_set("recoloured", folder, format, container, seed, fresh)
+
+
 def _write_set(name: str, folder: Path, format: str, container: str | None, seed: int, fresh: bool) -> None:
     from qvl_data.example import samples
 

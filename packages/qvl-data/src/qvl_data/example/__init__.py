@@ -11,7 +11,18 @@ from ..sample import Sample
 from .split import Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-SETS = ("digits", "images", "video", "grounding", "edit", "multi_turn", "thinking", "drawings", "coloured")
+SETS = (
+    "digits",
+    "images",
+    "video",
+    "grounding",
+    "edit",
+    "multi_turn",
+    "thinking",
+    "drawings",
+    "coloured",
+    "recoloured",
+)
 
 
 def samples(name: str, split: Split, seed: int = 0) -> Iterator[Sample]:
