@@ -239,7 +239,7 @@ def test_bad_rows_are_counted_with_their_reasons(recipe: Any, data: Path, tmp_pa
         extract(recipe(data=rows), tmp_path / "out")
     extract(recipe("data.max_bad=4", data=rows), tmp_path / "out")
     left = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text("utf-8").splitlines()]
-    assert [one["reason"] for one in left] == ["media_missing", "edit_shape", "empty_question", "media_count"]
+    assert [one["reason"] for one in left] == ["media_missing", "edit_shape", "no_instruction", "media_count"]
     assert all(f"bad.jsonl:{number}" in one["message"] for number, one in enumerate(left, start=4))
     extract(recipe(), tmp_path / "good")
     assert keys(tmp_path / "out") == keys(tmp_path / "good")

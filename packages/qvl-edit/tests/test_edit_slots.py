@@ -173,7 +173,7 @@ def test_bad_samples_are_left_out_and_named_once(meta: Path) -> None:
             assert sum(micro.count for hand in hands for micro in hand) + len(bad) == 8
             reasons.update(one.reason for one in bad)
             assert all("rows.jsonl:" in one.id for one in bad)
-        assert set(reasons) == {"empty_question", "media_missing", "image_truncated"}
+        assert set(reasons) == {"no_instruction", "media_missing", "image_truncated"}
 
 
 def test_epochs_are_of_what_is_drawn_from(meta: Path) -> None:

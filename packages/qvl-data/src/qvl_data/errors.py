@@ -54,6 +54,7 @@ REASONS = {
     "mmc4": "a row that is not sound in the format mmc4",
     "no_answer": "a conversation without an answer where one is needed",
     "no_caption": "a picture without a caption",
+    "no_instruction": "an edit, or text to image, without a text that says something",
     "no_question": "an answer without a question",
     "no_regions": "a picture without a box to ask about",
     "not_expressible": "a sample that the target format has no words for",

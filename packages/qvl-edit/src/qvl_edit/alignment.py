@@ -53,7 +53,12 @@ def shift(first: NDArray[np.floating], second: NDArray[np.floating]) -> Shift:
 def _edges(picture: NDArray[np.floating]) -> NDArray[np.float64]:
     """(H, W): how steeply brightness changes, fading out towards the border, where one picture shows what the other
     does not."""
-    grey = picture.astype(np.float64).mean(-1)
-    steep = np.hypot(*np.gradient(grey))
-    window = np.outer(*(np.hanning(side + 2)[1:-1] for side in grey.shape))
+    steep = steepness(picture)
+    window = np.outer(*(np.hanning(side + 2)[1:-1] for side in steep.shape))
     return (steep - steep.mean()) * window
+
+
+def steepness(picture: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(H, W): how steeply the brightness of a picture (H, W, 3) changes."""
+    steep: NDArray[np.float64] = np.hypot(*np.gradient(picture.astype(np.float64).mean(-1)))
+    return steep

@@ -26,6 +26,43 @@ def tiny(
 
 
 @app.command()
+def validate(
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    overrides: Annotated[
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as data.train=my.jsonl.")
+    ] = None,
+    out: Annotated[
+        Path | None, Option(help="Folder for report.html and validation.json; default: runs/<recipe name>-data.")
+    ] = None,
+    allow_root: Annotated[
+        list[Path] | None, Option(help="Folder from which pictures may be read by absolute path; may be repeated.")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        Option("--map", help="Columns by field, such as source_image=before,target_image=after."),
+    ] = None,
+    allow_identity: Annotated[
+        bool, Option("--allow-identity", help="Targets that show what their source shows are meant.")
+    ] = False,
+    workers: Annotated[int, Option(min=1, help="Processes; the result is the same for every number.")] = 1,
+) -> None:
+    """Look at every row of a recipe's data as training will: what is wrong, tasks, sizes, and how far source and target
+    are shifted."""
+    from qvl_core.cli.common import default_out
+    from qvl_data.cli.app import columns_of
+
+    run = default_out(recipe)
+    app.room("validate").validate(
+        app.load(recipe, overrides),
+        out or run.with_name(f"{run.name}-data"),
+        allow_root=allow_root or (),
+        columns=columns_of(columns),
+        allow_identity=allow_identity,
+        workers=workers,
+    )
+
+
+@app.command()
 def extract(
     recipe: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
     overrides: Annotated[

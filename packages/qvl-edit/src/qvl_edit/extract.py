@@ -9,7 +9,6 @@ does, and several processes, on one machine or many, share the windows out. A fo
 what is there already is not computed again.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -40,7 +39,7 @@ from qvl_edit.embed import Asked, Embedder
 from qvl_edit.geometry import Geometry, resized
 from qvl_edit.opening import FOR_TEXTS, checkpoint, geometry_of
 from qvl_edit.profile import Profile, read_profile
-from qvl_edit.questions import Question, questions, sources_of, target_of
+from qvl_edit.questions import Asking, sources_of, target_of
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.stored import about, content, key
 from qvl_edit.tasks import expanded
@@ -73,8 +72,8 @@ def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4) -> None
         said = {**versions, "device": world.device.type, "profile": profile.name}
         store = world.on_first(lambda: Store.begin(out, origin, "choose another --out", said))
 
-        asked = _Wanted(recipe.mixture.inverse, recipe.mixture.sources, recipe.sampling.negative)
-        work = _Questions(Windows(lists, WINDOW, asked.said), store, profile, geometry, asked, batch)
+        asking = Asking(recipe.mixture.inverse, recipe.mixture.sources, recipe.sampling.negative)
+        work = _Questions(Windows(lists, WINDOW, asking.said), store, profile, geometry, asking, batch)
         names, there = work.windows.names(), set(world.on_first(store.shards))  # as all have it, before one writes
         bad = left_out(store, [name for name in names if name in there])
         own = [number for number in range(len(names)) if names[number] not in there][world.rank :: world.size]
@@ -103,25 +102,6 @@ def _finish(out: Path, store: Store, names: Sequence[str], allowed: int, samples
         f"{out} holds the embeddings of {samples - len(bad):,} samples, {len(bad):,} are left out; train with "
         f"stored.embeddings={out}."
     )
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What a recipe asks of a sample: the way back, numbers of sources that are trained, and what guidance leads away
-    from, in lists other than the first."""
-
-    inverse: bool
-    sources: dict[int, float] | None
-    negative: str
-
-    @property
-    def said(self) -> str:
-        return json.dumps([self.inverse, sorted((self.sources or {}).items()), self.negative])
-
-    def of(self, sample: Sample, profile: Profile, first: bool) -> list[Question]:
-        if self.sources is not None and not self.sources.get(len(sources_of(sample))):
-            return []
-        return questions(sample, profile, self.inverse, ("",) if first else ("", self.negative))
 
 
 @dataclass(frozen=True)
@@ -163,7 +143,7 @@ class _Questions:
     store: Store
     profile: Profile
     geometry: Geometry
-    wanted: _Wanted
+    asking: Asking
     batch: int
     missing: Sequence[int] = ()
 
@@ -201,7 +181,7 @@ class _Questions:
         target, *others = (sample.opener.size(sample.media[at])[::-1] for at in shown)
         self.geometry.fit(target, others)
         found = []
-        for question in self.wanted.of(sample, self.profile, first):
+        for question in self.asking.of(sample, self.profile, first):
             pictures = content(sample, question.pictures)
             if any(key(pictures, text) not in self.store for text in (None, *question.texts)):
                 seen = tuple(self._seen(sample, at) for at in question.pictures)

@@ -7,14 +7,19 @@ Sources are seen with the instructions, and for the way back the target with the
 empty text as well, for steps whose text is left out.
 """
 
+import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from qvl_data.errors import BadSample
+from qvl_data.errors import BadSample, placed
 from qvl_data.formats import edit
 from qvl_data.formats.common import drawing
 from qvl_data.sample import Sample
+from qvl_edit.cut import Bucket
+from qvl_edit.geometry import Geometry
 from qvl_edit.profile import Profile
+from qvl_edit.texts import Text, directed, learnable
 
 
 class Question(NamedTuple):
@@ -41,14 +46,59 @@ def questions(sample: Sample, profile: Profile, inverse: bool = True, also: tupl
         asked.append(((sample.edit.target,), (sample.edit.inverse or {}).values()))
     found = [Question(pictures, said + also) for pictures, texts in asked if (said := _said(texts))]
     if not found:
-        raise says_nothing(sample)
+        raise _says_nothing(sample)
     return [Question(pictures, tuple(dict.fromkeys(texts))) for pictures, texts in found]
 
 
-def says_nothing(sample: Sample) -> BadSample:
-    """The error for a sample without an instruction."""
+@dataclass(frozen=True)
+class Asking:
+    """What a recipe asks of a sample.
+
+    inverse   the way back as well
+    sources   weights of numbers of sources; what has none is not asked
+    negative  what guidance leads away from: asked in lists other than the first
+    """
+
+    inverse: bool = True
+    sources: dict[int, float] | None = None
+    negative: str = ""
+
+    @property
+    def said(self) -> str:
+        """The same as text."""
+        return json.dumps([self.inverse, sorted((self.sources or {}).items()), self.negative])
+
+    def trains(self, sources: int) -> bool:
+        """Whether samples of so many sources are learned from."""
+        return self.sources is None or bool(self.sources.get(sources))
+
+    def of(self, sample: Sample, profile: Profile, first: bool) -> list[Question]:
+        """The questions of a sample, none for one that is not learned from. Raises BadSample."""
+        if not self.trains(len(sources_of(sample))):
+            return []
+        return questions(sample, profile, self.inverse, ("",) if first else ("", self.negative))
+
+
+def texts_of(sample: Sample, inverse: bool = True) -> tuple[Text, ...]:
+    """The texts that a sample can be learned from. Raises BadSample if there are none."""
+    back = sample.edit.inverse if sample.edit is not None and inverse else None
+    found = learnable(edit.texts(sample), back or {}, len(sources_of(sample)))
+    if not found:
+        raise _says_nothing(sample)
+    return found
+
+
+def bucket_of(sample: Sample, text: Text, geometry: Geometry) -> Bucket:
+    """The sizes of a sample's pictures as a text learns them; reads headers only. Raises BadSample."""
+    target, sources = directed(text, target_of(sample), sources_of(sample))
+    with placed(sample):
+        height_width = [sample.opener.size(sample.media[index])[::-1] for index in (target, *sources)]
+        return geometry.fit(height_width[0], height_width[1:])
+
+
+def _says_nothing(sample: Sample) -> BadSample:
     problem = "no instruction that says something; write one, or remove the row"
-    return BadSample("empty_question", problem, sample.place, sample.id)
+    return BadSample("no_instruction", problem, sample.place, sample.id)
 
 
 def sources_of(sample: Sample) -> tuple[int, ...]:

@@ -23,9 +23,9 @@ from qvl_edit.cut import Bucket, cut, deal
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.mixture import Draw, Mixture
 from qvl_edit.packing import SIDE, tokens_of
-from qvl_edit.questions import says_nothing, sources_of, target_of
+from qvl_edit.questions import bucket_of, sources_of, target_of, texts_of
 from qvl_edit.tasks import Tasks
-from qvl_edit.texts import Choice, Text, choose, directed, learnable
+from qvl_edit.texts import Choice, Text, choose, directed
 from qvl_edit.times import Shift, Times, level_of, noise_of
 
 Told = Callable[[Sample, Sequence[int], str], Tensor]
@@ -89,17 +89,11 @@ class Reading:
 
     def texts(self, sample: Sample) -> tuple[Text, ...]:
         """Those that a sample can be learned from. Raises BadSample if there are none."""
-        back = sample.edit.inverse if sample.edit is not None and self.inverse else None
-        found = learnable(edit.texts(sample), back or {}, len(sources_of(sample)))
-        if not found:
-            raise says_nothing(sample)
-        return found
+        return texts_of(sample, self.inverse)
 
     def bucket(self, sample: Sample, text: Text) -> Bucket:
         """The sizes of a sample's pictures as a text learns them. Raises BadSample."""
-        target, sources = directed(text, target_of(sample), sources_of(sample))
-        height_width = [sample.opener.size(sample.media[index])[::-1] for index in (target, *sources)]
-        return self.geometry.fit(height_width[0], height_width[1:], sample.place)
+        return bucket_of(sample, text, self.geometry)
 
     def example(self, sample: Sample, choice: Choice, bucket: Bucket, noise: Array, level: float) -> Example:
         """Everything read. Raises BadSample."""

@@ -4,6 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ..dataset import Dataset
 from ..dedup.near import Floats, Ints
 from ..errors import REASONS, BadSample, severity
 from ..order import order
+from ..sample import Sample
 from ..stats import COUNTS, NUMBERS, Stats
 from ..validate import Finding, Validation
 from .cards import card, compared, seen_from, shortened
@@ -25,6 +27,14 @@ _CHARTS = (
 )  # fmt: skip
 _VALUES = ("answer", "first_word", "script", "region_label", "picture_format", "task", "dataset", "license")
 _SHOWN = 12
+
+
+class Samples(Protocol):
+    """Samples by number, such as a `Dataset`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 def lead(found: Validation, sets: Mapping[str, Dataset]) -> str:
@@ -61,7 +71,7 @@ def _fingerprint(data: Dataset) -> str:
     return hashlib.sha256(b"".join(data.digests())).hexdigest()[:16]
 
 
-def gallery(sets: Mapping[str, Dataset], most: int, folder: Path) -> Section:
+def gallery(sets: Mapping[str, Samples], most: int, folder: Path) -> Section:
     """Samples of every split, drawn at random but always the same ones."""
     cards: list[Card] = []
     for split, data in sets.items() if most else ():
@@ -168,7 +178,7 @@ def _group(
     )
 
 
-def errors(data: Mapping[str, Dataset], found: Validation, findings: Iterable[Finding], folder: Path) -> Section:
+def errors(data: Mapping[str, Samples], found: Validation, findings: Iterable[Finding], folder: Path) -> Section:
     """What is wrong, by reason: the first places of each, and their pictures where they can be opened.
 
     Places are told as seen from `folder`.
@@ -203,7 +213,7 @@ def errors(data: Mapping[str, Dataset], found: Validation, findings: Iterable[Fi
     return Section("What is wrong", blocks)
 
 
-def _shown(data: Mapping[str, Dataset], finding: Finding, folder: Path) -> Card | None:
+def _shown(data: Mapping[str, Samples], finding: Finding, folder: Path) -> Card | None:
     """The sample of a finding, if it can be read and has a picture that can be opened."""
     if finding.index < 0 or finding.split not in data:
         return None

@@ -34,7 +34,7 @@ from .mend import write_clean
 from .quarantine import write_quarantine
 from .work import Checked, Work
 
-__all__ = ["Finding", "Reason", "Validation", "read_findings", "validate"]
+__all__ = ["Finding", "Reason", "Validation", "counted", "read_findings", "validate"]
 
 SCHEMA = "qvl.validation/1"
 STEP = 500
@@ -182,7 +182,7 @@ def check(
         order = {name: number for number, name in enumerate(sets)}
         merged = heapq.merge(single, across.findings(), key=lambda found: (order[found.split], found.index))
         with complete(findings) as part, part.open("wb") as lines:
-            for finding in _counted(whole, merged, result):
+            for finding in counted(whole, merged, result):
                 lines.write(to_line(finding))
         return result.to_dict()
 
@@ -251,8 +251,8 @@ def _recorded() -> dict[str, int]:
     raise AssertionError("every step is recorded by now")
 
 
-def _counted(whole: Iterable[Finding], merged: Iterable[Finding], result: Validation) -> Iterator[Finding]:
-    """The same findings, counted in `result` as they go by."""
+def counted(whole: Iterable[Finding], merged: Iterable[Finding], result: Validation) -> Iterator[Finding]:
+    """The same findings, counted in `result` as they go by: of whole files, then of samples, those of each together."""
     at: tuple[str, int] | None = None
     worst = ""
     for finding in whole:
