@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,19 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_p
 from PIL import Image
 from torch import Tensor
 
+from qvl_core.recipe.load import load
 from qvl_edit.batch import EditBatch, Example, collate
+from qvl_edit.build import open_transformer
 from qvl_edit.coder import PatchCoder
 from qvl_edit.cut import Bucket
 from qvl_edit.embed import Asked, Embedder
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_loss, edit_losses
+from qvl_edit.model import velocity
 from qvl_edit.packing import pack, tokens_of
 from qvl_edit.profile import Profile
+from qvl_edit.recipe import RECIPE
 
 AREA = 64 * 128
 
@@ -105,11 +110,36 @@ def test_a_steps_prediction_is_that_of_the_pipeline_at_the_same_time(
 def test_padding_is_not_read(pipeline: Callable[[str], Any]) -> None:
     pipe = pipeline("edit-plus")
     batch, vae = some(pipe, [7, 4]), Vae(pipe.vae)
-    alone = replace(some(pipe, [7, 4], only=1), told=batch.told[1:, :4], told_mask=batch.told_mask[1:, :4])
+    assert batch.told_mask is not None
+    alone = some(pipe, [7, 4], only=1)
+    assert alone.told_mask is None
     together = edit_losses(pipe.transformer, batch, vae)
     assert torch.allclose(together[1], edit_losses(pipe.transformer, alone, vae)[0], atol=1e-5)
     blind = replace(batch, told_mask=torch.ones_like(batch.told_mask))
     assert abs(edit_losses(pipe.transformer, blind, vae)[1] - together[1]) > 1e-4
+
+
+def test_texts_of_one_length_have_no_mask(pipeline: Callable[[str], Any]) -> None:
+    pipe = pipeline("edit-plus")
+    batch, vae = some(pipe, [5, 5]), Vae(pipe.vae)
+    assert batch.to("cpu").told_mask is None
+    masked = replace(batch, told_mask=torch.ones(2, 5, dtype=torch.bool))
+    losses = [edit_losses(pipe.transformer, one, vae) for one in (batch, masked)]
+    assert torch.allclose(*losses, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_all_of_the_transformer_may_be_in_fewer_bits(kind: str, checkpoint: Callable[..., Path]) -> None:
+    pytest.importorskip({"nf4": "bitsandbytes", "int8": "torchao"}[kind])
+    bucket, rng = Bucket((32, 32), ((32, 32),)), torch.Generator().manual_seed(0)
+    noisy, source, told = (torch.randn(1, count, 64, generator=rng) for count in (4, 4, 5))
+    predicted = []
+    for quantization in ("null", f"{{kind: {kind}, groups: [transformer]}}"):
+        recipe = load(RECIPE, "tiny", [f"model.quantization={quantization}", "tune={attn: {mode: lora}}"], "qvl_edit")
+        model, _ = open_transformer(recipe, checkpoint() / "transformer", torch.float32, torch.device("cpu"))
+        with torch.no_grad():
+            predicted.append(velocity(model, noisy, [source], told, None, torch.tensor([0.6]), bucket, 8))
+    assert 1e-3 < (predicted[1] - predicted[0]).norm() / predicted[0].norm() < 0.2
 
 
 def some(pipe: Any, lengths: list[int], shares: list[int] | None = None, only: int | None = None) -> EditBatch:

@@ -70,8 +70,8 @@ def slots(micros: Sequence[Micro]) -> list[tuple[str, bytes]]:
         batch = micro.batch
         assert isinstance(batch, EditBatch)
         for at in np.flatnonzero(batch.shares).tolist():
-            parts = [*(part[at] for part in batch.pictures), batch.told[at][batch.told_mask[at]]]
-            parts += [batch.noise[at], batch.levels[at]]
+            said = batch.told[at] if batch.told_mask is None else batch.told[at][batch.told_mask[at]]
+            parts = [*(part[at] for part in batch.pictures), said, batch.noise[at], batch.levels[at]]
             digest = b"".join(part.numpy().tobytes() for part in parts)
             found.append((micro.samples[at], hashlib.sha256(digest).digest()))
     return sorted(found)

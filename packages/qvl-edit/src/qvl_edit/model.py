@@ -18,7 +18,7 @@ def velocity(
     noisy: Tensor,
     sources: Sequence[Tensor],
     told: Tensor,
-    told_mask: Tensor,
+    told_mask: Tensor | None,
     levels: Tensor,
     bucket: Bucket,
     scale: int,
@@ -27,10 +27,10 @@ def velocity(
 
     noisy           (B, N, F)
     sources         (B, M, F) of each source
-    told, its mask  (B, L, D) and (B, L), true where there is a token
+    told, its mask  (B, L, D) and (B, L), true where there is a token; None where nothing is padded
     bucket, scale   sizes of all samples, in pixels, of which `scale` are a latent place along a side
     """
-    dtype = next(transformer.parameters()).dtype
+    dtype = transformer.dtype  # the first parameter may be in fewer bits
     predicted: Tensor = transformer(
         hidden_states=torch.cat([noisy, *sources], 1).to(dtype),
         encoder_hidden_states=told.to(dtype),
