@@ -18,7 +18,7 @@ from qvl_data.example.drawings import drawings
 from qvl_data.writers import write
 from qvl_metaquery import MetaQueryPipeline, find_newest_checkpoint, train
 from qvl_metaquery.recipe import RECIPE
-from qvl_metaquery.settings import read_settings
+from qvl_metaquery.settings import Settings
 from qvl_metaquery.tiny import tiny_transformer
 from qvl_metaquery.weights import OWN
 
@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 def later(run: Path, data: Path) -> Path:
     """A second stage that trains the connector alone."""
     frozen = "tune={connector: {mode: full}, queries: {mode: frozen}, transformer: {mode: frozen}}"
-    names = [f"model.name={read_settings(run).mllm}", f"sana.name={read_settings(run).sana}"]
+    names = [f"model.name={Settings.read(run).mllm}", f"sana.name={Settings.read(run).sana}"]
     return trained(run.parent / "later", data, frozen, *names, f"model.init_from={run / 'final'}")
 
 
@@ -80,7 +80,7 @@ def test_a_later_stage_is_opened_from_anywhere_and_needs_no_stage_that_it_traine
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Path(shutil.copytree(run, tmp_path / "first"))
-    names = [f"model.name={read_settings(run).mllm}", f"sana.name={read_settings(run).sana}"]
+    names = [f"model.name={Settings.read(run).mllm}", f"sana.name={Settings.read(run).sana}"]
     monkeypatch.chdir(tmp_path)
     second = trained(tmp_path / "second", data, *names, "model.init_from=first")  # the run: its final/
     monkeypatch.chdir(tmp_path.parent)
@@ -105,7 +105,7 @@ def test_a_run_can_be_moved(run: Path, tmp_path: Path) -> None:
     try:
         torch.testing.assert_close(latents(moved), end)
         torch.testing.assert_close(latents(moved / "checkpoints/step-000002"), end)
-        assert read_settings(moved / "final").mllm == str(moved.resolve() / "base-0/qwen")
+        assert Settings.read(moved / "final").mllm == str(moved.resolve() / "base-0/qwen")
     finally:
         moved.rename(run)
 
@@ -113,17 +113,19 @@ def test_a_run_can_be_moved(run: Path, tmp_path: Path) -> None:
 def test_parts_elsewhere_keep_their_place(later: Path, run: Path, drawer: Path) -> None:
     names = (str(run.resolve() / "base-0/qwen"), str(run.resolve() / "base-0/sana"))
     assert parts_named(later) == parts_named(later / "final") == names
-    assert parts_named(drawer) == (read_settings(drawer).mllm, read_settings(drawer).sana)
+    assert parts_named(drawer) == (Settings.read(drawer).mllm, Settings.read(drawer).sana)
 
 
 def test_parts_that_are_gone_are_one_sentence(run: Path, tmp_path: Path) -> None:
     alone = Path(shutil.copytree(run / "final", tmp_path / "alone/final"))
-    with pytest.raises(BadInput, match=r"final: draws with .*alone/base-0/qwen, and there is no such folder; .*whole"):
+    with pytest.raises(
+        BadInput, match=r"final: is used with .*alone/base-0/qwen, and there is no such folder; .*whole"
+    ):
         MetaQueryPipeline.from_pretrained(alone)
 
 
 def test_a_later_stage_begins_with_every_bit_of_the_earlier_one(run: Path, data: Path, tmp_path: Path) -> None:
-    names = [f"model.name={read_settings(run).mllm}", f"sana.name={read_settings(run).sana}"]
+    names = [f"model.name={Settings.read(run).mllm}", f"sana.name={Settings.read(run).sana}"]
     still = ["optim.lr=1e-12", "train.precision=bf16", f"model.init_from={run / 'final'}"]
     trained(tmp_path / "second", data, *names, *still)
     for file in ("connector.safetensors", "transformer/diffusion_pytorch_model.safetensors"):
@@ -134,7 +136,7 @@ def test_a_later_stage_begins_with_every_bit_of_the_earlier_one(run: Path, data:
 
 def test_the_shift_of_sampling_is_no_part_of_what_is_learned(run: Path, data: Path, tmp_path: Path) -> None:
     again = trained(unfinished(run, tmp_path / "run"), data, "flow.sample_shift=2")
-    assert read_settings(again / "final").sample_shift == 2
+    assert Settings.read(again / "final").sample_shift == 2
     ours, theirs = (load_file(folder / "final" / OWN) for folder in (again, run))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     with pytest.raises(BadInput, match=r"finished.*\(flow\.sample_shift was 2\.0, is "):  # as its final/ says
@@ -144,7 +146,7 @@ def test_the_shift_of_sampling_is_no_part_of_what_is_learned(run: Path, data: Pa
 def test_the_width_that_null_stands_for_makes_no_other_run(run: Path, data: Path, tmp_path: Path) -> None:
     again = trained(unfinished(run, tmp_path / "run"), data, "connector.width=128")
     trained(again, data)  # finished
-    assert read_settings(again).width is None
+    assert Settings.read(again).width is None
     with pytest.raises(BadInput, match=r"finished.*\(connector\.width was absent, is 64\)"):
         trained(again, data, "connector.width=64")
     (again / "result.json").unlink()
@@ -229,7 +231,7 @@ def test_a_transformer_of_another_class_or_another_size_is_refused(copied: Path)
 
 def test_a_checkpoint_over_another_sana_is_refused(run: Path, tmp_path: Path) -> None:
     middle = unfinished(run, tmp_path / "run")
-    sana = Path(shutil.copytree(read_settings(run).sana, tmp_path / "sana"))
+    sana = Path(shutil.copytree(Settings.read(run).sana, tmp_path / "sana"))
     shutil.rmtree(sana / "transformer")
     smaller = SanaTransformer2DModel.from_config({**tiny_transformer(4, 4).config, "num_layers": 1})
     smaller.save_pretrained(sana / "transformer")
@@ -239,7 +241,7 @@ def test_a_checkpoint_over_another_sana_is_refused(run: Path, tmp_path: Path) ->
 
 
 def test_a_scheduler_has_to_say_how_noise_is_shifted(copied: Path, tmp_path: Path) -> None:
-    sana = Path(shutil.copytree(read_settings(copied).sana, tmp_path / "sana"))
+    sana = Path(shutil.copytree(Settings.read(copied).sana, tmp_path / "sana"))
     changed(copied / "metaquery.json", sana=str(sana))
     config = sana / "scheduler" / "scheduler_config.json"
     assert MetaQueryPipeline.from_pretrained(copied).shift == 1.0

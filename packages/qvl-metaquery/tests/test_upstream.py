@@ -26,7 +26,7 @@ from qvl_core.recipe.blocks import Model
 from qvl_metaquery import MetaQueryPipeline
 from qvl_metaquery.opening import open_transformer
 from qvl_metaquery.prompts import Prompt, encode
-from qvl_metaquery.settings import SYSTEM, read_settings
+from qvl_metaquery.settings import SYSTEM, Settings
 from qvl_metaquery.tiny import tiny
 from qvl_metaquery.upstream import connector_name, sorted_out
 from qvl_metaquery.weights import OWN
@@ -171,7 +171,7 @@ def test_it_says_what_it_said_there(drift: float, tmp_path: Path) -> None:
     out = (tmp_path / "out").rename(tmp_path / "moved")
     assert (out / "qwen3vl").is_dir() == (drift != 1)
     pipeline = MetaQueryPipeline.from_pretrained(out)
-    assert read_settings(out).system == SYSTEM
+    assert Settings.read(out).system == SYSTEM
     shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
     for prompt in (Prompt("a red fox"), Prompt("both", (shown, shown.rotate(90, expand=True)))):
         wanted = checkpoint.conditions(prompt, pipeline.layout)
@@ -195,7 +195,7 @@ def test_hub_names_are_read_at_their_revisions_and_keep_them(
     names = ("--mllm", "of/qwen", "--revision", "v1", "--sana", "of/sana", "--sana-revision", "v2")
     done = qvl_metaquery("convert", checkpoint.folder, *names, "--size", 8, "--out", tmp_path / "out")
     assert done.code == 0, done.err
-    made = read_settings(tmp_path / "out")
+    made = Settings.read(tmp_path / "out")
     assert asked == {("of/qwen", "v1"), ("of/sana", "v2")}
     assert asked == {(made.mllm, made.mllm_revision), (made.sana, made.sana_revision)}
 

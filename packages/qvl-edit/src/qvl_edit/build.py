@@ -1,6 +1,5 @@
 """From a recipe to the parts that the loop trains: tasks, embeddings, autoencoder, transformer, loss, export."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from diffusers import QwenImageTransformer2DModel
 from rich.console import Console
 from torch import Tensor
 from transformers import AutoImageProcessor
@@ -27,19 +26,19 @@ from qvl_core.training.store import Store
 from qvl_core.training.world import World
 from qvl_data.sources import Mixture as Samples
 from qvl_data.sources import mixtures
-from qvl_edit.coder import PatchCoder
 from qvl_edit.groups import groups
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_loss
 from qvl_edit.mixture import Mixture
 from qvl_edit.opening import EVERY_PART, geometry_of
+from qvl_edit.parts import open_shift, open_vae, read_config
 from qvl_edit.profile import Profile, read_profile
 from qvl_edit.recipe import EditModel, EditRecipe
 from qvl_edit.saving import save_adapters, save_transformer
+from qvl_edit.settings import Settings
 from qvl_edit.slots import Corruption, EditBatches, Reading, content_of
 from qvl_edit.stored import FIX, StoredEmbeddings, about
 from qvl_edit.tasks import Tasks, expanded, tasks_of
-from qvl_edit.times import Shift
 from qvl_edit.tiny import tiny
 from qvl_edit.validation import Validation
 
@@ -57,12 +56,14 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     vae = open_vae(folder, DTYPES[precision], recipe.pictures.vae_batch).to(world.device)
     reading = reading_of(recipe, folder, profile, vae, DTYPES[precision], world)
     begun = transformer_of(recipe.model, folder)
+    settings = settings_of(recipe, folder, begun)
     transformer, table = open_transformer(recipe, begun, DTYPES[precision], world.device)
     batches = EditBatches(tasks, mixture, reading, recipe.mixture.dropout, recipe.batch.micro)
     steps = batches.steps_of(recipe.train)
     held_out = {name: samples for name, samples in lists.items() if name != "train"}
     validation = Validation(held_out, reading, vae, recipe.evaluate.samples)
     if world.rank == 0:
+        settings.write(run.path)  # a checkpoint can edit before there is a final/
         Console().print(table.rich(), shares(mixture, tasks), pace(mixture, steps), sep="\n")
     patterns = groups(recipe.tune, len(transformer.transformer_blocks))
     return Parts(
@@ -86,7 +87,14 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
             "profile": profile.name,
         },
         evaluate=partial(validation.measure, run=run) if held_out else None,
-        export=partial(_export, begun, DTYPES[precision], getattr(transformer, "peft_config", {}).get("default")),
+        export=partial(
+            _export,
+            settings,
+            run.path,
+            begun,
+            DTYPES[precision],
+            getattr(transformer, "peft_config", {}).get("default"),
+        ),
         shards=list(transformer.transformer_blocks),
     )
 
@@ -129,15 +137,6 @@ def check(recipe: EditRecipe, samples: Samples, mixture: Mixture, profile: Profi
         )
 
 
-def open_vae(folder: Path, dtype: torch.dtype, batch: int | None = None) -> Vae:
-    """The checkpoint's autoencoder. Raises BadInput for one that is not known."""
-    kinds = {kind.__name__: kind for kind in (AutoencoderKLQwenImage, PatchCoder)}
-    name = _config(folder / "vae" / "config.json").get("_class_name")
-    if name not in kinds:
-        raise BadInput(f"{folder / 'vae' / 'config.json'}: {name} is not known; use one of {', '.join(kinds)}.")
-    return Vae(load_part(kinds[name], folder / "vae", dtype), batch)
-
-
 def reading_of(
     recipe: EditRecipe, folder: Path, profile: Profile, vae: Vae, dtype: torch.dtype, world: World
 ) -> Reading:
@@ -147,9 +146,8 @@ def reading_of(
     origin = about(profile, geometry, folder, pictures, dtype)
     stored = Path(str(recipe.stored.embeddings)).expanduser()
     store = world.on_first(lambda: Store.open(stored, origin, FIX))
-    shift = Shift.of(_config(folder / "scheduler" / "scheduler_config.json"))
-    width = _config(folder / "transformer" / "config.json")["joint_attention_dim"]
-    corruption = Corruption(vae.channels, vae.scale, shift, recipe.flow.times)
+    width = read_config(folder / "transformer")["joint_attention_dim"]
+    corruption = Corruption(vae.channels, vae.scale, open_shift(folder), recipe.flow.times)
     return Reading(StoredEmbeddings(store).whole, width, geometry, corruption, recipe.mixture.inverse)
 
 
@@ -194,15 +192,29 @@ def pace(mixture: Mixture, steps: int) -> str:
     return f"{steps} steps of {mixture.size} samples, of {len(mixture):,}"
 
 
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file}: cannot be read ({error}); copy the checkpoint again.") from None
-    return values
+def settings_of(recipe: EditRecipe, checkpoint: Path, begun: Path) -> Settings:
+    """What what is trained needs beside weights."""
+    name, own = recipe.model.name, checkpoint / "transformer"
+    local = name == "tiny" or Path(name).expanduser().is_dir()
+    return Settings(
+        base=str(checkpoint.resolve()) if local else name,
+        revision=recipe.model.revision,
+        transformer=None if begun == own else str(begun.resolve()),
+        pictures=recipe.pictures,
+        sampling=recipe.sampling,
+    )
 
 
-def _export(folder: Path, dtype: torch.dtype, adapters: Any, target: Path, weights: Mapping[str, Tensor]) -> None:
+def _export(
+    settings: Settings,
+    run: Path,
+    begun: Path,
+    dtype: torch.dtype,
+    adapters: Any,
+    folder: Path,
+    weights: Mapping[str, Tensor],
+) -> None:
     """What diffusers loads. The transformer is read anew, because the one in training may be sharded."""
-    save_adapters(target, weights, adapters)
-    save_transformer(target, weights, lambda: load_part(QwenImageTransformer2DModel, folder, dtype))
+    settings.write(folder, run)
+    save_adapters(folder, weights, adapters)
+    save_transformer(folder, weights, lambda: load_part(QwenImageTransformer2DModel, begun, dtype))

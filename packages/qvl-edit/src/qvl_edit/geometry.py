@@ -65,6 +65,11 @@ class Geometry:
             raise self._refused(source, fitted, name)
         return fitted
 
+    def asked(self, sources: Sequence[Size], height: int | None = None, width: int | None = None) -> Bucket:
+        """Sizes of what is drawn, by default of the last source's shape, and of its sources. Raises BadSample."""
+        target = self.output(sources[-1] if sources else (1, 1), height, width)
+        return Bucket(target, tuple(self._of_source(source, "") for source in sources))
+
     def output(self, last_source: Size, height: int | None = None, width: int | None = None) -> Size:
         """Size of what is drawn, as the pipelines have it; given sides are cut to whole tokens. Raises BadSample."""
         own = self._sides(self.area, last_source)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 class Vae(nn.Module):
     """`AutoencoderKLQwenImage`, or what has its surface.
 
-    batch  pictures that are encoded at once; None: all
+    batch  pictures that are encoded or decoded at once; None: all
     """
 
     mean: Tensor  # (1, C, 1, 1), as is `std`
@@ -45,7 +45,8 @@ class Vae(nn.Module):
         """(B, 3, H, W) in fp32."""
         whole = (latents.float() * self.std + self.mean).to(self.model.dtype)
         with torch.autocast(latents.device.type, enabled=False):
-            pixels: Tensor = self.model.decode(whole.unsqueeze(2), return_dict=False)[0]
+            parts = whole.unsqueeze(2).split(self.batch or len(whole))
+            pixels = torch.cat([self.model.decode(part, return_dict=False)[0] for part in parts])
         return pixels.squeeze(2).float()
 
     def _by_channel(self, values: Any) -> Tensor:

@@ -83,14 +83,16 @@ class Stored(blocks.Block):
 
 
 class Sampling(blocks.Block):
-    """How pictures are drawn."""
+    """How pictures are drawn, if nothing else is said."""
 
     guidance: Annotated[float, Field(ge=0)] = 4.0
-    """How much more than the negative text the text weighs; 1: no guidance."""
+    """How much more than the negative text the text weighs; at most 1: no guidance."""
     steps: Annotated[int, Field(ge=1)] = 40
     """Steps from noise to picture."""
     negative: str = " "
     """What is not to be drawn."""
+    shift: Annotated[float, Field(gt=0)] | None = None
+    """Shift of noise levels, for models of few steps (3 for Qwen-Image-Lightning); default: the checkpoint's."""
 
 
 class EditOptim(blocks.Optim):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qvl_core.qwen3vl.groups import is_adapter
 
+LORA = "pytorch_lora_weights.safetensors"
 ADAPTER = ".default."  # between the name of a matrix of LoRA and `weight`, in peft's models
 
 

@@ -50,8 +50,7 @@ class Shift:
             )
         terminal = scheduler.get("shift_terminal") or None
         if not scheduler.get("use_dynamic_shifting", False):
-            constant = math.log(scheduler.get("shift", 1.0))
-            return cls(constant, constant, terminal=terminal)
+            return cls.constant(scheduler.get("shift", 1.0), terminal)
         return cls(
             scheduler.get("base_shift", 0.5),
             scheduler.get("max_shift", 1.15),
@@ -60,14 +59,23 @@ class Shift:
             terminal,
         )
 
-    def __call__(self, level: float, tokens: int) -> float:
-        """A level of 1/LEVELS..1, moved for a target of so many tokens."""
+    @classmethod
+    def constant(cls, factor: float, terminal: float | None = None) -> "Shift":
+        """The same for every number of tokens, as models of few steps have it (Qwen-Image-Lightning: 3)."""
+        return cls(math.log(factor), math.log(factor), terminal=terminal)
+
+    def __call__(self, level: float, tokens: int, lowest: float = 1 / LEVELS) -> float:
+        """A level moved for a target of so many tokens; `lowest` of all levels ends at `terminal`."""
         slope = (self.high - self.low) / (self.high_tokens - self.low_tokens)
         factor = math.exp(self.low + slope * (tokens - self.low_tokens))
         moved = _moved(level, factor)
-        if self.terminal is None:
+        if self.terminal is None or level == 1:
             return moved
-        return 1 - (1 - moved) * (1 - self.terminal) / (1 - _moved(1 / LEVELS, factor))
+        return 1 - (1 - moved) * (1 - self.terminal) / (1 - _moved(lowest, factor))
+
+    def grid(self, steps: int, tokens: int) -> list[float]:
+        """The levels between which a picture of so many tokens is drawn, from 1 down to 0: (steps + 1,)."""
+        return [*(self(1 - step / steps, tokens, lowest=1 / steps) for step in range(steps)), 0.0]
 
 
 def level_of(seed: int, step: int, slot: int, slots: int, times: Times = "uniform") -> float:

@@ -11,9 +11,9 @@ from torch import Tensor
 from qvl_core.errors import BadInput
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
-from qvl_core.training.checkpoint import newest, read
+from qvl_core.training.checkpoint import read, trained_folder
 from qvl_metaquery.recipe import RECIPE
-from qvl_metaquery.settings import FILE, Settings, read_settings
+from qvl_metaquery.settings import FILE, Settings
 from qvl_metaquery.stage import stage_of
 from qvl_metaquery.weights import is_whole, own_weights, trained_transformer
 
@@ -36,16 +36,7 @@ class Whole:
 
 def find_newest_checkpoint(path: "str | Path") -> Path:
     """The folder to load: of a run final/, or while it has none its newest whole checkpoint; else `path` itself."""
-    folder = Path(path).expanduser()
-    run = RunFolder(folder)
-    if (run.final / FILE).is_file():
-        return run.final
-    if run.checkpoints.is_dir():
-        found, _ = newest(run.checkpoints)
-        if found is None:
-            raise BadInput(f"{folder}: has no checkpoint yet; train on.")
-        return found.path
-    return folder
+    return trained_folder(path, FILE)
 
 
 def find_whole(path: Path) -> Whole:
@@ -54,14 +45,14 @@ def find_whole(path: Path) -> Whole:
     if not folder.is_dir():
         raise BadInput(f"{path}: there is no such folder; name a run folder, its final/, or one of its checkpoints.")
     if not (folder / "manifest.json").is_file():
-        return Whole(folder, read_settings(folder), own_weights(folder), trained_transformer(folder))
+        return Whole(folder, Settings.read(folder), own_weights(folder), trained_transformer(folder))
     found = read(folder)
     weights = found.average() or found.weights()
     prefix = "transformer."
     own = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     run = RunFolder(folder.parent.parent)
-    settings = read_settings(run.path)
+    settings = Settings.read(run.path)
     if is_whole(own) and trained:  # nothing of an earlier stage is left
         return Whole(folder, settings, own, None, trained)
     if (before := stage_of(load(RECIPE, str(run.recipe_file), [], "qvl_metaquery"))) is None:

@@ -28,7 +28,7 @@ from qvl_metaquery.generate import Wish, drawn, open_pipeline
 from qvl_metaquery.layouts import Sheet, Style, check_style, prepare, sheets, style_of
 from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.scorers import Picture, Scorer, scored
-from qvl_metaquery.settings import FILE, read_settings
+from qvl_metaquery.settings import FILE, Settings
 from qvl_metaquery.weights import TRANSFORMER
 
 REQUEST = "evaluation.json"
@@ -113,7 +113,7 @@ def identity(model: Path) -> str:
     folder = find_newest_checkpoint(model)
     if (folder / "manifest.json").is_file():
         return sha256(folder / "manifest.json")
-    read_settings(folder)
+    Settings.read(folder)
     return " ".join([sha256(folder / FILE), weights_sha256(folder), weights_sha256(folder / TRANSFORMER)])
 
 

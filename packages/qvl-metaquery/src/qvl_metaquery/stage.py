@@ -13,7 +13,7 @@ from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import open_config
 from qvl_core.run import RunFolder
 from qvl_metaquery.recipe import MetaQueryRecipe
-from qvl_metaquery.settings import FILE, Settings, read_settings
+from qvl_metaquery.settings import FILE, Settings
 from qvl_metaquery.weights import OWN
 
 _SHAPE = {"queries": "queries.number", "layers": "connector.layers", "width": "connector.width"}
@@ -57,7 +57,7 @@ def check_stage(folder: Path, settings: Settings) -> None:
         raise BadInput(f"model.init_from: {folder} has no {FILE}; name the final/ of an earlier stage.")
     if not (folder / OWN).is_file():
         raise BadInput(f"model.init_from: {folder} has no {OWN}; train that stage to its end, and name its final/.")
-    before = read_settings(folder)
+    before = Settings.read(folder)
     for name, key in _SHAPE.items():
         was, now = (json.dumps(getattr(one, name)) for one in (before, settings))  # as a recipe has them
         if was != now:
@@ -82,7 +82,7 @@ def stage_report(folder: Path, settings: Settings, own: Mapping[str, Tensor], tr
         f"({len(layers)} tensors, {sum(weight.numel() for weight in layers):,} numbers), {sana}",
         "not from there: Qwen3-VL and the autoencoder, which no stage trains; optimizer, step and order of the data",
     ]
-    before = read_settings(folder)
+    before = Settings.read(folder)
     for name, key in _MAY_CHANGE.items():
         was, now = getattr(before, name), getattr(settings, name)
         if was != now:

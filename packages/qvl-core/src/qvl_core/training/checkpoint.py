@@ -27,6 +27,7 @@ from torch import Tensor
 
 from qvl_core.errors import BadInput, QVLError
 from qvl_core.files import fsync_folder, sha256, write_atomic, writing
+from qvl_core.run import RunFolder
 
 SCHEMA = "qvl.checkpoint/1"
 SHARD_BYTES = 4 * 2**30
@@ -148,6 +149,20 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def of_step(folder: Path, step: int) -> Checkpoint:
     """The checkpoint of `step`. Raises QVLError if it is not whole."""
     return read(_path(folder, step))
+
+
+def trained_folder(path: "str | Path", file: str) -> Path:
+    """Where a trained model lies: of a run, final/, or while there is no `file` in it the newest whole checkpoint; else
+    `path` itself. Raises BadInput for a run that has saved nothing yet."""
+    run = RunFolder(Path(path).expanduser())
+    if (run.final / file).is_file():
+        return run.final
+    if not run.checkpoints.is_dir():
+        return run.path
+    found, _ = newest(run.checkpoints)
+    if found is None:
+        raise BadInput(f"{run.path}: has no checkpoint yet; train on.")
+    return found.path
 
 
 def start(own: Path, resume: Path | None) -> tuple[Checkpoint | None, list[str]]:

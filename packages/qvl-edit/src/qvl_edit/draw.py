@@ -1,0 +1,107 @@
+"""Pictures from embeddings: what a pipeline and the previews of a training run draw by.
+
+Wishes of one bucket are drawn together. Each has a seed of its own, so that its picture does not depend on the others.
+
+Shapes: B pictures, N tokens of F features, C channels of h x w latents, L tokens of a text of width D.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qvl_core.training.seeds import first_noise
+from qvl_edit.batch import Array
+from qvl_edit.cut import Bucket
+from qvl_edit.denoise import denoise, guided
+from qvl_edit.embed import padded
+from qvl_edit.latents import Vae
+from qvl_edit.model import velocity
+from qvl_edit.packing import pack, tokens_of, unpack
+from qvl_edit.sampling import Sampling
+from qvl_edit.times import Shift
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A picture that is to be drawn.
+
+    told     (L, D) embedding of the text and the sources
+    untold   the same of the negative text; None where nothing is guided
+    sources  (3, H, W) each, in [-1, 1], of the bucket's sizes
+    """
+
+    told: Tensor
+    untold: Tensor | None
+    bucket: Bucket
+    sources: tuple[Array, ...]
+    seed: int
+
+
+def draw(
+    transformer: Any,
+    vae: Vae,
+    wishes: Sequence[Wish],
+    shift: Shift,
+    sampling: Sampling,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> list[Tensor]:
+    """(3, H, W) in about [-1, 1] of each wish.
+
+    shift    of noise levels, where `sampling` names none
+    on_step  is called with the number of a step and the latents (B, C, h, w) of those that are drawn together
+    """
+    found: dict[int, Tensor] = {}
+    for places in together(wishes):
+        latents = torch.empty(0)
+        steps = drawn_latents(transformer, vae, [wishes[place] for place in places], shift, sampling)
+        for number, latents in enumerate(steps, 1):
+            if on_step is not None:
+                on_step(number, latents)
+        found |= zip(places, vae.decode(latents), strict=True)
+    return [found[place] for place in range(len(wishes))]
+
+
+def together(wishes: Sequence[Wish]) -> list[list[int]]:
+    """Places of wishes of one bucket, in the order in which buckets come first."""
+    groups: dict[Bucket, list[int]] = {}
+    for place, wish in enumerate(wishes):
+        groups.setdefault(wish.bucket, []).append(place)
+    return list(groups.values())
+
+
+@torch.no_grad()
+def drawn_latents(
+    transformer: Any, vae: Vae, wishes: Sequence[Wish], shift: Shift, sampling: Sampling
+) -> Iterator[Tensor]:
+    """Latents (B, C, h, w) after each step, of wishes of one bucket."""
+    device, bucket = next(transformer.parameters()).device, wishes[0].bucket
+    size = (bucket.target[0] // vae.scale, bucket.target[1] // vae.scale)
+    shown = zip(*(wish.sources for wish in wishes), strict=True)
+    sources = [pack(vae.encode(torch.from_numpy(np.stack(each)).to(device))) for each in shown]  # (B, M, F)
+    told = _stacked([wish.told for wish in wishes], device)
+    untold = None
+    if sampling.guided:
+        untold = _stacked([wish.untold for wish in wishes if wish.untold is not None], device)
+
+    def direction(latents: Tensor, level: float) -> Tensor:
+        levels = torch.full((len(latents),), level, device=device)
+
+        def said(states: Tensor, mask: Tensor | None) -> Tensor:
+            return velocity(transformer, latents, sources, states, mask, levels, bucket, vae.scale).float()
+
+        return said(*told) if untold is None else guided(said(*told), said(*untold), sampling.guidance)
+
+    noise = pack(first_noise((vae.channels, *size), [wish.seed for wish in wishes])).to(device)  # (B, N, F)
+    moved = shift if sampling.shift is None else Shift.constant(sampling.shift)
+    for latents in denoise(direction, noise, moved.grid(sampling.steps, tokens_of(bucket.target, vae.scale))):
+        yield unpack(latents, size)
+
+
+def _stacked(embeddings: Sequence[Tensor], device: Any) -> tuple[Tensor, Tensor | None]:
+    """(B, L, D) and (B, L), true where there is a token; None where all are."""
+    states, mask = padded(embeddings)
+    return states.to(device), None if bool(mask.all()) else mask.to(device)

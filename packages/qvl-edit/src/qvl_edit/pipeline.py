@@ -1,0 +1,166 @@
+"""Pictures from instructions and pictures, by a checkpoint or a trained model.
+
+    pipeline = EditPipeline.from_pretrained("runs/mine", torch_dtype=torch.bfloat16).to("cuda")
+    picture = pipeline("make it red", image=Image.open("a.png"), seed=1).images[0]
+
+Unlike diffusers' pipelines, it takes any number of instructions with any number of pictures each, also none; its
+embeddings have the positions of pictures (`embed`), and its sizes are those of training (`geometry`). Every picture has
+a seed of its own: it is the same alone and in a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qvl_core.errors import BadInput, QVLError
+from qvl_data.drawing.calls import Drawn, check_counts, paired, pictures, seeds_of
+from qvl_edit.cut import Size
+from qvl_edit.draw import Wish, draw
+from qvl_edit.embed import Asked, Embedder
+from qvl_edit.geometry import Geometry, numbers, resized
+from qvl_edit.latents import Vae
+from qvl_edit.opening import geometry_of
+from qvl_edit.parts import open_shift, open_vae
+from qvl_edit.profile import read_profile
+from qvl_edit.sampling import Sampling
+from qvl_edit.times import Shift
+from qvl_edit.trained import find_trained, open_trained
+
+Prompt = tuple[str, tuple[Image.Image, ...]]
+
+
+class EditPipeline:
+    """A model that edits, with all it needs.
+
+    sampling  what a call does not say
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        vae: Vae,
+        embedder: Embedder,
+        geometry: Geometry,
+        shift: Shift,
+        sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+    ) -> None:
+        self.transformer, self.vae, self.embedder = transformer.eval(), vae, embedder
+        self.geometry, self.shift, self.sampling = geometry, shift, sampling
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: "str | Path", *, torch_dtype: torch.dtype = torch.float32, lora: Sequence["str | Path"] = ()
+    ) -> Self:
+        """The model in a run folder, its final/, one of its checkpoints, or a folder in the layout of diffusers, on the
+        CPU.
+
+        lora  more adapters that are put upon it, such as those for few steps
+
+        Raises BadInput for what holds none, or does not belong together.
+        """
+        found = find_trained(folder)
+        profile = read_profile(found.checkpoint)
+        return cls(
+            open_trained(found, torch_dtype, [Path(file).expanduser() for file in lora]),
+            open_vae(found.checkpoint, torch_dtype, batch=1),
+            Embedder.open(found.checkpoint, profile, torch_dtype),
+            geometry_of(found.settings.pictures, profile, found.checkpoint),
+            open_shift(found.checkpoint),
+            Sampling(**found.settings.sampling.model_dump()),
+        )
+
+    def to(self, device: "str | torch.device") -> Self:
+        """Move everything, in place."""
+        for module in (self.transformer, self.vae, self.embedder.model):
+            module.to(device)
+        return self
+
+    def __call__(
+        self,
+        prompt: "str | Sequence[str]",
+        image: "Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | Image.Image | None" = None,
+        *,
+        negative_prompt: str | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        shift: float | None = None,
+        num_images: int = 1,
+        seed: "int | Sequence[int]" = 0,
+        height: int | None = None,
+        width: int | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Drawn:
+        """Draw `num_images` pictures of each prompt.
+
+        prompt         one or several
+        image          pictures that all prompts speak of, in order; or a list for each, which may be empty
+        shift          of noise levels, for models of few steps: 3 for Qwen-Image-Lightning, with a guidance of 1
+        seed           of the first picture of each prompt, the following ones count up; or one for each picture
+        height, width  in pixels; default: of the last picture's shape, as large as in training
+        on_step        is called with the number of a step and the latents (B, C, h, w) of those that are drawn together
+
+        Raises BadInput for what this checkpoint cannot be asked.
+        """
+        sampling = self.sampling.but(
+            negative=negative_prompt, guidance=guidance_scale, steps=num_inference_steps, shift=shift
+        )
+        prompts = [(text, tuple(map(_rgb, shown))) for text, shown in paired(prompt, image)]
+        check_counts(prompts=len(prompts), num_images=num_images, num_inference_steps=sampling.steps)
+        self._check_pictures(prompts)
+        seeds = seeds_of(seed, len(prompts) * num_images, num_images)
+        buckets = [self.geometry.asked([_size(one) for one in shown], height, width) for _, shown in prompts]
+        told = self._told(prompts, sampling)
+        wishes = []
+        for number, ((text, shown), bucket) in enumerate(zip(prompts, buckets, strict=True)):
+            sources = tuple(numbers(resized(one, size)) for one, size in zip(shown, bucket.sources, strict=True))
+            untold = told[sampling.negative, _key(shown)] if sampling.guided else None
+            own = seeds[number * num_images :][:num_images]
+            wishes += [Wish(told[text, _key(shown)], untold, bucket, sources, seed) for seed in own]
+        drawn = draw(self.transformer, self.vae, wishes, self.shift, sampling, on_step)
+        if not all(bool(pixels.isfinite().all()) for pixels in drawn):
+            dtype = str(self.transformer.dtype).removeprefix("torch.")
+            raise QVLError(f"pictures have numbers in {dtype} that are not finite; draw in another type (torch_dtype).")
+        return Drawn([picture for pixels in drawn for picture in pictures(pixels[None].cpu().numpy())])
+
+    def _check_pictures(self, prompts: Sequence[Prompt]) -> None:
+        profile = self.embedder.profile
+        for text, shown in prompts:
+            if len(shown) > profile.pictures:
+                raise BadInput(
+                    f"image: {len(shown)} pictures for {text[:60]!r}, and {profile.name} takes at most "
+                    f"{profile.pictures}; leave some out."
+                )
+
+    def _told(self, prompts: Sequence[Prompt], sampling: Sampling) -> dict[tuple[str, tuple[int, ...]], Tensor]:
+        """(L, D) of each text with its pictures, and of the negative one where there is guidance; each once."""
+        negative = [sampling.negative] if sampling.guided else []
+        seen = {_key(shown): shown for _, shown in prompts}
+        texts: dict[tuple[int, ...], dict[str, None]] = {key: {} for key in seen}
+        for text, shown in prompts:
+            texts[_key(shown)] |= dict.fromkeys([text, *negative])
+        asked = [Asked(tuple(texts[key]), tuple(map(self._seen, shown))) for key, shown in seen.items()]
+        return {
+            (text, key): one.whole(number)
+            for key, wanted, one in zip(seen, asked, self.embedder(asked), strict=True)
+            for number, text in enumerate(wanted.texts)
+        }
+
+    def _seen(self, picture: Image.Image) -> Image.Image:
+        return resized(picture, self.geometry.vl(_size(picture)))
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _size(picture: Image.Image) -> Size:
+    return picture.height, picture.width
+
+
+def _key(shown: Sequence[Image.Image]) -> tuple[int, ...]:
+    """Tells sets of pictures apart within a call."""
+    return tuple(map(id, shown))
