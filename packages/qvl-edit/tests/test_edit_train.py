@@ -1,7 +1,11 @@
 """Runs on the tiny model: they end, go on to the bit, and leave what diffusers loads."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from edit_rows import task
 from safetensors.torch import load_file
 
 from qvl_core.errors import BadInput
-from qvl_core.recipe.load import load
+from qvl_core.recipe.load import dump, load
 from qvl_core.run import RunFolder
 from qvl_core.training.world import processes
 from qvl_edit import train
@@ -65,6 +69,28 @@ def test_a_run_leaves_a_transformer_that_diffusers_loads(whole: Path) -> None:
 def test_micro_batches_change_nothing_but_rounding(data: Path, whole: Path, tmp_path: Path) -> None:
     train(make_recipe(data, "batch.micro=1"), tmp_path / "run")
     assert same(trained(whole), trained(tmp_path / "run"), atol=1e-4)
+
+
+ZERO = [pytest.mark.deepspeed, pytest.mark.skipif(not find_spec("deepspeed"), reason="none there")]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("strategy", "recompute"),
+    [("ddp", False), ("fsdp2", False), ("fsdp2", True), pytest.param("zero3", False, marks=ZERO)],
+)
+def test_two_processes_train_what_one_trains(
+    strategy: str, recompute: bool, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "recipe.yaml", tmp_path / "two"
+    file.write_text(dump(make_recipe(data, f"train.recompute={str(recompute).lower()}")), encoding="utf-8")
+    command = [sys.executable, "-m", "qvl_edit", "train", str(file), "--nproc", "2", "--out", str(out)]
+    command += [f"parallel.strategy={strategy}"]
+    assert subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=400).returncode == 0
+    assert same(trained(whole), trained(out), atol=1e-5)
+    one, two = (json.loads((run / "result.json").read_text("utf-8"))["validation_loss"] for run in (whole, out))
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 def test_a_run_goes_on_to_the_bit(data: Path, whole: Path, tmp_path: Path) -> None:
