@@ -196,6 +196,9 @@ def test_a_hub_name_in_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     assert same_weights(loaded("qvl/tiny")[0], loaded(folder)[0])
     assert same_weights(loaded("qvl/tiny", revision=commit)[0], loaded(folder)[0])
     assert commit_of("qvl/tiny") == commit_of("qvl/tiny", commit) == commit
+    (repository / "snapshots" / commit / "config.json").rename(repository / "snapshots" / commit / "model_index.json")
+    assert commit_of("qvl/tiny") is None
+    assert commit_of("qvl/tiny", file="model_index.json") == commit
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch):

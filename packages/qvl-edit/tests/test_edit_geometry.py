@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qvl_data.errors import REASONS, BadSample
+from qvl_edit import geometry as module
 from qvl_edit.alignment import shift
 from qvl_edit.geometry import Geometry, numbers, resized, sides, stretched
 
@@ -127,6 +128,8 @@ def test_the_figures_of_the_docstring(side: int, worst: float, three_by_four: fl
     errors = [stretched((1.0, ratio), sides(side * side, ratio)) for ratio in ratios]  # type: ignore[arg-type]
     assert max(np.abs(errors)) == pytest.approx(worst, abs=0.001)
     assert abs(stretched((3, 4), sides(side * side, 4 / 3))) == pytest.approx(three_by_four, abs=0.001)
+    written = {figure for line in (module.__doc__ or "").splitlines() if "1:4" in line for figure in line.split()}
+    assert f"{worst:.3f}" in written
 
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 32), (33, 77)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,14 +16,15 @@ from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from edit_rows import task
 from safetensors.torch import load_file
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, QVLError
 from qvl_core.recipe.load import dump, load
 from qvl_core.run import RunFolder
-from qvl_core.training.world import processes
+from qvl_core.training.world import World, processes
 from qvl_edit import train
-from qvl_edit.build import build, open_transformer, transformer_of
+from qvl_edit.build import build, checkpoint_of, open_transformer, transformer_of
 from qvl_edit.extract import extract
 from qvl_edit.recipe import RECIPE, EditRecipe
+from qvl_edit.saving import save_transformer
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,39 @@ def test_adapters_are_loaded_by_the_pipeline(data: Path, tmp_path: Path) -> None
         parts.model.load_state_dict(found, strict=False)
         with torch.no_grad():
             assert torch.allclose(parts.model(**arguments)[0], with_lora, atol=1e-5)
+
+
+def test_what_changes_nothing_leaves_a_finished_run_alone(data: Path, whole: Path) -> None:
+    moved = shutil.copytree(data / "embeddings", data / "moved", dirs_exist_ok=True)
+    finished = json.loads((whole / "result.json").read_text("utf-8"))
+    assert train(make_recipe(data, "pictures.vae_batch=1", f"stored.embeddings={moved}"), whole) == finished
+
+
+def test_too_little_memory_is_answered_with_keys_that_editing_has(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 TiB")
+
+    monkeypatch.setattr("qvl_edit.build.edit_loss", full)
+    with pytest.raises(QVLError, match="memory is full") as caught:
+        train(make_recipe(data), tmp_path / "run")
+    keys = re.findall(r"[a-z]+\.[a-z]\w+", str(caught.value))
+    assert {"train.recompute", "batch.micro", "pictures.size"} <= set(keys)
+    for block, name in (key.split(".") for key in keys):
+        assert name in type(getattr(make_recipe(data), block)).model_fields
+    assert "batch.max_length" not in keys
+
+
+def test_each_process_finds_the_checkpoint_on_its_own_machine(whole: Path, data: Path, tmp_path: Path) -> None:
+    world = World(1, 1, torch.device("cpu"), "ddp")  # not the first, whose folders may be those of another machine
+    recipe = make_recipe(data, f"model.name={whole / 'base'}")
+    assert checkpoint_of(recipe, RunFolder(tmp_path), world) == whole / "base"
+
+
+def test_weights_without_a_place_are_not_lost_in_silence(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"nowhere\.weight"):
+        save_transformer(tmp_path, {"nowhere.weight": torch.zeros(1)}, lambda: trained(whole))
 
 
 def prediction_of(transformer: Any) -> dict[str, Any]:

@@ -42,6 +42,11 @@ from qvl_edit.tasks import Tasks, expanded, tasks_of
 from qvl_edit.tiny import tiny
 from qvl_edit.validation import Validation
 
+LESS_MEMORY = (
+    "set train.recompute: true, lower batch.micro or pictures.size, set optim.name: adamw_8bit, hold what is under "
+    "adapters in fewer bits (model.quantization: nf4), or share weights among devices with parallel.strategy: fsdp2"
+)
+
 
 def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     """Everything that `recipe` says, ready to train. Raises BadInput for what cannot be meant."""
@@ -73,17 +78,18 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
         loss=partial(edit_loss, vae=vae),
         steps=steps,
         identity=identity(
-            recipe.model_copy(update={"pictures": recipe.pictures.model_copy(update={"vae_batch": None})}),
+            recipe,
             content=content_of(tasks),
             steps=steps,
             precision=precision,
             blocks=("mixture", "pictures", "flow"),
+            without={"pictures": ("vae_batch",)},
         ),
         base=fingerprint(transformer),
         about={
             "tune": [asdict(row) for row in table.rows],
             "base": str(folder),
-            "base_commit": commit_of(recipe.model.name, recipe.model.revision),
+            "base_commit": commit_of(recipe.model.name, recipe.model.revision, "model_index.json"),
             "profile": profile.name,
         },
         evaluate=partial(validation.measure, run=run) if held_out else None,
@@ -96,6 +102,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
             getattr(transformer, "peft_config", {}).get("default"),
         ),
         shards=list(transformer.transformer_blocks),
+        advice=lambda: LESS_MEMORY,
     )
 
 
@@ -103,7 +110,7 @@ def checkpoint_of(recipe: EditRecipe, run: RunFolder, world: World) -> Path:
     """The folder of the recipe's checkpoint; `tiny` is written to the run folder once."""
     check_weights_only(recipe.model)
     if recipe.model.name != "tiny":
-        return world.on_first(lambda: find_folder(recipe.model.name, recipe.model.revision, "model.name", EVERY_PART))
+        return find_folder(recipe.model.name, recipe.model.revision, "model.name", EVERY_PART)
     folder = run.path.resolve() / "base"
     world.on_first(lambda: folder.is_dir() or bool(tiny(folder, coder="patches")))
     return folder

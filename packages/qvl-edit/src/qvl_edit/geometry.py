@@ -7,7 +7,7 @@ A picture is resized as a whole to sides that the model takes; nothing is cut aw
 what lies on one place of source and target still does. Rounding of the sides stretches a picture, at most by `stretch`.
 
     area                  64 K px   256 K px   1 M px
-    stretched, to 1:4     0.141     0.066      0.036       the worst shape there is (4:3: 0.036, 0.036, 0.009)
+    stretched, to 1:4     0.141     0.066      0.038       the worst shape there is (4:3: 0.036, 0.036, 0.009)
 
 All sizes are (height, width).
 """

@@ -1,6 +1,6 @@
 """The recipe of editing: the common blocks, which samples a step learns from, and the sizes of their pictures."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -125,6 +125,8 @@ class EditSpeed(blocks.Speed):
 
 class EditRecipe(blocks.Recipe):
     """The transformer of Qwen-Image or Qwen-Image-Edit: trained whole, in parts, or by adapters."""
+
+    indifferent: ClassVar[dict[str, Any]] = blocks.Recipe.indifferent | {"stored": True, "pictures": {"vae_batch"}}
 
     model: EditModel
     mixture: Mixture = Mixture()

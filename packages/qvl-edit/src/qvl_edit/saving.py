@@ -31,5 +31,6 @@ def save_transformer(folder: Path, weights: Mapping[str, Tensor], open_base: Cal
     whole = {name.replace(".base_layer.", "."): value for name, value in weights.items() if not is_adapter(name)}
     if whole:
         base = open_base()
-        base.load_state_dict(whole, strict=False)
+        _, unknown = base.load_state_dict(whole, strict=False)
+        assert not unknown, f"the base has no {unknown[0]}"
         base.save_pretrained(folder / "transformer")

@@ -161,13 +161,13 @@ def stored_precision(name: str, revision: str | None = None) -> Precision:
     return known.get(dtype, "fp32")
 
 
-def commit_of(name: str, revision: str | None = None) -> str | None:
-    """The commit of a hub model that `load_model` has fetched; None for folders and `tiny`."""
+def commit_of(name: str, revision: str | None = None, file: str = "config.json") -> str | None:
+    """The commit of a hub model that was fetched, with its `file`; None for folders and `tiny`."""
     from huggingface_hub import try_to_load_from_cache
 
     if name == "tiny" or Path(name).expanduser().is_dir():
         return None
-    path = try_to_load_from_cache(name, "config.json", revision=revision)
+    path = try_to_load_from_cache(name, file, revision=revision)
     return Path(path).parent.name if isinstance(path, str) else None
 
 
