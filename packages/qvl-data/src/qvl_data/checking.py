@@ -5,10 +5,10 @@ No torch is imported here.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -16,7 +16,6 @@ from rich.table import Table
 
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
-from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.training.samples import Bad, LeftOut
 
 from .order import order
@@ -38,8 +37,17 @@ class ListFacts:
     bad: list[Bad] = field(default_factory=list)
 
 
+class Counted(Protocol):
+    """What is learned of a sample: its length in tokens, and how many of them are learned."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+
 def read_list(
-    mixture: Mixture, encode: Callable[[Item], Encoded], meet: Callable[[Item, Bad | None], None] | None = None
+    mixture: Mixture, encode: Callable[[Item], Counted], meet: Callable[[Item, Bad | None], None] | None = None
 ) -> ListFacts:
     """Encode the samples of a list, at most ENCODED; `meet` is told of each, and why it cannot be used if so.
 
@@ -94,7 +102,29 @@ def leaks(lists: dict[str, Mixture]) -> list[str]:
     ]
 
 
-def write_bad(facts: dict[str, ListFacts], out: Path) -> None:
+def conclude(
+    console: Console,
+    notes: Iterable[str],
+    facts: dict[str, ListFacts],
+    max_bad: int,
+    out: Path | None,
+    pictures: Mapping[str, bytes] | None = None,
+) -> None:
+    """Print what is doubtful, and write what was printed, the bad samples and pictures (by their names) to `out`.
+
+    Raises BadInput if there are more bad samples than the recipe bears.
+    """
+    for sentence in notes:
+        console.print(f"note: {sentence}", style="yellow", markup=False)
+    if out is not None:
+        _write_bad(facts, out)
+        write_atomic(out / "check.html", console.export_html())
+        for name, data in (pictures or {}).items():
+            write_atomic(out / name, data)
+    _judge(facts, max_bad)
+
+
+def _write_bad(facts: dict[str, ListFacts], out: Path) -> None:
     """List all bad samples in out/bad_samples.jsonl."""
     entries = [{"list": name, **asdict(bad)} for name, found in facts.items() for bad in found.bad]
     out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +132,7 @@ def write_bad(facts: dict[str, ListFacts], out: Path) -> None:
     write_atomic(out / "bad_samples.jsonl", "".join(lines))
 
 
-def judge(facts: dict[str, ListFacts], max_bad: int) -> None:
+def _judge(facts: dict[str, ListFacts], max_bad: int) -> None:
     """Raise BadInput if there are more bad samples than the recipe bears."""
     grave = [entry for found in facts.values() for entry in found.bad if not entry.tolerated]
     if len(grave) > max_bad:

@@ -36,6 +36,13 @@ def small(picture: Image.Image, side: int) -> bytes:
     return file.getvalue()
 
 
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
 def frames(sample: Sample, media: Media, most: int = FRAMES) -> list[tuple[float | None, Image.Image]]:
     """Up to `most` frames of a video, evenly spread, each with its second if that is known. Raises BadSample."""
     clip = media.video

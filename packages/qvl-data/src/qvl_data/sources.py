@@ -25,10 +25,11 @@ from pydantic import ValidationError
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe.sources import LISTS, parse_sources, spell
+from qvl_core.training.samples import Bad
 
 from .augment import augmented, keeps_length
 from .dataset import Dataset, splits
-from .errors import placed
+from .errors import BadSample, placed
 from .media import MAX_PIXELS
 from .order import mix, order, orders
 from .sample import Sample
@@ -190,6 +191,12 @@ class Mixture:
     def place(self, item: Item) -> str:
         """Where the sample of one draw stands (`data/train.jsonl:12`): no two samples share it."""
         return self.datasets[item.source].rows.place(item.index)
+
+    def bad(self, item: Item, error: BadSample, tolerated: bool = False) -> Bad:
+        """The sample of one draw, which is left out for an error; ids may come again, so its place is named."""
+        place = self.place(item)
+        name = f"{place} ({error.sample_id})" if error.sample_id else place
+        return Bad(name, error.reason, str(error), tolerated)
 
     @property
     def augments(self) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qvl_core.qwen3vl.encoded import Encoded
-from qvl_core.training.samples import Bad, LeftOut
+from qvl_core.training.samples import LeftOut
 
 from .chat import TrainOn, encode, length, prompt, spans
 from .errors import BadSample, TooLong
@@ -86,9 +86,7 @@ class ChatSamples:
             )
         except BadSample as error:
             tolerated = isinstance(error, TooLong) and self.too_long == "drop"
-            place = self.mixture.place(item)  # ids may come again in other sources, and in the same file
-            name = f"{place} ({error.sample_id})" if error.sample_id else place
-            raise LeftOut(Bad(name, error.reason, str(error), tolerated)) from None
+            raise LeftOut(self.mixture.bad(item, error, tolerated)) from None
 
 
 def witness(processor: Any) -> Encoded:

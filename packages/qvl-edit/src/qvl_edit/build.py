@@ -31,8 +31,8 @@ from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_loss
 from qvl_edit.mixture import Mixture
 from qvl_edit.opening import EVERY_PART, geometry_of
-from qvl_edit.parts import open_shift, open_vae, read_config
-from qvl_edit.profile import Profile, read_profile
+from qvl_edit.parts import open_shift, open_vae
+from qvl_edit.profile import Profile, read_config, read_profile
 from qvl_edit.recipe import EditModel, EditRecipe
 from qvl_edit.saving import save_adapters, save_transformer
 from qvl_edit.settings import Settings
@@ -153,7 +153,7 @@ def reading_of(
     origin = about(profile, geometry, folder, pictures, dtype)
     stored = Path(str(recipe.stored.embeddings)).expanduser()
     store = world.on_first(lambda: Store.open(stored, origin, FIX))
-    width = read_config(folder / "transformer")["joint_attention_dim"]
+    width = read_config(folder / "transformer" / "config.json")["joint_attention_dim"]
     corruption = Corruption(vae.channels, vae.scale, open_shift(folder), recipe.flow.times)
     return Reading(StoredEmbeddings(store).whole, width, geometry, corruption, recipe.mixture.inverse)
 

@@ -27,7 +27,6 @@ from qvl_core.training.engine import DTYPES, resolve_precision, set_products
 from qvl_core.training.left_out import check_bad, left_out, noted
 from qvl_core.training.parts import Micro
 from qvl_core.training.prefetch import shares
-from qvl_core.training.samples import Bad
 from qvl_core.training.store import Store
 from qvl_core.training.world import processes
 from qvl_data.errors import BadSample, placed
@@ -169,9 +168,7 @@ class _Questions:
                 shown += [pictures for pictures, _ in new]
                 asked += [one for _, one in new]
             except BadSample as error:
-                place = mixture.place(item)
-                name = f"{place} ({error.sample_id})" if error.sample_id else place
-                bad.append(Bad(name, error.reason, str(error)))
+                bad.append(mixture.bad(item, error))
         batch = _Batch(tuple(shown), tuple(asked)) if shown else None
         return [Micro(batch, len(shown), 0, (), 0, tuple(bad))]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from qvl_data.errors import BadSample, placed, severity
 from qvl_data.sample import Sample
@@ -103,12 +104,21 @@ class Looking:
         place = mixture.place(item)
         return Looked(number, item.source, [Finding.of(one, place, sample_id, name, number) for one in found], facts)
 
+    def learned(self, sample: Sample) -> tuple[tuple[Text, ...], Bucket, list[Image.Image]]:
+        """The texts of a sample, the sizes at which its instruction learns its pictures, and these, the target first.
+
+        Raises BadSample for what training could not use.
+        """
+        with placed(sample):
+            self.asking.of(sample, self.profile, first=True)  # raises for more sources than the checkpoint takes
+            texts = texts_of(sample, self.asking.inverse)
+            forth, *_ = [bucket_of(sample, text, self.geometry) for text in (FORTH, *texts)]
+            shown = (target_of(sample), *sources_of(sample))
+            return texts, forth, [sample.opener.open(sample.media[at]) for at in shown]
+
     def facts(self, sample: Sample, found: list[BadSample]) -> Facts:
         """What a sample is learned as; doubts are added to `found`. Raises BadSample if it cannot be."""
-        self.asking.of(sample, self.profile, first=True)  # raises for more sources than the checkpoint takes
-        texts = texts_of(sample, self.asking.inverse)
-        forth, *_ = [bucket_of(sample, text, self.geometry) for text in (FORTH, *texts)]
-        target, *sources = (sample.opener.open(sample.media[at]) for at in (target_of(sample), *sources_of(sample)))
+        texts, forth, (target, *sources) = self.learned(sample)
         moved = None
         if sources and forth.sources[-1] == forth.target:
             before, after = (np.asarray(resized(one, forth.target)) for one in (sources[-1], target))

@@ -7,22 +7,21 @@ from tempfile import TemporaryDirectory
 
 from qvl_core.qwen3vl.load import find_folder
 from qvl_edit.geometry import STEP, Geometry
-from qvl_edit.profile import PROFILES, Profile, read_profile, read_scale
+from qvl_edit.profile import Profile, named, read_profile, read_scale
 from qvl_edit.recipe import EditModel, Pictures
 from qvl_edit.tiny import tiny
 
 ABOUT = ("*.json", "*/*.json", "*/*.txt", "*/*.jinja")  # small files: classes, sizes, tokenizer
 EVERY_PART = (*ABOUT, "*/*.safetensors")
 FOR_TEXTS = (*ABOUT, "text_encoder/*.safetensors")
-KNOWN = {
-    "tiny": ("edit-plus", 2),
-    "Qwen/Qwen-Image": ("t2i", 8),
-    "Qwen/Qwen-Image-2512": ("t2i", 8),
-    "Qwen/Qwen-Image-Edit": ("edit", 8),
-    "Qwen/Qwen-Image-Edit-2509": ("edit-plus", 8),
-    "Qwen/Qwen-Image-Edit-2511": ("edit-2511", 8),
+RELEASED = {
+    "Qwen/Qwen-Image": "t2i",
+    "Qwen/Qwen-Image-2512": "t2i",
+    "Qwen/Qwen-Image-Edit": "edit",
+    "Qwen/Qwen-Image-Edit-2509": "edit-plus",
+    "Qwen/Qwen-Image-Edit-2511": "edit-2511",
 }
-"""Profile, and pixels along a side of a latent place, of checkpoints by name."""
+"""Profiles of Qwen's own checkpoints, by hub id."""
 
 
 @contextmanager
@@ -42,22 +41,22 @@ def geometry_of(pictures: Pictures, profile: Profile, folder: Path) -> Geometry:
     Sides are rounded as the pipelines do: to two tokens of Qwen-Image's autoencoder. What is drawn through a finer
     one is small, and would be bent by that: it is rounded to tokens.
     """
-    return _sized(pictures, profile, read_scale(folder))
+    return sized(pictures, profile, read_scale(folder))
 
 
 def described(model: EditModel, pictures: Pictures) -> tuple[Profile, Geometry]:
-    """Kind and sizes of a checkpoint, of which no file is opened if it is one of Qwen's that are known. Raises
-    BadInput."""
-    if model.name in KNOWN:
-        name, scale = KNOWN[model.name]
-        profile = next(profile for profile in PROFILES if profile.name == name)
-        return profile, _sized(pictures, profile, scale)
+    """Kind and sizes of a checkpoint; no file of `tiny`, and of Qwen's own, is opened. Raises BadInput."""
+    known = {**dict.fromkeys(RELEASED, 8), "tiny": 2}  # pixels along a side of a latent place
+    if model.name in known:
+        profile = named(RELEASED.get(model.name, "edit-plus"))
+        return profile, sized(pictures, profile, known[model.name])
     folder = find_folder(model.name, model.revision, "model.name", ABOUT)
     profile = read_profile(folder)
     return profile, geometry_of(pictures, profile, folder)
 
 
-def _sized(pictures: Pictures, profile: Profile, scale: int) -> Geometry:
+def sized(pictures: Pictures, profile: Profile, scale: int) -> Geometry:
+    """The same of an autoencoder with so many pixels along a side of a latent place."""
     token = 2 * scale
     return Geometry(
         area=pictures.size**2 if pictures.size else profile.area,

@@ -1,8 +1,6 @@
 """Parts of a checkpoint in the layout of diffusers that are read as they are: autoencoder, shift of noise levels."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage
@@ -11,23 +9,14 @@ from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.whole import load_part
 from qvl_edit.coder import PatchCoder
 from qvl_edit.latents import Vae
+from qvl_edit.profile import read_config
 from qvl_edit.times import Shift
-
-
-def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """The configuration of one part of a checkpoint. Raises BadInput."""
-    file = folder / name
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file}: cannot be read ({error}); copy the checkpoint again.") from None
-    return values
 
 
 def open_vae(folder: Path, dtype: torch.dtype, batch: int | None = None) -> Vae:
     """The checkpoint's autoencoder. Raises BadInput for one that is not known."""
     kinds = {kind.__name__: kind for kind in (AutoencoderKLQwenImage, PatchCoder)}
-    name = read_config(folder / "vae").get("_class_name")
+    name = read_config(folder / "vae" / "config.json").get("_class_name")
     if name not in kinds:
         raise BadInput(f"{folder / 'vae' / 'config.json'}: {name} is not known; use one of {', '.join(kinds)}.")
     return Vae(load_part(kinds[name], folder / "vae", dtype), batch)
@@ -35,4 +24,4 @@ def open_vae(folder: Path, dtype: torch.dtype, batch: int | None = None) -> Vae:
 
 def open_shift(folder: Path) -> Shift:
     """How the checkpoint's scheduler moves levels of noise. Raises BadInput for one that is not known."""
-    return Shift.of(read_config(folder / "scheduler", "scheduler_config.json"))
+    return Shift.of(read_config(folder / "scheduler" / "scheduler_config.json"))

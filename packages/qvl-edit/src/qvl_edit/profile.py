@@ -86,11 +86,16 @@ PROFILES = (
 LAYERED = ("use_layer3d_rope", "use_additional_t_cond")  # keys of a transformer that draws layers
 
 
+def named(name: str) -> Profile:
+    """The profile of that name."""
+    return next(profile for profile in PROFILES if profile.name == name)
+
+
 def read_profile(folder: Path) -> Profile:
     """The profile of a checkpoint in the layout of diffusers. Raises BadInput for what is none that is known."""
     index = folder / "model_index.json"
-    pipeline = _read(index).get("_class_name")
-    config = _read(folder / "transformer" / "config.json")
+    pipeline = read_config(index).get("_class_name")
+    config = read_config(folder / "transformer" / "config.json")
     known = sorted({profile.pipeline for profile in PROFILES})
     if pipeline not in known:
         raise BadInput(f"{index}: {pipeline} is no pipeline that is trained here; use one of {', '.join(known)}.")
@@ -108,13 +113,14 @@ def read_profile(folder: Path) -> Profile:
 def read_scale(folder: Path) -> int:
     """Pixels along a side of a latent place, of a checkpoint's autoencoder. Raises BadInput."""
     file = folder / "vae" / "config.json"
-    halved = _read(file).get("temperal_downsample")  # diffusers' spelling
+    halved = read_config(file).get("temperal_downsample")  # diffusers' spelling
     if not isinstance(halved, list):
         raise BadInput(f"{file}: does not say how often sides are halved (temperal_downsample); copy it again.")
     return int(2 ** len(halved))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """The values of a checkpoint's config file. Raises BadInput."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from qvl_core.recipe.blocks import Train
@@ -97,11 +98,16 @@ class Reading:
 
     def example(self, sample: Sample, choice: Choice, bucket: Bucket, noise: Array, level: float) -> Example:
         """Everything read. Raises BadSample."""
-        target, sources = directed(choice.text, target_of(sample), sources_of(sample))
-        opened = [sample.opener.open(sample.media[index]) for index in (target, *sources)]
-        pictures = tuple(numbers(resized(picture, size)) for picture, size in zip(opened, bucket.sizes, strict=True))
-        told = self.told(sample, sources, "" if choice.left_out else _said(sample, choice.text))
+        _, sources = directed(choice.text, target_of(sample), sources_of(sample))
+        pictures = tuple(map(numbers, self.pictures(sample, choice.text, bucket)))
+        told = self.told(sample, sources, said(sample, choice))
         return Example(id=sample.id, bucket=bucket, pictures=pictures, told=told, noise=noise, level=level)
+
+    def pictures(self, sample: Sample, text: Text, bucket: Bucket) -> list[Image]:
+        """Target and sources as a text learns them, opened and brought to size. Raises BadSample."""
+        target, sources = directed(text, target_of(sample), sources_of(sample))
+        opened = [sample.opener.open(sample.media[index]) for index in (target, *sources)]
+        return [resized(picture, size) for picture, size in zip(opened, bucket.sizes, strict=True)]
 
     def witness(self) -> Example:
         """What changes no gradient: one token, for a process that has nothing to learn while others do."""
@@ -145,7 +151,7 @@ class EditBatches:
 
     def wanted(self, step: int, slot: int, draw: Draw) -> Wanted:
         """What stands in a slot, nothing opened but headers. Raises BadSample."""
-        sample = self.tasks.mixture.sample(self.tasks.item(*draw))
+        sample = self.sample(draw)
         choice = choose(self.reading.texts(sample), self.mixture.seed, step, slot, self.dropout)
         return Wanted(slot, draw, choice, self.reading.bucket(sample, choice.text))
 
@@ -154,14 +160,26 @@ class EditBatches:
         corruption, seed, slot = self.reading.corruption, self.mixture.seed, wanted.slot
         tokens = corruption.tokens(wanted.bucket)
         noise = noise_of(seed, step, slot, (tokens, corruption.features))
-        level = corruption.shift(level_of(seed, step, slot, self.mixture.size, corruption.times), tokens)
-        sample = self.tasks.mixture.sample(self.tasks.item(*wanted.draw))
-        return self.reading.example(sample, wanted.choice, wanted.bucket, noise, level)
+        sample = self.sample(wanted.draw)
+        return self.reading.example(sample, wanted.choice, wanted.bucket, noise, self.level(step, wanted))
+
+    def level(self, step: int, wanted: Wanted) -> float:
+        """Of the noise in a slot, in (0, 1]."""
+        corruption = self.reading.corruption
+        level = level_of(self.mixture.seed, step, wanted.slot, self.mixture.size, corruption.times)
+        return corruption.shift(level, corruption.tokens(wanted.bucket))
+
+    def pictures(self, wanted: Wanted) -> list[Image]:
+        """Target and sources of a slot, as they are learned. Raises BadSample."""
+        return self.reading.pictures(self.sample(wanted.draw), wanted.choice.text, wanted.bucket)
+
+    def sample(self, draw: Draw) -> Sample:
+        """Raises BadSample."""
+        return self.tasks.mixture.sample(self.tasks.item(*draw))
 
     def bad_of(self, draw: Draw, error: BadSample) -> Bad:
         """The sample of a draw, which is left out for an error."""
-        place = self.tasks.mixture.place(self.tasks.item(*draw))
-        return Bad(f"{place} ({error.sample_id})" if error.sample_id else place, error.reason, str(error))
+        return self.tasks.mixture.bad(self.tasks.item(*draw), error)
 
     def steps_of(self, train: Train) -> int:
         """Optimizer steps of a run: `train.steps` or `train.epochs`, whichever ends first."""
@@ -192,7 +210,11 @@ def content_of(tasks: Tasks) -> str:
     return "/".join([*tasks.numbers, tasks.mixture.fingerprint()])
 
 
-def _said(sample: Sample, text: Text) -> str:
+def said(sample: Sample, choice: Choice) -> str:
+    """What a choice of a sample's texts says."""
+    if choice.left_out:
+        return ""
+    text = choice.text
     if text.inverse:
         assert sample.edit is not None
         return (sample.edit.inverse or {})[text.language]

@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from qvl_core.files import write_atomic
 from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.load import open_config, open_processor
@@ -19,9 +18,10 @@ from qvl_core.qwen3vl.lora import apply_tune
 from qvl_core.qwen3vl.panels import panels, picture_sizes
 from qvl_core.qwen3vl.presets import meta_model
 from qvl_core.qwen3vl.transcript import read
+from qvl_core.recipe.doubts import unsaved
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.samples import Place
-from qvl_data.checking import first_samples, judge, leaks, read_list, show_lists, write_bad
+from qvl_data.checking import conclude, first_samples, leaks, read_list, show_lists
 from qvl_data.sources import Item, mixtures
 from qvl_data.stream import ChatSamples, witness
 from qvl_mdlm.batch import Noised, collation
@@ -78,12 +78,7 @@ def check(recipe: MDLMRecipe, out: Path | None = None) -> None:
     console.print(table.rich())
     console.print(f"the mask is row {config.mask_token_id:,} of the embedding; attention {config.pattern}")
     console.print(f"{batches.steps_of(recipe.train)} steps; one epoch is {len(samples):,} samples")
-    for sentence in (*warnings(recipe, table.parameters), *leaks(lists)):
-        console.print(f"note: {sentence}", style="yellow", markup=False)
-    if out is not None:
-        write_bad(facts, out)
-        write_atomic(out / "check.html", console.export_html())
-    judge(facts, recipe.data.max_bad)
+    conclude(console, (*warnings(recipe, table.parameters), *leaks(lists)), facts, recipe.data.max_bad, out)
 
 
 def as_read(sample: Noised, tokenizer: Any, mask: int | None) -> Text:
@@ -127,5 +122,4 @@ def warnings(recipe: MDLMRecipe, parameters: int) -> Iterator[str]:
             f"evaluate.max_new_tokens {longest} is no multiple of diffusion.{key} {multiple}: canvases of this length "
             "were not trained on."
         )
-    if recipe.checkpoint.every is None and (recipe.train.steps is None or recipe.train.steps > 1000):
-        yield "checkpoint.every is not set: a killed run would start again from step 0."
+    yield from unsaved(recipe)

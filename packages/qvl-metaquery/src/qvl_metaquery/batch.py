@@ -20,7 +20,7 @@ from torch import Tensor
 from qvl_core.qwen3vl.batch import Batch
 from qvl_core.qwen3vl.batch import collate as collate_chats
 from qvl_core.qwen3vl.encoded import Encoded
-from qvl_core.training.samples import Bad, LeftOut
+from qvl_core.training.samples import LeftOut
 from qvl_core.training.seeds import mix
 from qvl_data.errors import BadSample
 from qvl_data.sample import Sample
@@ -140,7 +140,7 @@ class DrawingSamples:
         try:
             return self.drawing(self.mixture.sample(item), noise, level, choice)
         except BadSample as error:
-            raise LeftOut(bad_of(self.mixture.place(item), error)) from None
+            raise LeftOut(self.mixture.bad(item, error)) from None
 
     def drawing(self, sample: Sample, noise: Array, level: float, choice: float = 1.0) -> Drawing:
         """A sample with noise (C, H, W) of a level; `choice` decides what is left out, 1: nothing. Raises BadSample."""
@@ -151,11 +151,6 @@ class DrawingSamples:
         picture = square(asked.picture(), self.size) if self.latents is None else self.latents(sample)
         whole = {field.name: getattr(prompt, field.name) for field in fields(Encoded)}
         return Drawing(**whole, picture=picture, noise=noise, level=level)
-
-
-def bad_of(place: str, error: BadSample) -> Bad:
-    """The sample at a place, which is left out for an error."""
-    return Bad(f"{place} ({error.sample_id})" if error.sample_id else place, error.reason, str(error))
 
 
 def witness(samples: DrawingSamples, pictured: bool = False) -> Drawing:

@@ -9,22 +9,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qvl_core.files import write_atomic
 from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.load import open_processor
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.qwen3vl.panels import panels, picture_sizes
 from qvl_core.qwen3vl.transcript import read
+from qvl_core.recipe.doubts import unsaved, unwarmed
 from qvl_core.training.batches import SampleBatches
 from qvl_core.training.samples import Bad
-from qvl_data.checking import first_samples, judge, leaks, read_list, show_lists, write_bad
+from qvl_data.checking import conclude, first_samples, leaks, read_list, show_lists
 from qvl_data.drawing.calls import pictures
 from qvl_data.errors import BadSample
+from qvl_data.shown import png
 from qvl_data.sources import Item, mixtures
 from qvl_metaquery.batch import Drawing, DrawingSamples, collation, witness
 from qvl_metaquery.build import check_tune, drawing_samples
 from qvl_metaquery.model import GROUPS
-from qvl_metaquery.preview import png
 from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.released import latent_shape, shapes
 from qvl_metaquery.stage import check_stage, settled, stage_of, stage_report
@@ -89,14 +89,9 @@ def check(recipe: MetaQueryRecipe, out: Path | None = None) -> None:
         console.print(stage_report(stage, recipe.settings, own_weights(stage), trained_transformer(stage) is not None))
     console.print(table.rich())
     console.print(f"{batches.steps_of(recipe.train)} steps; one epoch is {len(samples):,} pictures")
-    for sentence in (*warnings(recipe, table), *about_data(recipe, met), *leaks(lists)):
-        console.print(f"note: {sentence}", style="yellow", markup=False)
-    if out is not None:
-        write_bad(facts, out)
-        write_atomic(out / "check.html", console.export_html())
-        for number, sample in enumerate(shown):
-            write_atomic(out / f"first-{number}.png", _png(sample))
-    judge(facts, recipe.data.max_bad)
+    notes = (*warnings(recipe, table), *about_data(recipe, met), *leaks(lists))
+    drawn = {f"first-{number}.png": _png(sample) for number, sample in enumerate(shown)}
+    conclude(console, notes, facts, recipe.data.max_bad, out, drawn)
 
 
 def warnings(recipe: MetaQueryRecipe, table: TuneTable) -> Iterator[str]:
@@ -107,10 +102,8 @@ def warnings(recipe: MetaQueryRecipe, table: TuneTable) -> Iterator[str]:
             yield f"tune.{row.group}: {row.lr:g} is high for {size} parameters; 5e-5 to 1e-4 is usual."
     if recipe.flow.dropout == 0 and recipe.sampling.guidance > 1:
         yield "flow.dropout is 0: guidance compares with an empty prompt, which is then never learned; 0.1 is usual."
-    if recipe.train.steps is not None and recipe.schedule.warmup >= recipe.train.steps:
-        yield f"schedule.warmup {recipe.schedule.warmup:g} is not over after {recipe.train.steps} steps."
-    if recipe.checkpoint.every is None and (recipe.train.steps is None or recipe.train.steps > 1000):
-        yield "checkpoint.every is not set: a killed run would start again from step 0."
+    yield from unwarmed(recipe)
+    yield from unsaved(recipe)
 
 
 def about_data(recipe: MetaQueryRecipe, met: Content) -> Iterator[str]:

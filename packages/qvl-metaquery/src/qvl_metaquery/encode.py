@@ -36,7 +36,6 @@ from qvl_data.hashing import media_key
 from qvl_data.progress import track
 from qvl_data.sources import mixtures
 from qvl_data.windows import Windows
-from qvl_metaquery.batch import bad_of
 from qvl_metaquery.coder import Coder, open_coder
 from qvl_metaquery.latents import about
 from qvl_metaquery.opening import open_sana
@@ -170,6 +169,6 @@ class _Pictures:
                     pixels.append(square(sample.opener.open(media), self.size))
                     keys.append(key)
             except BadSample as error:
-                bad.append(bad_of(mixture.place(item), error))
+                bad.append(mixture.bad(item, error))
         batch = _Keyed(tuple(keys), stacked(pixels)) if keys else None
         return [Micro(batch, len(keys), 0, (), 0, tuple(bad))]

@@ -4,20 +4,19 @@ samples/prompt-00-0.png         the first picture that prompt 0 shows
 samples/step-000160-00.png      what was drawn of prompt 0 after 160 steps; beside it its text, as .txt
 """
 
-import io
 import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import nn
 
 from qvl_core.errors import QVLError
 from qvl_core.files import write_atomic
 from qvl_data.errors import BadSample
 from qvl_data.order import order
+from qvl_data.shown import png
 from qvl_data.sources import Mixture
 from qvl_metaquery.coder import Coder
 from qvl_metaquery.dropout import Task
@@ -83,10 +82,3 @@ class Preview:
             if len(found) == SHOWN:
                 break
         return list(found.values())
-
-
-def png(picture: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from qvl_core.files import write_atomic
 from qvl_core.qwen3vl.compiling import check_compiler
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.qwen3vl.panels import panels, picture_sizes
@@ -18,7 +17,7 @@ from qvl_core.qwen3vl.quantize import check_library
 from qvl_core.qwen3vl.transcript import read
 from qvl_core.training.samples import Bad
 from qvl_data.chat import answer_weights
-from qvl_data.checking import ListFacts, first_samples, judge, leaks, read_list, show_lists, write_bad
+from qvl_data.checking import ListFacts, conclude, first_samples, leaks, read_list, show_lists
 from qvl_data.errors import BadSample
 from qvl_data.sources import Item, Mixture, mixtures
 from qvl_data.template import Template
@@ -65,12 +64,8 @@ def check(recipe: SFTRecipe, out: Path | None = None) -> None:
     if new and recipe.model.init_from is None:
         check_mergers_learn(recipe, config)
     doubts = about_data(recipe, met["train"], Template.of(processor).thinks)
-    for sentence in (*warnings(recipe, table.parameters, new), *doubts, *leaks(lists)):
-        console.print(f"note: {sentence}", style="yellow", markup=False)
-    if out is not None:
-        write_bad(facts, out)
-        write_atomic(out / "check.html", console.export_html())
-    judge(facts, recipe.data.max_bad)
+    notes = (*warnings(recipe, table.parameters, new), *doubts, *leaks(lists))
+    conclude(console, notes, facts, recipe.data.max_bad, out)
 
 
 def _read(mixture: Mixture, processor: Any, recipe: SFTRecipe, met: Content) -> ListFacts:

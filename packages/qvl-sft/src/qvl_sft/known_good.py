@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qvl_core.recipe.blocks import Group
+from qvl_core.recipe.doubts import unsaved
 from qvl_sft.recipe import SFTRecipe
 
 LARGE = 1e9  # parameters; smaller models bear higher rates
@@ -45,9 +46,7 @@ def warnings(recipe: SFTRecipe, parameters: int, random_merger: bool = False) ->
         yield f"schedule.warmup of {recipe.schedule.warmup:g} steps is over a fifth of the run; 3 % is usual."
     if not recipe.data.validation and recipe.train.epochs is not None and recipe.train.epochs > 1:
         yield "data.validation is empty: over several epochs only a validation loss shows overfitting."
-    if recipe.checkpoint.every is None and (steps is None or steps > 1000):
-        yield "checkpoint.every is not set: a killed run would start again from step 0."
-
+    yield from unsaved(recipe)
     yield from _about_switches(recipe, parameters)
     yield from idle_devices(recipe, (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1))
 

@@ -1,0 +1,45 @@
+"""What a checkpoint's small files say of it: of a folder, and of Qwen's own by their names, without a file.
+
+So data and recipes are checked before 58 GB are fetched.
+"""
+
+from typing import Any, NamedTuple
+
+from qvl_edit.opening import ABOUT, RELEASED, checkpoint
+from qvl_edit.parts import open_shift
+from qvl_edit.profile import Profile, named, read_config, read_profile, read_scale
+from qvl_edit.recipe import EditModel
+from qvl_edit.times import Shift
+
+CHANNELS = 16  # of Qwen-Image's autoencoder
+SCALE = 8
+
+
+class Configs(NamedTuple):
+    """What decides sizes, levels and shapes.
+
+    channels, scale  of latents, and pixels along one side of a latent place
+    transformer      arguments of `QwenImageTransformer2DModel`; its defaults are those of the released ones
+    """
+
+    profile: Profile
+    channels: int
+    scale: int
+    shift: Shift
+    transformer: dict[str, Any]
+
+
+def configs(model: EditModel) -> Configs:
+    """Of a recipe's checkpoint. Raises BadInput for one that is neither known nor there."""
+    if model.name in RELEASED:
+        profile = named(RELEASED[model.name])
+        return Configs(profile, CHANNELS, SCALE, Shift(), {"zero_cond_t": profile.zero_cond_t})
+    with checkpoint(model, ABOUT) as folder:
+        transformer = read_config(folder / "transformer" / "config.json")
+        return Configs(
+            read_profile(folder),
+            read_config(folder / "vae" / "config.json")["z_dim"],
+            read_scale(folder),
+            open_shift(folder),
+            {name: value for name, value in transformer.items() if name[0] != "_"},
+        )
