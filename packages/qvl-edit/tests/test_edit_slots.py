@@ -86,6 +86,13 @@ def test_each_subfolder_of_a_folder_of_tasks_is_a_task(meta: Path) -> None:
     assert sample.opener.open(sample.media[0]).size == (80, 48)
 
 
+def test_embeddings_beside_the_tasks_are_no_task(meta: Path) -> None:
+    (meta / "embeddings" / "shards").mkdir(parents=True)
+    for name in ("store.json", "left_out.jsonl"):  # as `qvl-edit extract` leaves them
+        (meta / "embeddings" / name).write_text("", encoding="utf-8")
+    assert set(opened(str(meta)).sources) == {"a", "b"}
+
+
 def test_several_files_of_a_task_are_one_task(meta: Path) -> None:
     for name in ("rank_000", "rank_001"):
         task(meta / name, [1])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl_core.evaluation import LEFT_OUT
 from qvl_core.recipe.blocks import Data, Source
 from qvl_data.dataset import splits
 from qvl_data.mix import labels
@@ -89,4 +90,4 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _rows(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in ROWS)
+    return sorted(path for path in folder.iterdir() if path.suffix in ROWS and path.name != LEFT_OUT)
