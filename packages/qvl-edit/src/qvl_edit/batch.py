@@ -50,7 +50,7 @@ class EditBatch:
     told: Tensor
     """(B, L, D)"""
     told_mask: Tensor | None
-    """(B, L) bool; None where nothing is padded: attention without a mask has the faster kernels"""
+    """(B, L) bool; None where nothing is padded"""
     noise: Tensor
     """(B, N, F)"""
     levels: Tensor
@@ -80,7 +80,7 @@ def collate(examples: Sequence[Example], coded: bool) -> EditBatch:
         bucket=examples[0].bucket,
         pictures=tuple(map(_stacked, zip(*(example.pictures for example in examples), strict=True))),
         told=told,
-        told_mask=None if told_mask.all() else told_mask,
+        told_mask=told_mask,
         noise=_stacked([example.noise for example in examples]),
         levels=torch.tensor([example.level for example in examples], dtype=torch.float32),
         shares=torch.tensor([example.share for example in examples], dtype=torch.float32),

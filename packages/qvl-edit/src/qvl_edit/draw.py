@@ -104,4 +104,4 @@ def drawn_latents(
 def _stacked(embeddings: Sequence[Tensor], device: Any) -> tuple[Tensor, Tensor | None]:
     """(B, L, D) and (B, L), true where there is a token; None where all are."""
     states, mask = padded(embeddings)
-    return states.to(device), None if bool(mask.all()) else mask.to(device)
+    return states.to(device), None if mask is None else mask.to(device)

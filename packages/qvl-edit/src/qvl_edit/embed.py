@@ -155,9 +155,13 @@ def _reader(kind: Any, folder: Path) -> Any:
         raise BadInput(f"{folder}: cannot be read ({said}); copy it again.") from None
 
 
-def padded(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def padded(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """(B, L, D) of embeddings (L, D), zeros behind shorter ones, and (B, L), true where there is one: without this mask
-    the transformer takes the zeros for words."""
-    lengths = torch.tensor([len(one) for one in embeddings], device=embeddings[0].device)
+    the transformer takes the zeros for words. None where nothing is padded: attention without a mask has the faster
+    kernels."""
     states = pad_sequence(list(embeddings), batch_first=True)
+    counts = [len(one) for one in embeddings]
+    if min(counts) == max(counts):
+        return states, None
+    lengths = torch.tensor(counts, device=states.device)
     return states, torch.arange(states.shape[1], device=states.device) < lengths[:, None]
