@@ -142,6 +142,8 @@ def test_lists_that_are_measured_have_the_negative_text_as_well(recipe: Any, dat
     lists = f"data={{train: {data}, validation: {data}}}"
     extract(recipe(lists, "sampling.negative=ugly"), tmp_path / "out")
     assert len(keys(tmp_path / "out")) == 4 * 5
+    extract(recipe(lists, "sampling.negative=ugly", "mixture.sources=0=1"), tmp_path / "t2i")
+    assert keys(tmp_path / "t2i") == keys(tmp_path / "out")  # measured is all that is listed
 
 
 def test_a_killed_extraction_goes_on(recipe: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ class Asking:
     """What a recipe asks of a sample.
 
     inverse   the way back as well
-    sources   weights of numbers of sources; what has none is not asked
+    sources   weights of numbers of sources; what has none is not learned from
     negative  what guidance leads away from: asked in lists other than the first
     """
 
@@ -73,8 +73,9 @@ class Asking:
         return self.sources is None or bool(self.sources.get(sources))
 
     def of(self, sample: Sample, profile: Profile, first: bool) -> list[Question]:
-        """The questions of a sample, none for one that is not learned from. Raises BadSample."""
-        if not self.trains(len(sources_of(sample))):
+        """The questions of a sample of the first list, which is learned from, or of another, which is measured whole:
+        none for one that is not learned from. Raises BadSample."""
+        if first and not self.trains(len(sources_of(sample))):
             return []
         return questions(sample, profile, self.inverse, ("",) if first else ("", self.negative))
 
