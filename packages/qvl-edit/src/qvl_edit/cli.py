@@ -86,4 +86,54 @@ def extract(
     return None
 
 
+@app.command()
+def edit(
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="Run folder, its final/, a checkpoint, or a folder in diffusers' layout.")
+    ],
+    out: Annotated[Path, Option(help="Folder for PNG files and drawn.jsonl.")] = Path("pictures"),
+    prompt: Annotated[str | None, Option(help="The instruction.")] = None,
+    image: Annotated[list[Path] | None, Option(help="Source picture; repeatable, in order; none: text alone.")] = None,
+    prompts: Annotated[
+        Path | None, Option(help="JSONL with `prompt` and `image` or `images`, rows of edits, or a text in each line.")
+    ] = None,
+    allow_root: Annotated[
+        list[Path] | None, Option(help="Folder from which pictures may be read by absolute path; may be repeated.")
+    ] = None,
+    negative: Annotated[str | None, Option(help="What is not to be drawn; default: the run's sampling.")] = None,
+    guidance: Annotated[
+        float | None, Option(min=0.0, help="Weight of the instruction against it; at most 1: none. Default: the run's.")
+    ] = None,
+    steps: Annotated[int | None, Option(min=1, help="Steps from noise to picture; default: the run's.")] = None,
+    shift: Annotated[
+        float | None, Option(help="Shift of noise levels, for adapters of few steps (3 for Qwen-Image-Lightning).")
+    ] = None,
+    lora: Annotated[
+        list[Path] | None, Option(help="File or folder of adapters that are put upon the model; may be repeated.")
+    ] = None,
+    height: Annotated[int | None, Option(min=1, help="In pixels; default: of the last source's shape.")] = None,
+    width: Annotated[int | None, Option(min=1, help="The same.")] = None,
+    num_images: Annotated[int, Option("--num-images", min=1, help="Pictures of each instruction.")] = 1,
+    seed: Annotated[int, Option(min=0, help="Of an instruction's first picture; the following ones count up.")] = 0,
+    batch: Annotated[int, Option(min=1, help="Pictures that are drawn together: speed and memory only.")] = 4,
+) -> None:
+    """Draw what instructions say of pictures; the same command goes on after a kill."""
+    from qvl_data.drawing.prompts import from_command_line
+
+    asked = from_command_line(prompt, image or (), prompts, allow_root or ())
+    given = {"negative": negative, "guidance": guidance, "steps": steps, "shift": shift}
+    app.room("edit").edit(
+        model,
+        asked,
+        out,
+        given=given,
+        lora=lora or (),
+        height=height,
+        width=width,
+        number=num_images,
+        seed=seed,
+        batch=batch,
+    )
+
+
 main = app.main

@@ -28,7 +28,7 @@ from qvl_edit.parts import open_shift, open_vae
 from qvl_edit.profile import read_profile
 from qvl_edit.sampling import Sampling
 from qvl_edit.times import Shift
-from qvl_edit.trained import find_trained, open_trained
+from qvl_edit.trained import Trained, find_trained, open_trained
 
 Prompt = tuple[str, tuple[Image.Image, ...]]
 
@@ -62,12 +62,16 @@ class EditPipeline:
 
         Raises BadInput for what holds none, or does not belong together.
         """
-        found = find_trained(folder)
+        return cls.of(find_trained(folder), torch_dtype, [Path(file).expanduser() for file in lora])
+
+    @classmethod
+    def of(cls, found: Trained, dtype: torch.dtype = torch.float32, lora: Sequence[Path] = ()) -> Self:
+        """The pipeline of what was found in a folder."""
         profile = read_profile(found.checkpoint)
         return cls(
-            open_trained(found, torch_dtype, [Path(file).expanduser() for file in lora]),
-            open_vae(found.checkpoint, torch_dtype, batch=1),
-            Embedder.open(found.checkpoint, profile, torch_dtype),
+            open_trained(found, dtype, lora),
+            open_vae(found.checkpoint, dtype, batch=1),
+            Embedder.open(found.checkpoint, profile, dtype),
             geometry_of(found.settings.pictures, profile, found.checkpoint),
             open_shift(found.checkpoint),
             Sampling(**found.settings.sampling.model_dump()),
@@ -92,6 +96,7 @@ class EditPipeline:
         seed: "int | Sequence[int]" = 0,
         height: int | None = None,
         width: int | None = None,
+        sampling: Sampling | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Drawn:
         """Draw `num_images` pictures of each prompt.
@@ -101,15 +106,18 @@ class EditPipeline:
         shift          of noise levels, for models of few steps: 3 for Qwen-Image-Lightning, with a guidance of 1
         seed           of the first picture of each prompt, the following ones count up; or one for each picture
         height, width  in pixels; default: of the last picture's shape, as large as in training
+        sampling       what none of these says; default: as the model was saved
         on_step        is called with the number of a step and the latents (B, C, h, w) of those that are drawn together
 
         Raises BadInput for what this checkpoint cannot be asked.
         """
-        sampling = self.sampling.but(
+        sampling = (sampling or self.sampling).but(
             negative=negative_prompt, guidance=guidance_scale, steps=num_inference_steps, shift=shift
         )
         prompts = [(text, tuple(map(_rgb, shown))) for text, shown in paired(prompt, image)]
         check_counts(prompts=len(prompts), num_images=num_images, num_inference_steps=sampling.steps)
+        if sampling.shift is not None and sampling.shift <= 0:
+            raise BadInput(f"shift: {sampling.shift:g} moves no noise level; give a number above 0, such as 3.")
         self._check_pictures(prompts)
         seeds = seeds_of(seed, len(prompts) * num_images, num_images)
         buckets = [self.geometry.asked([_size(one) for one in shown], height, width) for _, shown in prompts]

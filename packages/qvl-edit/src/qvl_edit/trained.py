@@ -91,7 +91,9 @@ def open_trained(found: Trained, dtype: torch.dtype, lora: Sequence[Path] = ()) 
         _put(transformer, found.recipe, found.weights, found.folder)
     for number, file in enumerate([*([found.adapters] if found.adapters else []), *lora]):
         add_adapters(transformer, file, f"adapter_{number}")
-    return transformer.to(dtype).eval().requires_grad_(False)
+    for parameter in transformer.parameters():  # what is trained is in fp32
+        parameter.data = parameter.data.to(dtype)
+    return transformer.eval().requires_grad_(False)
 
 
 def add_adapters(transformer: Any, file: Path, name: str) -> None:

@@ -21,10 +21,10 @@ from qvl_core.files import old_name, sha256, write_atomic, writing
 from qvl_core.predictions import write_predictions
 from qvl_core.qwen3vl.load import weights_sha256
 from qvl_core.run import RunFolder, Scalar, result
-from qvl_data.drawing.files import write_picture
+from qvl_data.drawing.files import Wish, write_picture
 from qvl_data.drawing.prompts import read_prompts
 from qvl_metaquery.checkpoint import find_newest_checkpoint
-from qvl_metaquery.generate import Wish, drawn, open_pipeline
+from qvl_metaquery.generate import drawn, open_pipeline
 from qvl_metaquery.layouts import Sheet, Style, check_style, prepare, sheets, style_of
 from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.scorers import Picture, Scorer, scored

@@ -5,7 +5,7 @@ Every picture has a seed of its own, so how many are drawn together changes spee
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -13,19 +13,12 @@ from PIL import Image
 from qvl_core.errors import BadInput
 from qvl_core.files import writing
 from qvl_core.training.engine import DTYPES, resolve_precision
-from qvl_data.drawing.files import file_name, free_name, write_picture
+from qvl_data.drawing.files import Wish, free_name, wishes_of, write_picture
 from qvl_data.drawing.prompts import Asked
 from qvl_metaquery.pipeline import MetaQueryPipeline
 from qvl_metaquery.sampling import Sampling
 
 Mode = Literal["t2i", "i2i"]
-
-
-class Wish(NamedTuple):
-    """One picture that is to be drawn."""
-
-    asked: Asked
-    seed: int
 
 
 def generate(
@@ -45,14 +38,14 @@ def generate(
     Raises BadInput for pictures in a prompt of mode t2i, and for none in one of mode i2i.
     """
     check_mode(prompts, mode)
-    wishes = [Wish(asked, seed + each) for asked in prompts for each in range(number)]
+    wishes = wishes_of(prompts, number, seed)
     pipeline = open_pipeline(model)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     files = []
     for wish, picture in zip(wishes, drawn(pipeline, wishes, sampling, batch), strict=True):
         how = said(wish, model, sampling)
-        file = free_name(out / file_name(wish.asked.name, wish.asked.text, wish.seed), how)
+        file = free_name(out / wish.file_name, how)
         write_picture(file, picture, how)
         files.append(file)
         print(file)

@@ -3,18 +3,67 @@
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from qvl_core.errors import BadInput
-from qvl_core.files import write_atomic
+from qvl_core.evaluation import write_lines
+from qvl_core.files import write_atomic, writing
 
+from .prompts import Asked
+
+LIST = "drawn.jsonl"
 CHUNK = "qvl"  # of the PNG's text: JSON
 _LONGEST = 60  # letters of a caption in a file's name
+
+
+class Wish(NamedTuple):
+    """One picture that is to be drawn."""
+
+    asked: Asked
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        return file_name(self.asked.name, self.asked.text, self.seed)
+
+
+def wishes_of(prompts: Sequence[Asked], number: int, seed: int) -> list[Wish]:
+    """`number` pictures of each prompt; `seed` is that of the first, the following ones count up."""
+    return [Wish(asked, seed + each) for asked in prompts for each in range(number)]
+
+
+def draw_missing(
+    out: Path,
+    how: Sequence[tuple[Wish, Mapping[str, Any]]],
+    draw: Callable[[Sequence[Wish]], Iterable[Image.Image]],
+    batch: int,
+) -> list[Path]:
+    """The files of pictures in the folder `out`, in their order, of which those that are not there yet are drawn,
+    `batch` at once: the same call goes on after a kill.
+
+    how   each wish with all that its picture depends on
+    draw  pictures of wishes, in their order
+
+    FOLDER/drawn.jsonl lists every picture with how it was drawn.
+    """
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    files = [free_name(out / wish.file_name, said) for wish, said in how]
+    missing = [place for place, file in enumerate(files) if not file.exists()]
+    for start in range(0, len(missing), batch):
+        places = missing[start : start + batch]
+        for place, picture in zip(places, draw([how[place][0] for place in places]), strict=True):
+            write_picture(files[place], picture, how[place][1])
+    write_lines(
+        out / LIST,
+        [{"file": file.name, **said} for file in sorted(out.glob("*.png")) if (said := _said_in(file)) is not None],
+    )
+    return files
 
 
 def write_picture(file: Path, picture: Image.Image, how: Mapping[str, Any]) -> None:

@@ -1,0 +1,92 @@
+"""`qvl-edit edit`: pictures of instructions, as files. The same command goes on after a kill.
+
+Every picture has a seed of its own, so how many are drawn together changes speed and memory, not pictures.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from qvl_core.training.engine import DTYPES, resolve_precision
+from qvl_data.drawing.files import Wish, draw_missing, wishes_of
+from qvl_data.drawing.prompts import Asked
+from qvl_data.hashing import media_key
+from qvl_edit.pipeline import EditPipeline
+from qvl_edit.sampling import Sampling
+from qvl_edit.trained import Trained, find_trained
+
+
+def edit(
+    model: str,
+    prompts: Sequence[Asked],
+    out: Path,
+    *,
+    given: dict[str, Any] | None = None,
+    lora: Sequence[Path] = (),
+    height: int | None = None,
+    width: int | None = None,
+    number: int = 1,
+    seed: int = 0,
+    batch: int = 4,
+) -> list[Path]:
+    """Draw `number` pictures of each prompt, `batch` at once, and write them to the folder `out`; their paths.
+
+    given   fields of `Sampling` that are not as the model has them
+    lora    adapters that are put upon the model
+    seed    of the first picture of each prompt; the following ones count up
+
+    Pictures that are there already, drawn from the same files in the same way, are left as they are. Raises BadInput.
+    """
+    found = find_trained(model)
+    sampling = Sampling(**found.settings.sampling.model_dump()).but(**(given or {}))
+    how = {"model": model, "lora": list(map(str, lora)), **sampling.said(), "height": height, "width": width}
+    state = state_of(found, lora)
+    wishes = wishes_of(prompts, number, seed)
+    said = [(wish, {**_said(wish, state), **how}) for wish in wishes]
+    opened: list[EditPipeline] = []
+
+    def draw(part: Sequence[Wish]) -> Iterator[Image.Image]:
+        if not opened:  # only if something is missing
+            opened.append(open_pipeline(found, lora))
+        return iter(
+            opened[0](
+                [wish.asked.text for wish in part],
+                [wish.asked.opened() for wish in part],
+                seed=[wish.seed for wish in part],
+                sampling=sampling,
+                height=height,
+                width=width,
+            ).images
+        )
+
+    files = draw_missing(out, said, draw, batch)
+    for file in files:
+        print(file)
+    return files
+
+
+def open_pipeline(found: Trained, lora: Sequence[Path] = ()) -> EditPipeline:
+    """A model on the best device, in its 16-bit type there."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return EditPipeline.of(found, DTYPES[resolve_precision("auto", device)], lora).to(device)
+
+
+def state_of(found: Trained, lora: Sequence[Path] = ()) -> list[Any]:
+    """What changes when other weights are written to a model's files: their sizes and times."""
+    folders = (found.folder, found.transformer, *lora)
+    files = [file for path in folders for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+
+
+def _said(wish: Wish, state: Sequence[Any]) -> dict[str, Any]:
+    """What is drawn; `inputs` changes with the content of the files that are named. Raises BadInput."""
+    asked = wish.asked
+    shown = [media_key(one, asked.opener).hex() for one in asked.pictures]
+    inputs = hashlib.sha256(json.dumps([state, shown]).encode()).hexdigest()[:16]
+    images = [one.path or one.origin for one in asked.pictures]
+    return {"prompt": asked.text, "images": images, "seed": wish.seed, "inputs": inputs}

@@ -1,0 +1,206 @@
+"""`qvl-edit edit`: a trained model's own prediction draws, from every place where it lies; the command goes on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from edit_rows import row, task
+from editing_verbs import qvl_edit
+from PIL import Image
+
+from qvl_core.errors import BadInput
+from qvl_core.recipe.load import load
+from qvl_data.drawing.files import how_drawn
+from qvl_edit import EditPipeline, train
+from qvl_edit.extract import extract
+from qvl_edit.recipe import RECIPE
+from qvl_edit.sampling import Sampling
+
+FEW = ("--steps", 2)
+KINDS = {
+    "full": ["tune={transformer: {mode: full}}"],
+    "part": ["tune={attn.to_q: {mode: full}}"],
+    "lora": ["tune={attn: {mode: lora, rank: 4, alpha: 8}, img_mlp: {mode: lora, rank: 2}}"],
+    "both": ["tune={attn: {mode: lora, rank: 4, alpha: 8}, img_mlp: {mode: full}}"],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("edits")
+    task(folder / "rows", (1, 1, 2, 0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path) -> dict[str, Path]:
+    """A run of each kind, with a checkpoint of its last step and final/."""
+    found = {}
+    for kind, changes in KINDS.items():
+        given = [f"data={{train: {data / 'rows' / 'rows.jsonl'}}}", f"stored.embeddings={data / 'embeddings'}"]
+        given += ["train.steps=2", "batch.size=2", "optim.lr=1e-2", "sampling={guidance: 2, steps: 3, negative: bad}"]
+        recipe = load(RECIPE, "tiny", [*given, *changes], "qvl_edit")
+        if not (data / "embeddings").is_dir():
+            extract(recipe, data / "embeddings")
+        found[kind] = data / "runs" / kind
+        train(recipe, found[kind])
+    return found
+
+
+def source(seed: int = 0, size: tuple[int, int] = (48, 48)) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def latents(model: "Path | str", like: "Path | None" = None, **options: Any) -> torch.Tensor:
+    """What a model draws last; with the sizes and settings of the run `like`."""
+    found: list[torch.Tensor] = []
+    pipeline = EditPipeline.from_pretrained(model, **options)
+    if like is not None:
+        other = EditPipeline.from_pretrained(like)
+        pipeline.sampling, pipeline.geometry = other.sampling, other.geometry
+    pipeline("make it red", source(), seed=3, on_step=lambda number, after: found.append(after))
+    return found[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_final_and_checkpoint_draw_the_same_and_what_was_trained(kind: str, runs: dict[str, Path]) -> None:
+    run = runs[kind]
+    final = latents(run)
+    torch.testing.assert_close(latents(run / "final"), final, rtol=0, atol=0)
+    torch.testing.assert_close(latents(max((run / "checkpoints").iterdir())), final, rtol=0, atol=1e-4)
+    assert EditPipeline.from_pretrained(run).sampling == Sampling(guidance=2, steps=3, negative="bad")
+    assert EditPipeline.from_pretrained(run / "base").sampling == Sampling()
+    assert (final - latents(run / "base", like=run)).abs().max() > 1e-3
+
+
+def test_a_run_without_an_end_draws_by_its_newest_checkpoint_and_moves_as_a_whole(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(runs["lora"], moved)
+    torch.testing.assert_close(latents(moved), latents(runs["lora"]), rtol=0, atol=0)
+    shutil.rmtree(moved / "final")
+    torch.testing.assert_close(latents(moved), latents(runs["lora"]), rtol=0, atol=1e-4)
+    shutil.rmtree(moved / "base")
+    with pytest.raises(BadInput, match=r"is used with .*base, and there is no such folder"):
+        latents(moved)
+
+
+def test_adapters_are_put_upon_a_model(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = runs["lora"]
+    for lora in (run / "final", run / "final" / "pytorch_lora_weights.safetensors"):
+        upon = latents(run / "base", like=run, lora=[lora])
+        torch.testing.assert_close(upon, latents(run), rtol=0, atol=1e-6)
+    for lora, said in (("none", "there is no such file"), (tmp_path / "odd.safetensors", "cannot be put upon")):
+        (tmp_path / "odd.safetensors").write_bytes(b"no")
+        with pytest.raises(BadInput, match=said):
+            EditPipeline.from_pretrained(runs["lora"] / "base", lora=[lora])
+
+
+def test_one_picture_of_the_command_line(runs: dict[str, Path], tmp_path: Path) -> None:
+    for number in range(2):
+        source(number).save(tmp_path / f"{number}.png")
+    shown = ("--image", tmp_path / "0.png", "--image", tmp_path / "1.png")
+    done = qvl_edit("edit", runs["lora"], *shown, "--prompt", "Merge: 七!", *FEW, "--out", tmp_path / "out")
+    assert (done.code, done.err) == (0, "")
+    file = tmp_path / "out" / "Merge-七-seed0.png"
+    assert done.out.split() == [str(file)]
+    how = how_drawn(file)
+    assert {key: how[key] for key in ("prompt", "seed", "guidance", "steps", "negative", "shift")} == {
+        "prompt": "Merge: 七!",
+        "seed": 0,
+        "guidance": 2.0,
+        "steps": 2,
+        "negative": "bad",
+        "shift": None,
+    }
+    assert how["images"] == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    listed = [json.loads(line) for line in (tmp_path / "out" / "drawn.jsonl").read_text("utf-8").splitlines()]
+    assert listed == [{"file": file.name, **how}]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """The document's three rows: one source, two, none; and a plain prompt."""
+    made = [
+        row(tmp_path, "sky", [(48, 80)], (48, 80), instruction="Change the sky to sunset.", instruction_cn="日落"),
+        row(tmp_path, "two", [(48, 48), (80, 48)], (48, 48), instruction="Merge the two characters into one scene."),
+        row(tmp_path, "cat", [], (48, 48), instruction="A cat sitting on a windowsill."),
+        {"prompt": "make it red", "image": "sky-0.png"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in made), encoding="utf-8")
+    return file
+
+
+def test_a_file_goes_on_where_it_was_killed_and_batches_change_nothing(
+    runs: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    command = ("edit", runs["full"], "--prompts", rows, *FEW, "--num-images", 2, "--out")
+    done = qvl_edit(*command, tmp_path / "whole")
+    assert (done.code, done.err) == (0, "")
+    files = [Path(line) for line in done.out.split()]
+    assert len(files) == 8
+    assert len((tmp_path / "whole" / "drawn.jsonl").read_text("utf-8").splitlines()) == 8
+    times = {file: file.stat().st_mtime_ns for file in files}
+    before = files[2].read_bytes()
+    files[2].unlink()
+    assert qvl_edit(*command, tmp_path / "whole").code == 0
+    assert [file for file in files if file.stat().st_mtime_ns != times[file]] == [files[2]]
+    assert files[2].read_bytes() == before
+    assert qvl_edit(*command, tmp_path / "single", "--batch", 1).code == 0
+    for file in files:
+        one, other = (np.asarray(Image.open(folder / file.name), int) for folder in (file.parent, tmp_path / "single"))
+        assert np.abs(one - other).max() <= 1
+
+
+def test_another_source_or_model_is_drawn_anew(runs: dict[str, Path], tmp_path: Path) -> None:
+    for seed in (0, 1):
+        source(seed).save(tmp_path / "a.png")
+        command = (
+            "edit",
+            runs["full"],
+            "--image",
+            tmp_path / "a.png",
+            "--prompt",
+            "x",
+            *FEW,
+            "--out",
+            tmp_path / "out",
+        )
+        assert qvl_edit(*command).code == 0
+    assert sorted(file.name for file in (tmp_path / "out").glob("*.png")) == ["x-seed0-2.png", "x-seed0.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--prompt: is empty"),
+        (["--prompt", "x", "--image", "none.png"], "none.png: there is no such picture"),
+        (["--prompt", "x", "--image", "torn.png"], "torn.png"),
+        (["--prompts", "none.jsonl"], "none.jsonl: there is no such file"),
+        (["--prompt", "x", "--steps", 0], "steps"),
+        (["--prompt", "x", "--shift", -1], "shift"),
+        (["--prompt", "x", "--lora", "none"], "none: there is no such file of adapters"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence(
+    arguments: list[Any], said: str, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("torn.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    done = qvl_edit("edit", runs["full"], *arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
+    done = qvl_edit("edit", tmp_path, "--prompt", "x")
+    assert done.code == 2
+    assert "no edit.json there, so it is no model that edits; name a run folder" in done.err
