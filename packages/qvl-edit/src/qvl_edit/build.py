@@ -1,7 +1,7 @@
 """From a recipe to the parts that the loop trains: tasks, embeddings, autoencoder, transformer, loss, export."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from qvl_edit.loss import edit_loss
 from qvl_edit.mixture import Mixture
 from qvl_edit.opening import EVERY_PART, geometry_of
 from qvl_edit.parts import open_shift, open_vae
+from qvl_edit.preview import Preview
 from qvl_edit.profile import Profile, read_config, read_profile
 from qvl_edit.recipe import EditModel, EditRecipe
+from qvl_edit.sampling import Sampling
 from qvl_edit.saving import save_adapters, save_transformer
 from qvl_edit.settings import Settings
 from qvl_edit.slots import Corruption, EditBatches, Reading, content_of
@@ -93,6 +95,8 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
             "profile": profile.name,
         },
         evaluate=partial(validation.measure, run=run) if held_out else None,
+        preview=preview_of(recipe, lists, reading, vae),
+        preview_every=recipe.sampling.preview,
         export=partial(
             _export,
             settings,
@@ -104,6 +108,14 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
         shards=list(transformer.transformer_blocks),
         advice=lambda: LESS_MEMORY,
     )
+
+
+def preview_of(recipe: EditRecipe, lists: Mapping[str, Samples], reading: Reading, vae: Vae) -> Preview:
+    """Pictures of data.validation; where there is none, of data.train, of which the empty text is stored alone."""
+    sampling = Sampling.of(recipe.sampling)
+    if "validation" in lists:
+        return Preview(lists["validation"], reading, vae, sampling)
+    return Preview(lists["train"], reading, vae, replace(sampling, negative=""))
 
 
 def checkpoint_of(recipe: EditRecipe, run: RunFolder, world: World) -> Path:

@@ -43,7 +43,7 @@ def edit(
     Pictures that are there already, drawn from the same files in the same way, are left as they are. Raises BadInput.
     """
     found = find_trained(model)
-    sampling = Sampling(**found.settings.sampling.model_dump()).but(**(given or {}))
+    sampling = Sampling.of(found.settings.sampling).but(**(given or {}))
     how = {"model": model, "lora": list(map(str, lora)), **sampling.said(), "height": height, "width": width}
     state = state_of(found, lora)
     wishes = wishes_of(prompts, number, seed)

@@ -74,7 +74,7 @@ class EditPipeline:
             Embedder.open(found.checkpoint, profile, dtype),
             geometry_of(found.settings.pictures, profile, found.checkpoint),
             open_shift(found.checkpoint),
-            Sampling(**found.settings.sampling.model_dump()),
+            Sampling.of(found.settings.sampling),
         )
 
     def to(self, device: "str | torch.device") -> Self:

@@ -83,7 +83,7 @@ class Stored(blocks.Block):
 
 
 class Sampling(blocks.Block):
-    """How pictures are drawn, if nothing else is said."""
+    """How pictures are drawn: in previews, and by `qvl-edit edit` if nothing else is said."""
 
     guidance: Annotated[float, Field(ge=0)] = 4.0
     """How much more than the negative text the text weighs; at most 1: no guidance."""
@@ -93,6 +93,8 @@ class Sampling(blocks.Block):
     """What is not to be drawn."""
     shift: Annotated[float, Field(gt=0)] | None = None
     """Shift of noise levels, for models of few steps (3 for Qwen-Image-Lightning); default: the checkpoint's."""
+    preview: Annotated[int, Field(ge=1)] | None = None
+    """Steps of training between pictures for report.html; default: with each evaluation."""
 
 
 class EditOptim(blocks.Optim):

@@ -17,6 +17,11 @@ class Sampling:
     negative: str = " "
     shift: float | None = None
 
+    @classmethod
+    def of(cls, block: Any) -> Self:
+        """What a recipe's block says."""
+        return cls(block.guidance, block.steps, block.negative, block.shift)
+
     @property
     def guided(self) -> bool:
         return self.guidance > 1

@@ -9,9 +9,9 @@ from PIL import Image
 
 from qvl_core.demo import Bar
 from qvl_core.report import Block, Card, Cards, Curves, Figure, Figures, Picture, Strip, Table, Text
+from qvl_core.report.drawn import spread
 from qvl_core.run import RunFolder
 from qvl_data.shown import png
-from qvl_metaquery.report import spread
 
 SIDE = 64  # page pixels of a drawing, at most
 GAP = 3

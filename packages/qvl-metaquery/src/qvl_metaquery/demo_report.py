@@ -9,13 +9,13 @@ from PIL import Image
 
 from qvl_core.demo import Bar
 from qvl_core.report import Card, Cards, Code, Picture, Section, Table, Text, write
+from qvl_core.report.drawn import drawn_section
 from qvl_core.run import RunFolder
 from qvl_data.example.digits import digit_png
 from qvl_data.example.drawings import caption
 from qvl_data.shown import png
 from qvl_metaquery.demo_blocks import figures, films, guided, loss, sheet
 from qvl_metaquery.demo_parts import Drawings
-from qvl_metaquery.report import drawn_section
 
 BARS = {  # for the mean over five seeds, of a single one for `seconds`
     "recognised": Bar(0.97),
