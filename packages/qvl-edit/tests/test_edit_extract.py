@@ -247,6 +247,16 @@ def test_bad_rows_are_counted_with_their_reasons(recipe: Any, data: Path, tmp_pa
     assert keys(tmp_path / "out") == keys(tmp_path / "good")
 
 
+def test_a_way_back_that_cannot_be_learned_is_left_out_before_training(recipe: Any, data: Path, tmp_path: Path) -> None:
+    """41 x 40 pixels fit as 40 x 40 do, and do not fit themselves."""
+    for name, size in (("even.png", (40, 40)), ("odd.png", (41, 40))):
+        Image.new("RGB", size).save(data.parent / name)
+    rows = write(data.parent, [{**SKY, "source_image": "even.png", "target_image": "odd.png"}], "uneven.jsonl")
+    extract(recipe("mixture.inverse=false", data=rows), tmp_path / "forth")
+    with pytest.raises(BadInput, match=r"uneven.jsonl:1.*41 x 40 pixels would become 44 x 40"):
+        extract(recipe(data=rows), tmp_path / "back")
+
+
 def test_augmented_pictures_have_no_embeddings(recipe: Any, data: Path, tmp_path: Path) -> None:
     augmented = recipe(f"data={{train: [{{source: {data}, augment: {{flip: 0.5}}}}]}}")
     with pytest.raises(BadInput, match="augmented, and embeddings are of pictures as they are"):

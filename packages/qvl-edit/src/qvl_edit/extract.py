@@ -38,7 +38,7 @@ from qvl_edit.embed import Asked, Embedder
 from qvl_edit.geometry import Geometry, resized
 from qvl_edit.opening import FOR_TEXTS, checkpoint, geometry_of
 from qvl_edit.profile import Profile, read_profile
-from qvl_edit.questions import Asking, sources_of, target_of
+from qvl_edit.questions import Asking, buckets_of
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.stored import about, content, key
 from qvl_edit.tasks import expanded
@@ -174,9 +174,7 @@ class _Questions:
 
     def _new(self, sample: Sample, first: bool) -> list[tuple[tuple[bytes, ...], Asked]]:
         """What a sample asks and the store has not. Raises BadSample, also for what training could not resize."""
-        shown = (target_of(sample), *sources_of(sample))
-        target, *others = (sample.opener.size(sample.media[at])[::-1] for at in shown)
-        self.geometry.fit(target, others)
+        buckets_of(sample, self.asking.inverse, self.geometry)
         found = []
         for question in self.asking.of(sample, self.profile, first):
             pictures = content(sample, question.pictures)

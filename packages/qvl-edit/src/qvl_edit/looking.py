@@ -21,11 +21,10 @@ from qvl_edit.alignment import Shift, shift
 from qvl_edit.cut import Bucket
 from qvl_edit.geometry import Geometry, resized, stretched
 from qvl_edit.profile import Profile
-from qvl_edit.questions import Asking, bucket_of, sources_of, target_of, texts_of
+from qvl_edit.questions import Asking, buckets_of, sources_of, target_of, texts_of
 from qvl_edit.texts import Text
 
 CHECKS = Checks(pixels=False)  # of texts and headers; pictures are opened once, below
-FORTH = Text("")  # any instruction
 TOLD = ("edit_unchanged", "empty_question")  # what is told below of pixels, and of all texts together
 
 
@@ -112,7 +111,7 @@ class Looking:
         with placed(sample):
             self.asking.of(sample, self.profile, first=True)  # raises for more sources than the checkpoint takes
             texts = texts_of(sample, self.asking.inverse)
-            forth, *_ = [bucket_of(sample, text, self.geometry) for text in (FORTH, *texts)]
+            forth, *_ = buckets_of(sample, self.asking.inverse, self.geometry)
             shown = (target_of(sample), *sources_of(sample))
             return texts, forth, [sample.opener.open(sample.media[at]) for at in shown]
 

@@ -21,6 +21,8 @@ from qvl_edit.geometry import Geometry
 from qvl_edit.profile import Profile
 from qvl_edit.texts import Text, directed, learnable
 
+FORTH = Text("")  # any instruction
+
 
 class Question(NamedTuple):
     """Texts about the same pictures, which are indices into a sample's media."""
@@ -95,6 +97,11 @@ def bucket_of(sample: Sample, text: Text, geometry: Geometry) -> Bucket:
     with placed(sample):
         height_width = [sample.opener.size(sample.media[index])[::-1] for index in (target, *sources)]
         return geometry.fit(height_width[0], height_width[1:])
+
+
+def buckets_of(sample: Sample, inverse: bool, geometry: Geometry) -> list[Bucket]:
+    """The sizes at which each of a sample's texts learns its pictures, an instruction's first. Raises BadSample."""
+    return [bucket_of(sample, text, geometry) for text in (FORTH, *texts_of(sample, inverse))]
 
 
 def _says_nothing(sample: Sample) -> BadSample:

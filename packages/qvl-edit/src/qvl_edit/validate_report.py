@@ -19,8 +19,7 @@ from qvl_data.validate import read_findings
 from qvl_edit.alignment import Shift, steepness
 from qvl_edit.cut import Size
 from qvl_edit.geometry import resized
-from qvl_edit.looking import FORTH
-from qvl_edit.questions import bucket_of, sources_of, target_of
+from qvl_edit.questions import FORTH, bucket_of, sources_of, target_of
 from qvl_edit.validate import Validated
 
 SIDE = 360  # pixels of a picture on the page, at most
