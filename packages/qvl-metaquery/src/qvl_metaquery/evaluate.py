@@ -6,7 +6,6 @@ its own, so it ends with the same files.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from qvl_core.errors import BadInput
-from qvl_core.files import old_name, sha256, write_atomic, writing
+from qvl_core.evaluation import continued_folder
+from qvl_core.files import sha256, writing
 from qvl_core.predictions import write_predictions
 from qvl_core.qwen3vl.load import weights_sha256
-from qvl_core.run import RunFolder, Scalar, result
+from qvl_core.run import Scalar, result
 from qvl_data.drawing.files import Wish, write_picture
 from qvl_data.drawing.prompts import read_prompts
+from qvl_data.drawing.scores import figures_of, prefixed
 from qvl_metaquery.checkpoint import find_newest_checkpoint
 from qvl_metaquery.generate import drawn, open_pipeline
 from qvl_metaquery.layouts import Sheet, Style, check_style, prepare, sheets, style_of
@@ -31,7 +31,6 @@ from qvl_metaquery.scorers import Picture, Scorer, scored
 from qvl_metaquery.settings import FILE, Settings
 from qvl_metaquery.weights import TRANSFORMER
 
-REQUEST = "evaluation.json"
 IMAGES = "images"
 
 
@@ -79,7 +78,7 @@ def evaluate(
         "seed": seed,
         **sampling.said(),
     }
-    run = begin(out, request, fresh)
+    run = continued_folder(out, request, fresh)
     files = sheets(asked, run.path / IMAGES, style, number, seed)
     draw(model, [sheet for sheet in files if not sheet.file.is_file()], style, sampling, batch)
     pictures = [Picture(sheet, place) for sheet in files for place in range(len(sheet.seeds))]
@@ -93,12 +92,12 @@ def evaluate(
                 picture.prompt,
                 picture.seed,
                 picture.sheet.file.relative_to(run.path).as_posix(),
-                {f"{name}_{key}": v for name, s in found.items() if s.each for key, v in s.each[index].items()},
+                prefixed(found, index),
             )
             for index, picture in enumerate(pictures)
         ],
     )
-    figures = {f"{name}_{key}": value for name, scores in found.items() for key, value in scores.all_figures().items()}
+    figures = figures_of(found)
     counts = {"prompts": len(asked), "pictures": len(pictures)}
     said: dict[str, Scalar] = {"model": model, "prompt_file": str(prompts), "style": style, **counts, **figures}
     values = result("qvl-metaquery", seed=seed, complete=True, figures=said)
@@ -115,32 +114,6 @@ def identity(model: Path) -> str:
         return sha256(folder / "manifest.json")
     Settings.read(folder)
     return " ".join([sha256(folder / FILE), weights_sha256(folder), weights_sha256(folder / TRANSFORMER)])
-
-
-def begin(out: Path, request: Mapping[str, Any], fresh: bool) -> RunFolder:
-    """The folder of an evaluation, new or continued. Raises BadInput if it is another's."""
-    file = out / REQUEST
-    held = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
-    if held and not file.is_file():
-        raise BadInput(f"{out}: holds something else than an evaluation; choose another --out.")
-    with writing(out):
-        if held and fresh:
-            os.replace(out, old_name(out))
-            held = False
-        out.mkdir(parents=True, exist_ok=True)
-    if not held:
-        write_atomic(file, json.dumps(request, indent=2, ensure_ascii=False) + "\n")
-        return RunFolder(out)
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise BadInput(f"{file}: is no JSON; start again with --fresh.") from None
-    for name, value in request.items():
-        if before.get(name) != value:
-            raise BadInput(
-                f"{out}: holds pictures of another `{name}`; choose another --out, or move them aside with --fresh."
-            )
-    return RunFolder(out)
 
 
 def draw(model: str, missing: Sequence[Sheet], style: Style, sampling: Sampling, batch: int) -> None:

@@ -7,15 +7,17 @@
 gives `dark_share`, the mean over pictures, in result.json and each picture's own in predictions.jsonl.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from PIL import Image
 
-from qvl_core.errors import BadInput
-from qvl_core.run import Scalar
+from qvl_data.drawing import scores
+from qvl_data.drawing.scores import Scores, scored
 from qvl_metaquery.layouts import Sheet
+
+__all__ = ["SCORERS", "Picture", "Scorer", "Scores", "named", "register_scorer", "scored"]
 
 
 @dataclass(frozen=True)
@@ -42,60 +44,6 @@ class Picture:
         return self.sheet.picture(self.place)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What a scorer found.
-
-    each     of every picture, by name; the mean of numbers (true is 1) is a figure. Empty: nothing is said of one
-    figures  of all pictures together
-    """
-
-    each: Sequence[Mapping[str, Scalar]] = ()
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-    def all_figures(self) -> dict[str, float]:
-        """Means over the pictures that have a number, and what was said of all."""
-        numbers: dict[str, list[float]] = {}
-        for one in self.each:
-            for name, value in one.items():
-                if isinstance(value, int | float):
-                    numbers.setdefault(name, []).append(float(value))
-        return {name: sum(values) / len(values) for name, values in numbers.items()} | dict(self.figures)
-
-
-Scorer = Callable[[Sequence[Picture]], Scores | Sequence[Mapping[str, Scalar]]]
-SCORERS: dict[str, Scorer] = {}
-
-
-def register_scorer(name: str) -> Callable[[Scorer], Scorer]:
-    """Make a function a scorer that --scorer can name. Raises BadInput for a taken name."""
-
-    def register(scorer: Scorer) -> Scorer:
-        if name in SCORERS:
-            raise BadInput(f'the scorer "{name}" is there already; choose another name.')
-        SCORERS[name] = scorer
-        return scorer
-
-    return register
-
-
-def named(names: Iterable[str]) -> dict[str, Scorer]:
-    """Scorers by their names. Raises BadInput for one that is not there."""
-    for name in names:
-        if name not in SCORERS:
-            raise BadInput(
-                f"--scorer {name}: there is {', '.join(SCORERS)}; register yours in a file and name it with --plugin "
-                "FILE.py."
-            )
-    return {name: SCORERS[name] for name in names}
-
-
-def scored(name: str, scorer: Scorer, pictures: Sequence[Picture]) -> Scores:
-    """What a scorer says of pictures. Raises BadInput if it says something of more or fewer."""
-    found = scorer(pictures)
-    scores = found if isinstance(found, Scores) else Scores(found)
-    if scores.each and len(scores.each) != len(pictures):
-        raise BadInput(
-            f"the scorer {name}: gave {len(scores.each)} scores for {len(pictures)} pictures; give one for each."
-        )
-    return scores
+Scorer: TypeAlias = scores.Scorer[Picture]
+SCORERS = scores.Scorers[Picture]("--scorer")
+register_scorer, named = SCORERS.register, SCORERS.named
