@@ -52,3 +52,11 @@ def processor() -> Any:
 @pytest.fixture(scope="session")
 def photo() -> Image.Image:
     return opened(PHOTOS[0].name).convert("RGB")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each kind of tuning (`edit_runs.KINDS`)."""
+    from edit_runs import trained
+
+    return trained(tmp_path_factory.mktemp("runs"))

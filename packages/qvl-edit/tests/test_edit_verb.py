@@ -8,47 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from edit_rows import row, task
+from edit_rows import row
+from edit_runs import KINDS
 from editing_verbs import qvl_edit
 from PIL import Image
 
 from qvl_core.errors import BadInput
-from qvl_core.recipe.load import load
 from qvl_data.drawing.files import how_drawn
-from qvl_edit import EditPipeline, train
-from qvl_edit.extract import extract
-from qvl_edit.recipe import RECIPE
+from qvl_edit import EditPipeline
 from qvl_edit.sampling import Sampling
 
 FEW = ("--steps", 2)
-KINDS = {
-    "full": ["tune={transformer: {mode: full}}"],
-    "part": ["tune={attn.to_q: {mode: full}}"],
-    "lora": ["tune={attn: {mode: lora, rank: 4, alpha: 8}, img_mlp: {mode: lora, rank: 2}}"],
-    "both": ["tune={attn: {mode: lora, rank: 4, alpha: 8}, img_mlp: {mode: full}}"],
-}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("edits")
-    task(folder / "rows", (1, 1, 2, 0))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(data: Path) -> dict[str, Path]:
-    """A run of each kind, with a checkpoint of its last step and final/."""
-    found = {}
-    for kind, changes in KINDS.items():
-        given = [f"data={{train: {data / 'rows' / 'rows.jsonl'}}}", f"stored.embeddings={data / 'embeddings'}"]
-        given += ["train.steps=2", "batch.size=2", "optim.lr=1e-2", "sampling={guidance: 2, steps: 3, negative: bad}"]
-        recipe = load(RECIPE, "tiny", [*given, *changes], "qvl_edit")
-        if not (data / "embeddings").is_dir():
-            extract(recipe, data / "embeddings")
-        found[kind] = data / "runs" / kind
-        train(recipe, found[kind])
-    return found
 
 
 def source(seed: int = 0, size: tuple[int, int] = (48, 48)) -> Image.Image:

@@ -136,4 +136,14 @@ def edit(
     )
 
 
+@app.command()
+def export(
+    model: Annotated[str, Argument(metavar="RUN", help="Run folder, its final/, or one of its checkpoints.")],
+    out: Annotated[Path, Option(help="New folder.")],
+    merge: Annotated[bool, Option("--merge", help="Fold adapters into the weights: a whole folder.")] = False,
+) -> None:
+    """Write what was trained for diffusers: a whole folder, or adapters, these for ComfyUI as well."""
+    app.room("export").export(model, out, merge)
+
+
 main = app.main

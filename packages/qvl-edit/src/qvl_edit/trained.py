@@ -17,6 +17,7 @@ from diffusers.loaders import QwenImageLoraLoaderMixin
 from torch import Tensor
 
 from qvl_core.errors import BadInput
+from qvl_core.qwen3vl.groups import is_adapter
 from qvl_core.qwen3vl.load import find_folder, quiet
 from qvl_core.qwen3vl.lora import apply_tune
 from qvl_core.qwen3vl.whole import load_part
@@ -64,8 +65,10 @@ def find_trained(path: "str | Path") -> Trained:
         return Trained(folder, settings, base, _begun(settings, base), weights=weights, recipe=recipe)
     if (folder / "model_index.json").is_file() or not folder.is_dir():
         base = find_folder(str(path), None, "model", EVERY_PART)
-        own = _settings(base) if (base / FILE).is_file() else Settings(base=str(base))
-        return Trained(base, own, base, base / "transformer")
+        ours = (base / FILE).is_file()
+        own = _settings(base) if ours else Settings(base=str(base))
+        adapters = base / LORA if ours and (base / LORA).is_file() else None
+        return Trained(base, own, base, base / "transformer", adapters)
     settings = _settings(folder)
     base = _base(settings)
     transformer = folder / "transformer"
@@ -79,10 +82,13 @@ def find_trained(path: "str | Path") -> Trained:
     )
 
 
-def open_trained(found: Trained, dtype: torch.dtype, lora: Sequence[Path] = ()) -> Any:
+def open_trained(
+    found: Trained, dtype: torch.dtype, lora: Sequence[Path] = (), adapter_type: torch.dtype | None = None
+) -> Any:
     """Its transformer, frozen, on the CPU, with adapters beside the weights that they change.
 
-    lora  more adapters, files or folders, in keys of diffusers, ComfyUI or Kohya
+    lora          more adapters, files or folders, in keys of diffusers, ComfyUI or Kohya
+    adapter_type  default: as the weights
 
     Raises BadInput for what does not belong together.
     """
@@ -91,8 +97,8 @@ def open_trained(found: Trained, dtype: torch.dtype, lora: Sequence[Path] = ()) 
         _put(transformer, found.recipe, found.weights, found.folder)
     for number, file in enumerate([*([found.adapters] if found.adapters else []), *lora]):
         add_adapters(transformer, file, f"adapter_{number}")
-    for parameter in transformer.parameters():  # what is trained is in fp32
-        parameter.data = parameter.data.to(dtype)
+    for name, parameter in transformer.named_parameters():  # what is trained is in fp32
+        parameter.data = parameter.data.to((adapter_type or dtype) if is_adapter(name) else dtype)
     return transformer.eval().requires_grad_(False)
 
 
@@ -106,13 +112,18 @@ def add_adapters(transformer: Any, file: Path, name: str) -> None:
             weights, metadata = QwenImageLoraLoaderMixin.lora_state_dict(
                 str(file.parent if file.is_file() else file), return_lora_metadata=True, local_files_only=True, **where
             )
-            QwenImageLoraLoaderMixin.load_lora_into_transformer(weights, transformer, name, metadata=metadata)
+            QwenImageLoraLoaderMixin.load_lora_into_transformer(dict(weights), transformer, name, metadata=metadata)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         said = str(error).strip().split("\n")[0].rstrip(".:")
         raise BadInput(
             f"{file}: cannot be put upon this transformer ({said}); name adapters of the same model."
         ) from None
     transformer.set_adapters(list(transformer.peft_config))
+    places = dict(transformer.named_parameters())
+    for key, value in weights.items():  # peft has rounded them to the type of the weights beside them
+        module, matrix, _ = key.removeprefix("transformer.").rsplit(".", 2)
+        if (place := places.get(f"{module}.{matrix}.{name}.weight")) is not None:
+            place.data = value.to(place.device)
 
 
 @torch.no_grad()
