@@ -6,11 +6,18 @@ share windows out, and a folder may be added to from other data.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import TypeVar
 
+from qvl_core.training.samples import Bad
+
+from .errors import BadSample, placed
+from .sample import Sample
 from .sources import Item, Mixture
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,3 +57,19 @@ class Windows:
                 return mixture, mixture.item(number)
             number -= mixture.chosen
         raise IndexError(number)
+
+    def gathered(
+        self, numbers: Iterable[int], take: Callable[[Sample, Mixture], Iterable[T]]
+    ) -> tuple[list[T], tuple[Bad, ...]]:
+        """All that `take` gives of some samples and their lists, and the samples that cannot be used."""
+        found: list[T] = []
+        bad: list[Bad] = []
+        for number in numbers:
+            mixture, item = self.at(number)
+            try:
+                sample = mixture.sample(item)
+                with placed(sample):
+                    found += [*take(sample, mixture)]
+            except BadSample as error:
+                bad.append(mixture.bad(item, error))
+        return found, tuple(bad)

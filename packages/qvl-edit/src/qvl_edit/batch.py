@@ -23,7 +23,7 @@ Array = NDArray[np.float32]
 class Example:
     """One slot.
 
-    pictures  the target, then its sources: (3, H, W) in [-1, 1], or (C, H, W) latents that were computed before
+    pictures  the target, then its sources: (3, H, W) in [-1, 1], or (C, H, W) latents as `Vae.raw` gives them
     told      (L, D) embedding of the text and the sources
     noise     (N, F)
     level     of the noise, in (0, 1]

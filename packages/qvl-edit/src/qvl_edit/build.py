@@ -39,7 +39,7 @@ from qvl_edit.sampling import Sampling
 from qvl_edit.saving import save_adapters, save_transformer
 from qvl_edit.settings import Settings
 from qvl_edit.slots import Corruption, EditBatches, Reading, content_of
-from qvl_edit.stored import FIX, StoredEmbeddings, about
+from qvl_edit.stored import FIX, LATENTS_FIX, StoredEmbeddings, StoredLatents, about, about_latents
 from qvl_edit.tasks import Tasks, expanded, tasks_of
 from qvl_edit.tiny import tiny
 from qvl_edit.validation import Validation
@@ -167,7 +167,11 @@ def reading_of(
     store = world.on_first(lambda: Store.open(stored, origin, FIX))
     width = read_config(folder / "transformer" / "config.json")["joint_attention_dim"]
     corruption = Corruption(vae.channels, vae.scale, open_shift(folder), recipe.flow.times)
-    return Reading(StoredEmbeddings(store).whole, width, geometry, corruption, recipe.mixture.inverse)
+    coded = None
+    if recipe.stored.latents is not None:
+        latents, origin = Path(recipe.stored.latents).expanduser(), about_latents(geometry, folder, dtype)
+        coded = StoredLatents(world.on_first(lambda: Store.open(latents, origin, LATENTS_FIX)), vae.scale)
+    return Reading(StoredEmbeddings(store).whole, width, geometry, corruption, recipe.mixture.inverse, coded)
 
 
 def open_transformer(

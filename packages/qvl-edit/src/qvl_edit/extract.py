@@ -9,10 +9,9 @@ does, and several processes, on one machine or many, share the windows out. A fo
 what is there already is not computed again.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
-from math import ceil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,17 @@ from torch import Tensor
 from qvl_core.errors import BadInput
 from qvl_core.evaluation import LEFT_OUT, write_lines
 from qvl_core.training.engine import DTYPES, resolve_precision, set_products
-from qvl_core.training.left_out import check_bad, left_out, noted
+from qvl_core.training.filling import Walk, fill
+from qvl_core.training.left_out import check_bad, left_out
 from qvl_core.training.parts import Micro
-from qvl_core.training.prefetch import shares
 from qvl_core.training.store import Store
-from qvl_core.training.world import processes
-from qvl_data.errors import BadSample, placed
+from qvl_core.training.world import World, processes
 from qvl_data.progress import track
 from qvl_data.sample import Sample
-from qvl_data.sources import mixtures
+from qvl_data.sources import Mixture, mixtures
 from qvl_data.windows import Windows
 from qvl_edit.embed import Asked, Embedder
+from qvl_edit.encode import encode
 from qvl_edit.geometry import Geometry, resized
 from qvl_edit.opening import FOR_TEXTS, checkpoint, geometry_of
 from qvl_edit.profile import Profile, read_profile
@@ -47,7 +46,8 @@ WINDOW = 128  # samples of a shard: some 400 MB with one source each, in bf16
 
 
 def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4) -> None:
-    """Write what is lacking in the folder `out` (default: the recipe's `stored.embeddings`).
+    """Write what is lacking in the folder `out` (default: the recipe's `stored.embeddings`), and the latents of its
+    pictures in the recipe's `stored.latents`, if that is named.
 
     batch  samples that are embedded together
 
@@ -61,34 +61,33 @@ def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4) -> None
         raise BadInput("data.train is augmented, and embeddings are of pictures as they are; remove `augment`.")
     with processes(recipe.parallel.model_copy(update={"strategy": "auto"})) as world:
         set_products(recipe, world.device)
-        dtype = DTYPES[resolve_precision(recipe.train.precision, world.device)]
-        with checkpoint(recipe.model, FOR_TEXTS) as folder:
-            profile = read_profile(folder)
-            geometry = geometry_of(recipe.pictures, profile, folder)
-            embedder = Embedder.open(folder, profile, dtype, world.device)
-            origin = about(profile, geometry, folder, embedder.pictures, dtype)
-        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        said = {**versions, "device": world.device.type, "profile": profile.name}
-        store = world.on_first(lambda: Store.begin(out, origin, "choose another --out", said))
+        _embed(recipe, lists, out, batch, world)
+        if recipe.stored.latents is not None:
+            encode(recipe, lists, Path(recipe.stored.latents).expanduser(), batch, world)
 
-        asking = Asking(recipe.mixture.inverse, recipe.mixture.sources, recipe.sampling.negative)
-        work = _Questions(Windows(lists, WINDOW, asking.said), store, profile, geometry, asking, batch)
-        names, there = work.windows.names(), set(world.on_first(store.shards))  # as all have it, before one writes
-        bad = left_out(store, [name for name in names if name in there])
-        own = [number for number in range(len(names)) if names[number] not in there][world.rank :: world.size]
-        steps = shares(replace(work, missing=own), 0, len(own) * work.steps, world, recipe.data.workers)
-        for number in own if world.rank else track(own, f"extract {out}", len(own)):
-            entries: dict[bytes, Tensor] = {}
-            found: dict[str, Any] = {}
-            for (micro,) in islice(steps, work.steps):
-                found |= {one.id: asdict(one) for one in micro.bad}
-                check_bad(bad | found, recipe.data.max_bad)
-                if isinstance(micro.batch, _Batch):
-                    entries |= micro.batch.embeddings(embedder, entries)
-            store.write(names[number], entries, noted(found))
-            bad |= found
-        world.barrier()
-        world.on_first(lambda: _finish(out, store, names, recipe.data.max_bad, work.windows.samples))
+
+def _embed(recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, world: World) -> None:
+    dtype = DTYPES[resolve_precision(recipe.train.precision, world.device)]
+    with checkpoint(recipe.model, FOR_TEXTS) as folder:
+        profile = read_profile(folder)
+        geometry = geometry_of(recipe.pictures, profile, folder)
+        embedder = Embedder.open(folder, profile, dtype, world.device)
+        origin = about(profile, geometry, folder, embedder.pictures, dtype)
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    said = {**versions, "device": world.device.type, "profile": profile.name}
+    store = world.on_first(lambda: Store.begin(out, origin, "choose another --out", said))
+
+    asking = Asking(recipe.mixture.inverse, recipe.mixture.sources, recipe.sampling.negative)
+    windows = Windows(lists, WINDOW, asking.said)
+    walk = Walk(windows, batch, _Questions(windows, store, profile, geometry, asking))
+    names, there = windows.names(), set(world.on_first(store.shards))  # as all have it, before one writes
+    bad = left_out(store, [name for name in names if name in there])
+    own = [number for number in range(len(names)) if names[number] not in there][world.rank :: world.size]
+    watched = None if world.rank else track(own, f"extract {out}", len(own))
+    entries = partial(_embedded, embedder=embedder)
+    fill(store, walk, own, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
+    world.barrier()
+    world.on_first(lambda: _finish(out, store, names, recipe.data.max_bad, windows.samples))
 
 
 def _finish(out: Path, store: Store, names: Sequence[str], allowed: int, samples: int) -> None:
@@ -116,72 +115,43 @@ class _Batch:
     def pin_memory(self) -> "_Batch":
         return self
 
-    def embeddings(self, embedder: Embedder, known: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
-        """By key, of what is not known."""
-        new = [tuple(text for text in one.texts if key(shown, text) not in known) for shown, one in self]
-        wanted = [(shown, replace(one, texts=texts)) for (shown, one), texts in zip(self, new, strict=True) if texts]
-        found: dict[bytes, Tensor] = {}
-        if wanted:
-            for (shown, one), made in zip(wanted, embedder([one for _, one in wanted]), strict=True):
-                found[key(shown)] = made.shared.cpu()
-                found |= {key(shown, text): part.cpu() for text, part in zip(one.texts, made.texts, strict=True)}
-        return found
 
-    def __iter__(self) -> Any:
-        return zip(self.shown, self.asked, strict=True)
+def _embedded(batch: _Batch, known: Mapping[bytes, Tensor], embedder: Embedder) -> dict[bytes, Tensor]:
+    """Embeddings by key, of what is not known."""
+    pairs = list(zip(batch.shown, batch.asked, strict=True))
+    new = [tuple(text for text in one.texts if key(shown, text) not in known) for shown, one in pairs]
+    wanted = [(shown, replace(one, texts=texts)) for (shown, one), texts in zip(pairs, new, strict=True) if texts]
+    found: dict[bytes, Tensor] = {}
+    if wanted:
+        for (shown, one), made in zip(wanted, embedder([one for _, one in wanted]), strict=True):
+            found[key(shown)] = made.shared.cpu()
+            found |= {key(shown, text): part.cpu() for text, part in zip(one.texts, made.texts, strict=True)}
+    return found
 
 
 @dataclass(frozen=True)
 class _Questions:
-    """Every sample of some windows, one after the other: `qvl_core.training.parts.Batches`, a batch at a step.
-
-    missing  numbers of the windows that are gone through
-    """
+    """What samples ask and the store has not, for `qvl_core.training.filling`."""
 
     windows: Windows
     store: Store
     profile: Profile
     geometry: Geometry
     asking: Asking
-    batch: int
-    missing: Sequence[int] = ()
 
-    @property
-    def steps(self) -> int:
-        """Batches of a window."""
-        return ceil(self.windows.size / self.batch)
+    def __call__(self, numbers: Sequence[int]) -> Micro:
+        found, bad = self.windows.gathered(numbers, self._new)
+        batch = _Batch(*map(tuple, zip(*found, strict=True))) if found else None
+        return Micro(batch, len(found), 0, (), 0, bad)
 
-    def plan(self, step: int, rank: int, world: int) -> range:
-        window, place = divmod(step, self.steps)
-        return self.windows.numbers(self.missing[window])[place * self.batch :][: self.batch]
-
-    def build(self, plan: range) -> list[Micro]:
-        shown: list[tuple[bytes, ...]] = []
-        asked: list[Asked] = []
-        bad = []
-        for number in plan:
-            mixture, item = self.windows.at(number)
-            try:
-                sample = mixture.sample(item)
-                with placed(sample):
-                    new = self._new(sample, mixture is self.windows.lists[0])
-                shown += [pictures for pictures, _ in new]
-                asked += [one for _, one in new]
-            except BadSample as error:
-                bad.append(mixture.bad(item, error))
-        batch = _Batch(tuple(shown), tuple(asked)) if shown else None
-        return [Micro(batch, len(shown), 0, (), 0, tuple(bad))]
-
-    def _new(self, sample: Sample, first: bool) -> list[tuple[tuple[bytes, ...], Asked]]:
-        """What a sample asks and the store has not. Raises BadSample, also for what training could not resize."""
+    def _new(self, sample: Sample, mixture: Mixture) -> Iterator[tuple[tuple[bytes, ...], Asked]]:
+        """Raises BadSample, also for what training could not resize."""
         buckets_of(sample, self.asking.inverse, self.geometry)
-        found = []
-        for question in self.asking.of(sample, self.profile, first):
+        for question in self.asking.of(sample, self.profile, mixture is self.windows.lists[0]):
             pictures = content(sample, question.pictures)
             if any(key(pictures, text) not in self.store for text in (None, *question.texts)):
                 seen = tuple(self._seen(sample, at) for at in question.pictures)
-                found.append((pictures, Asked(question.texts, seen)))
-        return found
+                yield pictures, Asked(question.texts, seen)
 
     def _seen(self, sample: Sample, index: int) -> Image:
         picture = sample.opener.open(sample.media[index])

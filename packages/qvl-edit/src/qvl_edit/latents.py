@@ -34,11 +34,19 @@ class Vae(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, C, H / scale, W / scale) in fp32, computed in the autoencoder's own type."""
+        """(B, C, H / scale, W / scale) in fp32."""
+        return self.normed(self.raw(pixels))
+
+    @torch.no_grad()
+    def raw(self, pixels: Tensor) -> Tensor:
+        """The same before mean and deviation, in the autoencoder's own type: what is stored."""
         with torch.autocast(pixels.device.type, enabled=False):
             parts = pixels.to(self.model.dtype).unsqueeze(2).split(self.batch or len(pixels))
-            latents = torch.cat([self.model.encode(part).latent_dist.mode() for part in parts])
-        return (latents.squeeze(2).float() - self.mean) / self.std
+            return torch.cat([self.model.encode(part).latent_dist.mode() for part in parts]).squeeze(2)
+
+    def normed(self, raw: Tensor) -> Tensor:
+        """(B, C, H / scale, W / scale) in fp32, of what `raw` gave."""
+        return (raw.float() - self.mean) / self.std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ def edit_loss(transformer: Any, batch: EditBatch, vae: Vae) -> Loss:
 
 def edit_losses(transformer: Any, batch: EditBatch, vae: Vae) -> Tensor:
     """(B,) the flow-matching loss of each target."""
-    latents = batch.pictures if batch.coded else [vae.encode(pictures) for pictures in batch.pictures]
-    target, *sources = (pack(each.float()) for each in latents)  # (B, N, F)
+    code = vae.normed if batch.coded else vae.encode
+    target, *sources = (pack(code(each)) for each in batch.pictures)  # (B, N, F)
     noisy = between(target, batch.noise, batch.levels)
     predicted = velocity(
         transformer, noisy, sources, batch.told, batch.told_mask, batch.levels, batch.bucket, vae.scale

@@ -64,8 +64,8 @@ class Pictures(blocks.Block):
     """Side in pixels of a square with the area of a picture in training; default: the checkpoint's (1024)."""
     vl_size: Annotated[int, Field(ge=28)] | None = None
     """The same of a source as the text encoder is shown it; default: the checkpoint's (384, or 1024)."""
-    vae_batch: Annotated[int, Field(ge=1)] | None = None
-    """Pictures that the autoencoder encodes at once; default: all of a forward."""
+    vae_batch: Annotated[int, Field(ge=1)] = 1
+    """Pictures that the autoencoder encodes at once; more than one changes last bits, and needs memory for all."""
 
 
 class Flow(blocks.Block):
@@ -80,6 +80,9 @@ class Stored(blocks.Block):
 
     embeddings: str | None = None
     """Folder that `qvl-edit extract` writes: texts with their pictures, as the text encoder reads them."""
+    latents: str | None = None
+    """Folder that `qvl-edit extract` writes beside it, if it is named: pictures as the autoencoder gives them; default:
+    each step opens and encodes its own."""
 
 
 class Sampling(blocks.Block):

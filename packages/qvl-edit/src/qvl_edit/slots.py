@@ -19,8 +19,8 @@ from qvl_core.training.samples import Bad
 from qvl_data.errors import BadSample
 from qvl_data.formats import edit
 from qvl_data.sample import Sample
-from qvl_edit.batch import Array, Example, collate
-from qvl_edit.cut import Bucket, cut, deal
+from qvl_edit.batch import Array, EditBatch, Example, collate
+from qvl_edit.cut import Bucket, Size, cut, deal
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.mixture import Draw, Mixture
 from qvl_edit.packing import SIDE, tokens_of
@@ -29,6 +29,8 @@ from qvl_edit.tasks import Tasks
 from qvl_edit.texts import Choice, Text, choose, directed
 from qvl_edit.times import Shift, Times, level_of, noise_of
 
+Coded = Callable[[Sample, int, Size], Array]
+"""(C, H, W) of one of a sample's media at a size in pixels, as `Vae.raw` gives it. Raises BadSample."""
 Told = Callable[[Sample, Sequence[int], str], Tensor]
 """(L, D) of a text about some of a sample's media. Raises BadSample."""
 
@@ -80,6 +82,7 @@ class Reading:
 
     told     embeddings of texts and pictures, of width `width`
     inverse  the way back is learned, too
+    coded    latents of one of a sample's media at a size, computed before; None: pictures are opened
     """
 
     told: Told
@@ -87,6 +90,7 @@ class Reading:
     geometry: Geometry
     corruption: Corruption
     inverse: bool = True
+    coded: Coded | None = None
 
     def texts(self, sample: Sample) -> tuple[Text, ...]:
         """Those that a sample can be learned from. Raises BadSample if there are none."""
@@ -98,8 +102,12 @@ class Reading:
 
     def example(self, sample: Sample, choice: Choice, bucket: Bucket, noise: Array, level: float) -> Example:
         """Everything read. Raises BadSample."""
-        _, sources = directed(choice.text, target_of(sample), sources_of(sample))
-        pictures = tuple(map(numbers, self.pictures(sample, choice.text, bucket)))
+        target, sources = directed(choice.text, target_of(sample), sources_of(sample))
+        if self.coded is None:
+            pictures = tuple(map(numbers, self.pictures(sample, choice.text, bucket)))
+        else:
+            shown = zip((target, *sources), bucket.sizes, strict=True)
+            pictures = tuple(self.coded(sample, index, size) for index, size in shown)
         told = self.told(sample, sources, said(sample, choice))
         return Example(id=sample.id, bucket=bucket, pictures=pictures, told=told, noise=noise, level=level)
 
@@ -109,13 +117,18 @@ class Reading:
         opened = [sample.opener.open(sample.media[index]) for index in (target, *sources)]
         return [resized(picture, size) for picture, size in zip(opened, bucket.sizes, strict=True)]
 
+    def collate(self, examples: Sequence[Example]) -> EditBatch:
+        """One batch of samples of one bucket."""
+        return collate(examples, coded=self.coded is not None)
+
     def witness(self) -> Example:
         """What changes no gradient: one token, for a process that has nothing to learn while others do."""
         side = self.corruption.scale * SIDE
+        shape = (3, side, side) if self.coded is None else (self.corruption.channels, SIDE, SIDE)
         return Example(
             id="witness",
             bucket=Bucket((side, side)),
-            pictures=(np.zeros((3, side, side), np.float32),),
+            pictures=(np.zeros(shape, np.float32),),
             told=torch.zeros(1, self.width),
             noise=np.zeros((1, self.corruption.features), np.float32),
             level=1.0,
@@ -201,7 +214,7 @@ class EditBatches:
         if not examples and plan.together:
             examples = [self.reading.witness()]
         slot = forward[0].slot if forward else 0
-        batch = collate(examples, coded=False) if examples else None
+        batch = self.reading.collate(examples) if examples else None
         return Micro(batch, count, slot, ids, tokens, tuple(bad))
 
 

@@ -1,4 +1,5 @@
-"""Embeddings that `qvl-edit extract` has stored, found by what they were made of: pictures' files and the text.
+"""Embeddings and latents that `qvl-edit extract` has stored, found by what they were made of: pictures' files, and the
+text or the size.
 
 So the order of samples, their splits, tasks and mixtures do not matter, and nothing is opened to find one. What the
 texts about the same pictures share lies there once, and each text by itself.
@@ -10,17 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qvl_core.qwen3vl.load import weights_sha256
 from qvl_core.training.store import Store
 from qvl_data.errors import BadSample
 from qvl_data.hashing import media_key
+from qvl_data.media import media_name
 from qvl_data.sample import Sample
+from qvl_edit.cut import Size
 from qvl_edit.geometry import STEP, Geometry
+from qvl_edit.packing import unpack
 from qvl_edit.profile import Profile
 
+LATENTS_FIX = "name another folder in stored.latents, or write one: qvl-edit extract RECIPE stored.latents=FOLDER"
 FIX = "name another folder in stored.embeddings, or write one: qvl-edit extract RECIPE --out FOLDER"
 
 
@@ -43,6 +50,44 @@ class StoredEmbeddings:
             )
             raise BadSample("not_extracted", problem, sample.place, sample.id)
         return torch.cat(there)
+
+
+@dataclass(frozen=True)
+class StoredLatents:
+    """A store of latents, as tokens, for they differ in size; shapes as in `latents`.
+
+    scale  pixels along one side of a latent place
+    """
+
+    store: Store
+    scale: int
+
+    def __call__(self, sample: Sample, index: int, size: Size) -> NDArray[np.float32]:
+        """(C, H, W) of one of a sample's media at a size in pixels. Raises BadSample."""
+        (picture,) = content(sample, [index])
+        found = self.store.get(latent_key(picture, size))
+        if found is None:
+            problem = (
+                f"{media_name(sample.media[index])} at {size[1]} x {size[0]} pixels is not in stored.latents "
+                f"({self.store.folder}); add it with `qvl-edit extract`"
+            )
+            raise BadSample("not_encoded", problem, sample.place, sample.id)
+        height, width = size
+        return unpack(found[None].float(), (height // self.scale, width // self.scale))[0].numpy()
+
+
+def latent_key(picture: bytes, size: Size) -> bytes:
+    """The key of a picture's latents at a size in pixels."""
+    return hashlib.sha256(picture + f"latents {size[0]} {size[1]}".encode()).digest()
+
+
+def about_latents(geometry: Geometry, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """What decides the values of stored latents; `folder` is the checkpoint's, for its autoencoder's weights."""
+    return {
+        "autoencoder": weights_sha256(folder / "vae")[:16],
+        "size": [geometry.area, geometry.source_area or geometry.area, geometry.step],
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def content(sample: Sample, pictures: Sequence[int]) -> tuple[bytes, ...]:

@@ -16,7 +16,7 @@ from qvl_core.run import RunFolder
 from qvl_core.training.world import World
 from qvl_data.measuring import Judged, measure
 from qvl_data.sources import Item, Mixture
-from qvl_edit.batch import Example, collate
+from qvl_edit.batch import Example
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_losses
 from qvl_edit.slots import Reading
@@ -66,7 +66,7 @@ class _Asked:
 
     @torch.no_grad()
     def predict(self, name: str, opened: Sequence[Example]) -> list[float]:
-        batches = (collate([example], coded=False).to(self.device) for example in opened)
+        batches = (self.validation.reading.collate([example]).to(self.device) for example in opened)
         return [edit_losses(self.model, batch, self.validation.vae).item() for batch in batches]
 
     def judge(self, name: str, predictions: Sequence[float], places: Sequence[int]) -> Judged[float]:

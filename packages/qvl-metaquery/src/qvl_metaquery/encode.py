@@ -11,10 +11,9 @@ machines meet one at the same time.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
-from math import ceil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,16 +25,17 @@ from qvl_core.errors import BadInput
 from qvl_core.evaluation import LEFT_OUT, write_lines
 from qvl_core.recipe.blocks import Parallel
 from qvl_core.training.engine import DTYPES, resolve_precision, set_products
-from qvl_core.training.left_out import check_bad, left_out, noted
+from qvl_core.training.filling import Walk, fill
+from qvl_core.training.left_out import check_bad, left_out
 from qvl_core.training.parts import Micro
-from qvl_core.training.prefetch import shares
 from qvl_core.training.store import Store
 from qvl_core.training.world import processes
-from qvl_data.errors import BadSample
 from qvl_data.hashing import media_key
 from qvl_data.progress import track
-from qvl_data.sources import mixtures
+from qvl_data.sample import Sample
+from qvl_data.sources import Mixture, mixtures
 from qvl_data.windows import Windows
+from qvl_metaquery.batch import Array
 from qvl_metaquery.coder import Coder, open_coder
 from qvl_metaquery.latents import about
 from qvl_metaquery.opening import open_sana
@@ -73,23 +73,17 @@ def encode(recipe: MetaQueryRecipe, out: Path | None = None, shard: str = "1/1",
         coder = coder_of(recipe, world.device)
         said = {"scale": coder.scale, "device": world.device.type, "torch": torch.__version__}
         store = Store.begin(out, about(coder, recipe.flow.size), "choose another --out", said)
-        work = _Pictures(Windows(lists, WINDOW), store, recipe.flow.size, batch)
-        names, there = work.windows.names(), set(store.shards())
+        windows = Windows(lists, WINDOW)
+        walk = Walk(windows, batch, _Pictures(windows, store, recipe.flow.size))
+        names, there = windows.names(), set(store.shards())
         bad = left_out(store, [name for name in names if name in there])
         own = range(part - 1, len(names), parts)
         missing = [number for number in own if names[number] not in there]
-        steps = shares(replace(work, missing=missing), 0, len(missing) * work.steps, world, recipe.data.workers)
+        watched = track(missing, f"encode {out}", len(own), len(own) - len(missing))
         seen: set[bytes] = set()
-        for number in track(missing, f"encode {out}", len(own), len(own) - len(missing)):
-            entries: dict[bytes, Tensor] = {}
-            found: dict[str, Any] = {}
-            for (micro,) in islice(steps, work.steps):
-                found |= {one.id: asdict(one) for one in micro.bad}
-                check_bad(bad | found, recipe.data.max_bad)
-                if isinstance(micro.batch, _Keyed):
-                    entries |= micro.batch.to(world.device).latents(coder, seen)
-            store.write(names[number], entries, noted(found))
-            bad |= found
+        entries = partial(_encoded, coder=coder, device=world.device, seen=seen)
+        fill(store, walk, missing, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
+    bad = left_out(store, [name for name in names if name in set(store.shards())])
     check_bad(bad, recipe.data.max_bad)
     if lacking := set(names) - set(store.shards()):
         print(f"{out}: part {part} of {parts} is done; {len(lacking)} of {len(names)} shards are still to come.")
@@ -125,50 +119,34 @@ class _Keyed:
     def pin_memory(self) -> "_Keyed":
         return replace(self, pixels=self.pixels.pin_memory())
 
-    def latents(self, coder: Coder, seen: set[bytes]) -> dict[bytes, Tensor]:
-        """Of the pictures that were not seen before, which they are then."""
-        new: dict[bytes, Tensor] = {}
-        for key, pixels in zip(self.keys, self.pixels.split(1), strict=True):
-            if key not in seen:
-                new[key] = coder.raw(pixels)[0]
-                seen.add(key)
-        return new
+
+def _encoded(
+    pictures: _Keyed, held: Mapping[bytes, Tensor], coder: Coder, device: torch.device, seen: set[bytes]
+) -> dict[bytes, Tensor]:
+    """Latents of the pictures that were not seen before, which they are then."""
+    new: dict[bytes, Tensor] = {}
+    for key, pixels in zip(pictures.keys, pictures.to(device).pixels.split(1), strict=True):
+        if key not in seen:
+            new[key] = coder.raw(pixels)[0]
+            seen.add(key)
+    return new
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Every sample of some windows, one after the other: `qvl_core.training.parts.Batches`, a batch at a step.
-
-    missing  numbers of the windows that are gone through
-    """
+    """Pictures that samples ask for and the store has not, for `qvl_core.training.filling`."""
 
     windows: Windows
     store: Store
     size: int
-    batch: int
-    missing: Sequence[int] = ()
 
-    @property
-    def steps(self) -> int:
-        """Batches of a window."""
-        return ceil(self.windows.size / self.batch)
+    def __call__(self, numbers: Sequence[int]) -> Micro:
+        found, bad = self.windows.gathered(numbers, self._new)
+        keys, pixels = zip(*found, strict=True) if found else ((), ())
+        return Micro(_Keyed(keys, stacked(pixels)) if found else None, len(found), 0, (), 0, bad)
 
-    def plan(self, step: int, rank: int, world: int) -> range:
-        window, place = divmod(step, self.steps)
-        return self.windows.numbers(self.missing[window])[place * self.batch :][: self.batch]
-
-    def build(self, plan: range) -> list[Micro]:
-        keys, pixels, bad = [], [], []
-        for number in plan:
-            mixture, item = self.windows.at(number)
-            try:
-                sample = mixture.sample(item)
-                media = sample.media[target_of(sample)]
-                key = media_key(media, sample.opener)
-                if key not in self.store:
-                    pixels.append(square(sample.opener.open(media), self.size))
-                    keys.append(key)
-            except BadSample as error:
-                bad.append(mixture.bad(item, error))
-        batch = _Keyed(tuple(keys), stacked(pixels)) if keys else None
-        return [Micro(batch, len(keys), 0, (), 0, tuple(bad))]
+    def _new(self, sample: Sample, mixture: Mixture) -> Iterator[tuple[bytes, Array]]:
+        media = sample.media[target_of(sample)]
+        key = media_key(media, sample.opener)
+        if key not in self.store:
+            yield key, square(sample.opener.open(media), self.size)
