@@ -81,7 +81,7 @@ def check(recipe: EditRecipe, out: Path | None = None) -> None:
     geometry = sized(recipe.pictures, made.profile, made.scale)
     looking = Looking({}, Asking(weights.inverse, weights.sources), made.profile, geometry)
     facts = {
-        name: read_list(samples, partial(_tokens, samples, looking, made.scale)) for name, samples in lists.items()
+        name: read_list(one, partial(_tokens, one, name == "train", looking, made.scale)) for name, one in lists.items()
     }
     show_lists(facts, console)
 
@@ -112,10 +112,10 @@ def warnings(recipe: EditRecipe, table: TuneTable) -> Iterator[str]:
     yield from unsaved(recipe)
 
 
-def _tokens(samples: Samples, looking: Looking, scale: int, item: Item) -> Tokens:
+def _tokens(samples: Samples, train: bool, looking: Looking, scale: int, item: Item) -> Tokens:
     """What is learned of a sample, whose pictures are opened. Raises LeftOut."""
     try:
-        return Tokens.of(looking.learned(samples.sample(item))[1], scale)
+        return Tokens.of(looking.learned(samples.sample(item), train)[1], scale)
     except BadSample as error:
         raise LeftOut(samples.bad(item, error)) from None
 

@@ -33,10 +33,10 @@ from qvl_edit.opening import ABOUT, checkpoint, geometry_of
 from qvl_edit.packing import pack
 from qvl_edit.parts import open_vae
 from qvl_edit.profile import Profile, read_profile
-from qvl_edit.questions import Asking, bucket_of, sources_of, target_of, texts_of
+from qvl_edit.questions import Asking, bucket_of, buckets_of, sources_of, target_of, texts_of
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.stored import about_latents, content, latent_key
-from qvl_edit.texts import Text, directed
+from qvl_edit.texts import directed
 
 WINDOW = 512  # samples of a shard: some 300 MB with one source each at 512 pixels, in bf16
 FILES = (*ABOUT, "vae/*.safetensors")
@@ -119,8 +119,8 @@ class _Pictures:
 
     def _new(self, sample: Sample, mixture: Mixture) -> Iterator[tuple[bytes, Tensor]]:
         """Raises BadSample, for the samples for which extraction does."""
-        bucket_of(sample, Text(""), self.geometry)
-        if not self.asking.of(sample, self.profile, first=True):
+        buckets_of(sample, self.asking.inverse, self.geometry)
+        if not self.asking.of(sample, self.profile, mixture is self.windows.lists[0]):
             return
         wanted: set[tuple[int, Size]] = set()
         for text in texts_of(sample, self.asking.inverse):

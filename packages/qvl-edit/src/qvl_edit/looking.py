@@ -97,27 +97,29 @@ class Looking:
             with placed(sample):
                 found += [problem for problem in CHECKS.problems(sample)[0] if problem.reason not in TOLD]
                 if not any(severity(problem.reason) == "error" for problem in found):
-                    facts = self.facts(sample, found)
+                    facts = self.facts(sample, found, name == "train")
         except BadSample as error:
             found.append(error)
         place = mixture.place(item)
         return Looked(number, item.source, [Finding.of(one, place, sample_id, name, number) for one in found], facts)
 
-    def learned(self, sample: Sample) -> tuple[tuple[Text, ...], Bucket, list[Image.Image]]:
+    def learned(self, sample: Sample, train: bool) -> tuple[tuple[Text, ...], Bucket, list[Image.Image]]:
         """The texts of a sample, the sizes at which its instruction learns its pictures, and these, the target first.
+
+        train  it is of that list: the others are measured whole, whatever numbers of sources are learned from
 
         Raises BadSample for what training could not use.
         """
         with placed(sample):
-            self.asking.of(sample, self.profile, first=True)  # raises for more sources than the checkpoint takes
+            self.asking.of(sample, self.profile, first=train)  # raises for more sources than the checkpoint takes
             texts = texts_of(sample, self.asking.inverse)
             forth, *_ = buckets_of(sample, self.asking.inverse, self.geometry)
             shown = (target_of(sample), *sources_of(sample))
             return texts, forth, [sample.opener.open(sample.media[at]) for at in shown]
 
-    def facts(self, sample: Sample, found: list[BadSample]) -> Facts:
+    def facts(self, sample: Sample, found: list[BadSample], train: bool) -> Facts:
         """What a sample is learned as; doubts are added to `found`. Raises BadSample if it cannot be."""
-        texts, forth, (target, *sources) = self.learned(sample)
+        texts, forth, (target, *sources) = self.learned(sample, train)
         moved = None
         if sources and forth.sources[-1] == forth.target:
             before, after = (np.asarray(resized(one, forth.target)) for one in (sources[-1], target))
@@ -136,5 +138,5 @@ class Looking:
             stretch=max(abs(stretched(*pair)) for pair in zip(heights_widths, forth.sizes, strict=True)),
             enlarged=target.height * target.width < forth.target[0] * forth.target[1],
             shift=moved,
-            trained=self.asking.trains(len(sources)),
+            trained=not train or self.asking.trains(len(sources)),
         )

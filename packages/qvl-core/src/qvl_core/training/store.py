@@ -10,7 +10,8 @@ FOLDER/shards/NAME.safetensors    keys (n, 32), ends (n,), sums (n,), and values
 FOLDER/index-HASH.safetensors     keys (N, 32), sorted, and places (N, 2), shard and entry; HASH is of the shards
 
 Tensors of one store may differ in their first dimension. Files are mapped, not read: of 25 million keys a look-up
-touches a few pages, which all processes share. Each tensor is checked as it is read. (What a run keeps of a frozen
+touches a few pages, which all processes share. A shard stays mapped once it was read from, and a tensor is checked the
+first time that a process reads it. (What a run keeps of a frozen
 tower for its own later epochs, as long as there is room, is `qwen3vl.features`.)
 
 Shapes: n entries of a shard, N of all.
@@ -38,7 +39,17 @@ from qvl_core.errors import BadInput, QVLError
 from qvl_core.files import write_atomic, writing
 
 HEAD = "store.json"
+MAPPED = 4096  # shards at most, of the 65,530 that Linux lets a process map
 KEY = 32  # bytes of a key: a SHA-256
+
+
+class _Shard(NamedTuple):
+    """A mapped shard."""
+
+    starts: list[int]  # n + 1
+    sums: list[int]  # n
+    values: Tensor
+    checked: set[int]
 
 
 class _Index(NamedTuple):
@@ -111,16 +122,19 @@ class Store:
         return self._find(key) is not None
 
     def get(self, key: bytes) -> Tensor | None:
-        """The tensor of a key. Raises QVLError if it is damaged."""
+        """The tensor of a key, in the memory that the file is mapped to: not to be written to. Raises QVLError if it is
+        damaged."""
         at = self._find(key)
         if at is None:
             return None
         number, entry = self._index.places[at].tolist()
-        with self._opened(self._index.shards[number]) as shard:
-            start, stop = [0, *shard.get_tensor("ends").tolist()][entry : entry + 2]
-            value: Tensor = shard.get_slice("values")[start:stop].clone()
-            if _sum(key, value) != shard.get_tensor("sums")[entry]:
-                raise ValueError(f"what it has of {key.hex()[:12]} is not what was written")
+        name = self._index.shards[number]
+        shard = self._mapped.get(name) or self._map(name)
+        value = shard.values[shard.starts[entry] : shard.starts[entry + 1]]
+        if entry not in shard.checked:
+            if _sum(key, value) != shard.sums[entry]:
+                raise self._damaged(name, f"what it has of {key.hex()[:12]} is not what was written")
+            shard.checked.add(entry)
         return value
 
     def write(self, name: str, entries: Mapping[bytes, Tensor], notes: Mapping[str, str] | None = None) -> None:
@@ -178,6 +192,21 @@ class Store:
         at = int(np.searchsorted(_words(keys), np.array(key, f"S{KEY}")))
         return at if at < len(keys) and keys[at].tobytes() == key else None
 
+    @cached_property
+    def _mapped(self) -> dict[str, _Shard]:
+        return {}
+
+    def _map(self, name: str) -> _Shard:
+        with self._opened(name) as shard:
+            starts = [0, *shard.get_tensor("ends").tolist()]
+            found = _Shard(starts, shard.get_tensor("sums").tolist(), shard.get_tensor("values"), set())
+            if len(found.values) != starts[-1]:
+                raise ValueError("it is cut off")
+        while len(self._mapped) >= MAPPED:
+            del self._mapped[next(iter(self._mapped))]
+        self._mapped[name] = found
+        return found
+
     def _file(self, name: str) -> Path:
         return self.folder / "shards" / f"{name}.safetensors"
 
@@ -187,10 +216,13 @@ class Store:
             with safe_open(self._file(name), "pt") as shard:
                 yield shard
         except (OSError, SafetensorError, ValueError, IndexError, RuntimeError) as error:
-            raise QVLError(
-                f"{self._file(name)}: is damaged ({_line(error)}); remove it and {self.folder / 'index-*'}, and run "
-                "the command that wrote it again."
-            ) from None
+            raise self._damaged(name, _line(error)) from None
+
+    def _damaged(self, name: str, said: str) -> QVLError:
+        return QVLError(
+            f"{self._file(name)}: is damaged ({said}); remove it and {self.folder / 'index-*'}, and run the command "
+            "that wrote it again."
+        )
 
 
 def _words(keys: NDArray[np.uint8]) -> NDArray[np.bytes_]:
