@@ -33,7 +33,7 @@ def test_a_picture_as_it_is_shown_is_still_read_as_what_it_is() -> None:
 
 
 def test_a_short_demo_leaves_its_page_and_figures_and_says_what_it_missed(tmp_path: Path) -> None:
-    values = demo(tmp_path, 0, Size(draw=3, edit=2, each=2, inverted=6))
+    values = demo(tmp_path, 0, Size(base=2, draw=3, edit=2, each=2, inverted=6))
     written = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert written["complete"]
     for name in BARS:

@@ -1,10 +1,11 @@
-"""`qvl-metaquery demo`: a frozen, random Qwen3-VL is asked for handwritten digits, and a tiny Sana draws them.
+"""`qvl-metaquery demo`: a tiny Qwen3-VL that knows digits is asked for them, and a tiny Sana draws them.
 
     qvl-metaquery demo --out demo --seed 0
 
-1. draw   queries, connector and Sana learn ten prompts: "a handwritten seven"
-2. edit   the same weights go on, as a second stage, with pictures: "the same digit, inverted"
-3. test   100 drawings, 100 held-out pictures to be inverted, and controls, judged by the nearest real training digit
+1. base   a tiny Qwen3-VL learns which digit a picture shows and a name says, and is frozen from then on
+2. draw   queries, connector and Sana learn ten prompts: "a handwritten seven"
+3. edit   connector and Sana go on, as a second stage, with pictures: "the same digit, inverted"
+4. test   100 drawings, 100 held-out pictures to be inverted, and controls, judged by the nearest real training digit
 
 Real digits, the shipped recipe `tiny`, the common loop, the pipeline that draws at full size. One core, about three
 minutes, no internet.
@@ -22,10 +23,12 @@ from PIL import Image, ImageOps
 
 from qvl_core.demo import judged, take_up
 from qvl_core.files import new_folder
+from qvl_core.qwen3vl.groups import GROUPS
 from qvl_core.run import Scalar, result
 from qvl_data.convert import write_samples
-from qvl_data.example.digits import digit_png, indices
+from qvl_data.example.digits import digit_png, digits_dataset, indices
 from qvl_data.example.drawings import INVERT, caption, drawings
+from qvl_data.sample import Message, Part, Sample
 from qvl_metaquery.demo_parts import (
     STEPS,
     Drawings,
@@ -45,13 +48,16 @@ from qvl_metaquery.recipe import MetaQueryRecipe
 from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.tiny import tiny_qwen, tiny_sana
 from qvl_metaquery.train import train
+from qvl_vision.demo_training import recipe_of
+from qvl_vision.demo_training import train as train_base
 
 SAID = INVERT["en"]
 SYSTEM = "Draw it."
 TEXTS = [SYSTEM, SAID, *map(caption, range(10))]  # for the tokenizer: each word is a token
-GUIDANCE = 2.0
+NAMED = 20  # times that each name is among what the base learns
+GUIDANCE = 3.0
 ASKED = Sampling(guidance=GUIDANCE, steps=STEPS)
-SHOWN = Sampling(guidance=1.0, image_guidance=1.5, steps=STEPS, negative=SAID)  # pictures alone are guided
+SHOWN = Sampling(guidance=1.0, image_guidance=2.0, steps=STEPS, negative=SAID)  # pictures alone are guided
 FILMED = (3, 7, 8)  # digits whose denoising is shown
 
 
@@ -59,8 +65,9 @@ FILMED = (3, 7, 8)  # digits whose denoising is shown
 class Size:
     """How long each stage is trained, and on how much it is tested."""
 
+    base: int = 200  # steps of 32 questions
     draw: int = 400  # steps of 64 drawings
-    edit: int = 720  # steps of 32 pictures to be inverted
+    edit: int = 480  # steps of 64 pictures to be inverted
     each: int = 10  # drawings of each digit
     inverted: int = 100  # held-out pictures
 
@@ -75,6 +82,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, size: Size = Size()) -> d
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and one core is what it needs
     write_data(out / "data", seed)
     write_base(out / "base", seed)
+    taught(out, seed, size.base)
     draw, edit = out / "runs" / "draw", out / "runs" / "edit"
     drawing = drawing_recipe(out, seed, size.draw)
     train(drawing, draw)
@@ -106,10 +114,20 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, size: Size = Size()) -> d
 
 
 def write_data(folder: Path, seed: int) -> None:
-    """The training digits of both kinds."""
+    """The training digits to be drawn, of both kinds, and what the base learns of them."""
     for kind in ("named", "inverted"):
         if not (file := folder / kind / "train.parquet").is_file():
             write_samples(drawings("train", [kind], seed), file)
+    if not (file := folder / "known" / "train.parquet").is_file():
+        write_samples([*digits_dataset("digit", "train", seed), *map(named_in_words, range(10 * NAMED))], file)
+
+
+def named_in_words(number: int) -> Sample:
+    """What is asked for by name, and the digit that is meant."""
+    digit = number % 10
+    asked = Message(role="user", parts=(Part(type="text", text=caption(digit)),))
+    answered = Message(role="assistant", parts=(Part(type="text", text=str(digit)),))
+    return Sample(id=f"named-{number}", task="chat", messages=(asked, answered))
 
 
 def write_base(folder: Path, seed: int) -> None:
@@ -120,16 +138,24 @@ def write_base(folder: Path, seed: int) -> None:
             tiny_sana(aside / "sana", seed)
 
 
+def taught(out: Path, seed: int, steps: int) -> Path:
+    """The Qwen3-VL that is asked: every weight learns digits, as the released ones have learned what they know."""
+    whole = {group: {"mode": "full"} for group in GROUPS}
+    recipe = recipe_of(out / "base" / "qwen", out / "data" / "known", whole, steps, seed, lr=1.5e-3)
+    return train_base(recipe, out / "runs" / "base", [], "qvl-metaquery")
+
+
 def drawing_recipe(out: Path, seed: int, steps: int) -> MetaQueryRecipe:
     """Stage one: the shipped recipe."""
-    return tiny_recipe(out, seed, steps, "named")
+    return tiny_recipe(out, seed, steps, "named", assign("model.name", out / "runs" / "base" / "final"))
 
 
 def editing_recipe(out: Path, seed: int, steps: int) -> MetaQueryRecipe:
-    """Stage two. A picture decides most where noise is high, so that noise levels are shifted towards it."""
-    stage = out / "runs" / "draw" / "final"
-    more = ("flow.task=edit", "flow.train_shift=3", "flow.sample_shift=1", "batch.size=32", "optim.lr=3e-3")
-    return tiny_recipe(out, seed, steps, "inverted", assign("model.init_from", stage), *more)
+    """Stage two. A picture decides most where noise is high, so that noise levels are shifted towards it; queries that
+    ask which digit is named ask which one is shown, too, and stay as they are."""
+    named = (("model.name", out / "runs" / "base" / "final"), ("model.init_from", out / "runs" / "draw" / "final"))
+    more = ("flow.task=edit", "flow.train_shift=3", "flow.sample_shift=1", "optim.lr=3e-3", "tune.queries.mode=frozen")
+    return tiny_recipe(out, seed, steps, "inverted", *(assign(key, path) for key, path in named), *more)
 
 
 def inverting(pipeline: MetaQueryPipeline, judge: DigitJudge, wanted: Sequence[int], shown: Sequence[int]) -> Drawings:

@@ -11,12 +11,10 @@ from qvl_core.demo import Bar
 from qvl_core.report import Block, Card, Cards, Curves, Figure, Figures, Picture, Strip, Table, Text
 from qvl_core.report.drawn import spread
 from qvl_core.run import RunFolder
+from qvl_data.drawing import sheets
 from qvl_data.shown import png
 
-SIDE = 64  # page pixels of a drawing, at most
-GAP = 3
 FRAMES = 8
-GOOD, BAD = (255, 255, 255), (214, 69, 65)
 Called = Mapping[str, tuple[str, float | None]]
 """By name of a figure what it is called on the page, and its chance."""
 
@@ -37,19 +35,7 @@ def figures(
 def sheet(title: str, images: Sequence[Image.Image], right: NDArray[np.bool_] | None = None, columns: int = 10) -> Card:
     """Drawings row by row; what is not right (D,) is in a red frame."""
     right = np.ones(len(images), bool) if right is None else right
-    return Card(title, [Picture(png(_grid(images, right, columns)))])
-
-
-def _grid(images: Sequence[Image.Image], right: NDArray[np.bool_], columns: int) -> Image.Image:
-    """Drawings enlarged with hard edges, each in a frame."""
-    side = SIDE // images[0].width * images[0].width
-    cell = side + 2 * GAP
-    whole = Image.new("RGB", (columns * cell, -(-len(images) // columns) * cell), GOOD)
-    for place, (image, good) in enumerate(zip(images, right, strict=True)):
-        left, top = place % columns * cell, place // columns * cell
-        whole.paste(GOOD if good else BAD, (left, top, left + cell, top + cell))
-        whole.paste(image.resize((side, side), Image.Resampling.NEAREST), (left + GAP, top + GAP))
-    return whole
+    return Card(title, [Picture(png(sheets.sheet(images, right, columns)))])
 
 
 def films(by_caption: Mapping[str, Sequence[Image.Image]]) -> Cards:

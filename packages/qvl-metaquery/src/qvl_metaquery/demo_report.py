@@ -55,7 +55,7 @@ def write_report(
     """
     guidance = values["guidance"]
     notes = {"recognised": f"guidance {guidance:g}", "diversity": "the same drawings"}
-    draw, edit = (RunFolder(out / "runs" / name) for name in ("draw", "edit"))
+    base, draw, edit = (RunFolder(out / "runs" / name) for name in ("base", "draw", "edit"))
     traded = {at: {"recognised": one.recognised, "diversity": one.diversity} for at, one in sweep.items()}
     sections = [
         Section("What it learned", [figures(values, BARS, CALLED, notes), _explanation()]),
@@ -76,6 +76,7 @@ def write_report(
             "While it learned",
             [
                 *drawn_section(draw.samples).blocks,
+                loss("The base, which digit it is", base),
                 loss("Stage one, by name", draw),
                 loss("Stage two, from pictures", edit),
             ],
@@ -83,9 +84,10 @@ def write_report(
         Section("The same with Qwen3-VL-2B and Sana", [Code(COMMAND, "512 pixels, 256 queries")]),
     ]
     lead = (
-        f"A Qwen3-VL of 1.7 million random, frozen parameters is asked by 8 learned queries; a connector and a Sana of "
-        f"0.8 million learn to draw what it says, in {values['seconds']:.0f} CPU seconds (seed {values['seed']}). The "
-        "judge is the nearest of 1,257 real training digits."
+        "A Qwen3-VL of 1.7 million parameters learns which digit is shown or named, and is frozen; 8 queries ask it, "
+        "and a connector and a Sana of 0.8 million learn to draw what it says, in "
+        f"{values['seconds']:.0f} CPU seconds (seed {values['seed']}). The judge is the nearest of 1,257 real training "
+        "digits."
     )
     return write(RunFolder(out), sections, "qvl-metaquery demo: digits that are drawn", lead)
 
