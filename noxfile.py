@@ -110,12 +110,13 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Every demo on real digits: `nox -s demo -- --seed 1`; reports in runs/demo, -vision, -mdlm and -metaquery."""
+    """Every demo on real digits: `nox -s demo -- --seed 1`; reports in runs/demo, -vision, -mdlm, -metaquery, -edit."""
     project(session, "qvl-sft", "demo", "--out", "runs/demo", *session.posargs)
     project(session, "qvl-vision", "demo", "--out", "runs/demo-vision", *session.posargs)
     project(session, "qvl-mdlm", "demo", "--out", "runs/demo-mdlm", *session.posargs)
     project(session, "qvl-metaquery", "demo", "--out", "runs/demo-metaquery", *session.posargs)
     project(session, "qvl-metaquery", "demo", "--coloured", "--out", "runs/demo-metaquery-coloured", *session.posargs)
+    project(session, "qvl-edit", "demo", "--out", "runs/demo-edit", *session.posargs)
 
 
 @nox.session

@@ -3,7 +3,6 @@
 A digit belongs to the split that it has in every kind of questions about digits, and has its colours in every edit.
 """
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -14,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ..order import mix
 from ..sample import Edit, Meta, Sample
-from .digits import LICENSE, digit_png, indices
+from .digits import LICENSE, indices, small
 from .pictures import image
 from .split import Split
 
@@ -66,9 +65,8 @@ def recoloured(index: int, change: str, split: Split, seed: int = 0) -> Sample:
 
 
 def inked(index: int, seed: int = 0) -> Image.Image:
-    """Digit `index` in a colour of its own on another one, RGB."""
-    grey = Image.open(io.BytesIO(digit_png(index))).resize((SIDE, SIDE), Image.Resampling.BOX)
-    ink = np.asarray(grey, np.float64)[..., None] / 255
+    """Digit `index` in a colour of its own on another one, RGB; each of its 8 x 8 pixels is 2 x 2."""
+    ink = np.asarray(small(index).resize((SIDE, SIDE), Image.Resampling.NEAREST), np.float64)[..., None] / 255
     paper, pen = next(pair for attempt in count() if _apart(*(pair := _colours(seed, index, attempt))))
     pixels = (1 - ink) * paper + ink * pen
     return Image.fromarray(pixels.round().astype(np.uint8))
