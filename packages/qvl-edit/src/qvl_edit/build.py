@@ -26,6 +26,7 @@ from qvl_core.training.store import Store
 from qvl_core.training.world import World
 from qvl_data.sources import Mixture as Samples
 from qvl_data.sources import mixtures
+from qvl_edit.filed import FILES_FIX, FiledEmbeddings, check_heads
 from qvl_edit.groups import groups
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_loss
@@ -38,7 +39,7 @@ from qvl_edit.recipe import EditModel, EditRecipe
 from qvl_edit.sampling import Sampling
 from qvl_edit.saving import save_adapters, save_transformer
 from qvl_edit.settings import Settings
-from qvl_edit.slots import Corruption, EditBatches, Reading, content_of
+from qvl_edit.slots import Corruption, EditBatches, Reading, Told, content_of
 from qvl_edit.stored import FIX, LATENTS_FIX, StoredEmbeddings, StoredLatents, about, about_latents
 from qvl_edit.tasks import Tasks, expanded, tasks_of
 from qvl_edit.tiny import tiny
@@ -61,7 +62,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     profile = read_profile(folder)
     check(recipe, lists["train"], mixture, profile)
     vae = open_vae(folder, DTYPES[precision], recipe.pictures.vae_batch).to(world.device)
-    reading = reading_of(recipe, folder, profile, vae, DTYPES[precision], world)
+    reading = reading_of(recipe, lists, folder, profile, vae, DTYPES[precision], world)
     begun = transformer_of(recipe.model, folder)
     settings = settings_of(recipe, folder, begun)
     transformer, table = open_transformer(recipe, begun, DTYPES[precision], world.device)
@@ -150,28 +151,51 @@ def check(recipe: EditRecipe, samples: Samples, mixture: Mixture, profile: Profi
             f"model.name: {profile.name} takes at most {profile.pictures} sources, and there are samples of {most}; "
             f"set mixture.sources to numbers up to {profile.pictures}, or take another checkpoint."
         )
-    if recipe.stored.embeddings is None:
+    if recipe.stored.embeddings is None and recipe.stored.layout == "shards":
         raise BadInput(
             "stored.embeddings: is not given; write a folder with `qvl-edit extract RECIPE --out FOLDER`, and name it."
         )
 
 
 def reading_of(
-    recipe: EditRecipe, folder: Path, profile: Profile, vae: Vae, dtype: torch.dtype, world: World
+    recipe: EditRecipe,
+    lists: Mapping[str, Samples],
+    folder: Path,
+    profile: Profile,
+    vae: Vae,
+    dtype: torch.dtype,
+    world: World,
 ) -> Reading:
     """How samples become numbers. Raises BadInput for embeddings of another model, template, size or type."""
     geometry = geometry_of(recipe.pictures, profile, folder)
     pictures = AutoImageProcessor.from_pretrained(folder / "processor") if profile.pictures else None
     origin = about(profile, geometry, folder, pictures, dtype)
-    stored = Path(str(recipe.stored.embeddings)).expanduser()
-    store = world.on_first(lambda: Store.open(stored, origin, FIX))
     width = read_config(folder / "transformer" / "config.json")["joint_attention_dim"]
+    told = _told(recipe, lists, width, origin, world)
     corruption = Corruption(vae.channels, vae.scale, open_shift(folder), recipe.flow.times)
     coded = None
     if recipe.stored.latents is not None:
         latents, origin = Path(recipe.stored.latents).expanduser(), about_latents(geometry, folder, dtype)
         coded = StoredLatents(world.on_first(lambda: Store.open(latents, origin, LATENTS_FIX)), vae.scale)
-    return Reading(StoredEmbeddings(store).whole, width, geometry, corruption, recipe.mixture.inverse, coded)
+    return Reading(told, width, geometry, corruption, recipe.mixture.inverse, coded)
+
+
+def _told(
+    recipe: EditRecipe, lists: Mapping[str, Samples], width: int, origin: Mapping[str, Any], world: World
+) -> Told:
+    """What texts with their pictures say, from shards or from files."""
+    if recipe.stored.layout == "files":
+        unknown = [folder for samples in lists.values() for folder in check_heads(samples, origin, FILES_FIX)]
+        if unknown and world.rank == 0:
+            Console().print(
+                f"note: embeddings of {', '.join(dict.fromkeys(unknown))} do not say with which text encoder, template "
+                "and sizes they were made; that they are this recipe's is taken on trust.",
+                style="yellow",
+                markup=False,
+            )
+        return FiledEmbeddings(width).whole
+    folder = Path(str(recipe.stored.embeddings)).expanduser()
+    return StoredEmbeddings(world.on_first(lambda: Store.open(folder, origin, FIX))).whole
 
 
 def open_transformer(

@@ -29,16 +29,16 @@ from qvl_data.sources import Mixture as Samples
 from qvl_edit.build import check as check_data
 from qvl_edit.build import pace, shares
 from qvl_edit.cut import Bucket
+from qvl_edit.filed import FiledEmbeddings
 from qvl_edit.groups import groups
 from qvl_edit.looking import Looking
 from qvl_edit.mixture import Mixture
 from qvl_edit.opening import sized
 from qvl_edit.packing import tokens_of
-from qvl_edit.profile import Profile
 from qvl_edit.questions import Asking, sources_of, target_of
 from qvl_edit.recipe import EditRecipe
-from qvl_edit.released import configs
-from qvl_edit.slots import Corruption, EditBatches, Reading, Wanted, said
+from qvl_edit.released import WIDTH, Configs, configs
+from qvl_edit.slots import Corruption, EditBatches, Reading, Told, Wanted, said
 from qvl_edit.stored import FIX, StoredEmbeddings
 from qvl_edit.tasks import expanded, tasks_of
 from qvl_edit.texts import directed
@@ -85,9 +85,9 @@ def check(recipe: EditRecipe, out: Path | None = None) -> None:
     }
     show_lists(facts, console)
 
-    stored = _stored(recipe, made.profile)
+    stored = _stored(recipe, made)
     corruption = Corruption(made.channels, made.scale, made.shift, recipe.flow.times)
-    reading = Reading(stored.whole if stored else _nothing, 0, geometry, corruption, weights.inverse)
+    reading = Reading(stored or _nothing, 0, geometry, corruption, weights.inverse)
     batches = EditBatches(tasks, mixture, reading, weights.dropout, recipe.batch.micro)
     console.print(f"first step (seed {recipe.train.seed}), as it is learned from:", style="bold")
     shown = list(_first(batches))
@@ -120,15 +120,17 @@ def _tokens(samples: Samples, train: bool, looking: Looking, scale: int, item: I
         raise LeftOut(samples.bad(item, error)) from None
 
 
-def _stored(recipe: EditRecipe, profile: Profile) -> StoredEmbeddings | None:
+def _stored(recipe: EditRecipe, made: Configs) -> Told | None:
     """The embeddings, if they are there. Raises BadInput for those of another template."""
+    if recipe.stored.layout == "files":
+        return FiledEmbeddings(made.transformer.get("joint_attention_dim", WIDTH)).whole
     folder = Path(str(recipe.stored.embeddings)).expanduser()
     if not (folder / HEAD).is_file():
         return None
-    return StoredEmbeddings(Store.open(folder, profile.about(), FIX))
+    return StoredEmbeddings(Store.open(folder, made.profile.about(), FIX)).whole
 
 
-def _about_stored(recipe: EditRecipe, stored: StoredEmbeddings | None) -> Iterator[str]:
+def _about_stored(recipe: EditRecipe, stored: Told | None) -> Iterator[str]:
     if stored is None:
         yield (
             f"stored.embeddings: {recipe.stored.embeddings} is not written yet; before training run `qvl-edit extract` "
@@ -155,7 +157,7 @@ def _first(batches: EditBatches) -> Iterator[Wanted]:
             return
 
 
-def _panel(batches: EditBatches, wanted: Wanted, stored: StoredEmbeddings | None) -> Panel:
+def _panel(batches: EditBatches, wanted: Wanted, stored: Told | None) -> Panel:
     """A slot: its text, its pictures by size, its noise."""
     sample, text = batches.sample(wanted.draw), wanted.choice.text
     words = "left out" if wanted.choice.left_out else said(sample, wanted.choice)
@@ -169,7 +171,7 @@ def _panel(batches: EditBatches, wanted: Wanted, stored: StoredEmbeddings | None
     if stored is not None:
         _, sources = directed(text, target_of(sample), sources_of(sample))
         try:
-            told = f"{len(stored.whole(sample, sources, said(sample, wanted.choice))):,} tokens of text and sources"
+            told = f"{len(stored(sample, sources, said(sample, wanted.choice))):,} tokens of text and sources"
         except BadSample as error:
             told = str(error)
         line.append(f"\n{printable(told)}", style="dim")

@@ -70,6 +70,9 @@ def extract(
     ] = None,
     out: Annotated[Path | None, Option(help="Folder for the embeddings; default: stored.embeddings.")] = None,
     batch: Annotated[int, Option(min=1, help="Samples that are embedded together: speed and memory only.")] = 4,
+    layout: Annotated[
+        Literal["shards", "files"], Option(help="files: a file for each text and rows that name them, as upstream.")
+    ] = "shards",
     nproc: Annotated[
         int | None, Option(min=1, help="Processes on each machine, one per device (parallel.nproc).")
     ] = None,
@@ -82,7 +85,7 @@ def extract(
     processes = loaded.parallel.nproc or 1
     if processes > 1 and not launched():
         return launch(["-m", app.package, *app.args], processes)
-    app.room("extract").extract(loaded, out, batch)
+    app.room("extract").extract(loaded, out, batch, layout)
     return None
 
 

@@ -9,6 +9,7 @@ does, and several processes, on one machine or many, share the windows out. A fo
 what is there already is not computed again.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,22 +35,25 @@ from qvl_data.sources import Mixture, mixtures
 from qvl_data.windows import Windows
 from qvl_edit.embed import Asked, Embedder
 from qvl_edit.encode import encode
+from qvl_edit.filed import write_files, write_head
 from qvl_edit.geometry import Geometry, resized
 from qvl_edit.opening import FOR_TEXTS, checkpoint, geometry_of
 from qvl_edit.profile import Profile, read_profile
 from qvl_edit.questions import Asking, buckets_of
 from qvl_edit.recipe import EditRecipe
-from qvl_edit.stored import about, content, key
+from qvl_edit.stored import StoredEmbeddings, about, content, key
 from qvl_edit.tasks import expanded
 
+SHARDS = ".shards"  # beside files, until these are whole
 WINDOW = 128  # samples of a shard: some 400 MB with one source each, in bf16
 
 
-def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4) -> None:
+def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4, layout: str = "shards") -> None:
     """Write what is lacking in the folder `out` (default: the recipe's `stored.embeddings`), and the latents of its
     pictures in the recipe's `stored.latents`, if that is named.
 
-    batch  samples that are embedded together
+    batch   samples that are embedded together
+    layout  shards; or files: of the training list, as upstream lays them out (`filed`)
 
     Raises BadInput for a folder of another model, template, size or type, and for more bad samples than `data.max_bad`.
     """
@@ -61,12 +65,32 @@ def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4) -> None
         raise BadInput("data.train is augmented, and embeddings are of pictures as they are; remove `augment`.")
     with processes(recipe.parallel.model_copy(update={"strategy": "auto"})) as world:
         set_products(recipe, world.device)
-        _embed(recipe, lists, out, batch, world)
+        if layout == "files":
+            _write_files(recipe, lists[0], out, batch, world)
+        else:
+            _embed(recipe, lists, out, batch, world)
         if recipe.stored.latents is not None:
             encode(recipe, lists, Path(recipe.stored.latents).expanduser(), batch, world)
 
 
-def _embed(recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, world: World) -> None:
+def _write_files(recipe: EditRecipe, samples: Mixture, out: Path, batch: int, world: World) -> None:
+    """A file for each text, by way of shards, which a killed run leaves for the next one and a whole one removes."""
+    shards = out / SHARDS
+    store, profile, origin = _embed(recipe, [samples], shards, batch, world)
+    stored = StoredEmbeddings(world.on_first(store.again))
+    asking = Asking(recipe.mixture.inverse, recipe.mixture.sources)
+    write_files(samples, stored, asking, profile, out, world.rank, world.size)
+    world.barrier()
+    if world.rank == 0:
+        write_head(out, origin)
+        shutil.rmtree(shards)
+        print(f"{out} holds them as files; train with data.train={out} stored.layout=files.")
+
+
+def _embed(
+    recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, world: World
+) -> tuple[Store, Profile, dict[str, Any]]:
+    """Write what is lacking; what it was written to, with what, and what decides its values."""
     dtype = DTYPES[resolve_precision(recipe.train.precision, world.device)]
     with checkpoint(recipe.model, FOR_TEXTS) as folder:
         profile = read_profile(folder)
@@ -88,6 +112,7 @@ def _embed(recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, 
     fill(store, walk, own, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
     world.barrier()
     world.on_first(lambda: _finish(out, store, names, recipe.data.max_bad, windows.samples))
+    return store, profile, origin
 
 
 def _finish(out: Path, store: Store, names: Sequence[str], allowed: int, samples: int) -> None:

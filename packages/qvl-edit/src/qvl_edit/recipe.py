@@ -80,6 +80,8 @@ class Stored(blocks.Block):
 
     embeddings: str | None = None
     """Folder that `qvl-edit extract` writes: texts with their pictures, as the text encoder reads them."""
+    layout: Literal["shards", "files"] = "shards"
+    """shards: found in `embeddings`; files: a pickled one for each text, as upstream has it, named by the rows."""
     latents: str | None = None
     """Folder that `qvl-edit extract` writes beside it, if it is named: pictures as the autoencoder gives them; default:
     each step opens and encodes its own."""

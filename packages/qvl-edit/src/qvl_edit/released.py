@@ -13,6 +13,7 @@ from qvl_edit.times import Shift
 
 CHANNELS = 16  # of Qwen-Image's autoencoder
 SCALE = 8
+WIDTH = 3584  # of an embedding
 
 
 class Configs(NamedTuple):

@@ -1,0 +1,138 @@
+"""Embeddings in a file for each text: what upstream's trainer reads is written, and its folders are read, as tensors
+alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from edit_rows import task
+from editing_verbs import qvl_edit
+from safetensors.torch import load_file
+
+from qvl_core.errors import BadInput
+from qvl_core.recipe.load import load
+from qvl_data.dataset import Dataset
+from qvl_data.errors import BadSample
+from qvl_edit import train
+from qvl_edit.extract import extract
+from qvl_edit.filed import FiledEmbeddings
+from qvl_edit.recipe import RECIPE, EditRecipe
+
+WIDTH = 64  # of the tiny text encoder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    task(folder / "a", (1, 1, 0, 2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(data: Path, checkpoint: Callable[..., Path]) -> Path:
+    """Both layouts of one data set."""
+    extract(recipe(data / "a" / "rows.jsonl", checkpoint), data / "shards")
+    extract(recipe(data / "a" / "rows.jsonl", checkpoint), data / "files", layout="files")
+    return data
+
+
+def recipe(source: Path, checkpoint: Callable[..., Path], *changes: str, allow: Path | None = None) -> EditRecipe:
+    given = [f"data={{train: {source}, workers: 0, allow_root: [{allow or source.parent}]}}", "train.steps=2"]
+    given += [f"model.name={checkpoint('edit-plus', 'patches')}", "batch.size=4", "log.every=1"]
+    return load(RECIPE, "tiny", [*given, *changes], "qvl_edit")
+
+
+def rows(made: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (made / "files" / "rows_rank_000.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_rows_and_files_are_upstreams(made: Path) -> None:
+    first, second, drawn, two = rows(made)
+    assert not (made / "files" / ".shards").exists()
+    names = {name.removeprefix("embeddings_tensor") for name in first if name.startswith("embeddings_tensor")}
+    assert names == {"_en", "_cn", "_droptext", "_en_inv", "_cn_inv", "_droptext_inv"}
+    assert {name for name in second if name.startswith("embeddings")} == {
+        "embeddings_tensor_en",
+        "embeddings_tensor_droptext",
+    }
+    assert first["embeddings_tensor_en_inv"] == str((made / "files" / "rows" / "0_en_inv.pt").resolve())
+    assert first["source_image_size"] == [{"width": 64, "height": 64}]
+    assert first["edit_image_size"] == {"width": 64, "height": 64}
+    assert (first["instruction_cn"], second["inverse_instruction"]) == ("a 0 cn", "")
+    assert (drawn["source_image"], len(two["source_image"])) == ([], 2)
+    kept = torch.load(first["embeddings_tensor_cn"], weights_only=True)
+    assert kept.shape[1] == WIDTH
+    assert Path(first["embeddings_tensor_cn"]).stat().st_size < kept.nbytes + 4000  # the tensor alone, not its storage
+
+
+def test_training_from_files_is_training_from_shards(made: Path, checkpoint: Callable[..., Path]) -> None:
+    source = made / "files" / "rows_rank_000.jsonl"
+    train(recipe(source, checkpoint, f"stored.embeddings={made / 'shards'}", allow=made), made / "one")
+    train(recipe(source, checkpoint, "stored={layout: files}", allow=made), made / "two")
+    one, two = (load_file(made / run / "final" / "transformer" / "diffusion_pytorch_model.safetensors")
+                for run in ("one", "two"))  # fmt: skip
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_files_of_another_origin_are_refused(made: Path, checkpoint: Callable[..., Path]) -> None:
+    source = made / "files" / "rows_rank_000.jsonl"
+    other = recipe(source, checkpoint, "stored={layout: files}", "pictures.vl_size=112", allow=made)
+    with pytest.raises(BadInput, match=r"was made with resize .*; write them again: qvl-edit extract RECIPE --layout"):
+        train(other, made / "other")
+
+
+def test_what_nobody_knows_of_upstreams_folders_is_said(
+    made: Path, tmp_path: Path, checkpoint: Callable[..., Path], capsys: Any
+) -> None:
+    (tmp_path / "rows.jsonl").write_text((made / "files" / "rows_rank_000.jsonl").read_text("utf-8"), "utf-8")
+    train(recipe(tmp_path / "rows.jsonl", checkpoint, "stored={layout: files}", allow=made), tmp_path / "run")
+    assert "do not say with which text encoder, template and sizes" in " ".join(capsys.readouterr().out.split())
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return print, ("run",)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda file: torch.save(Evil(), file), "is a pickle of more than a tensor, which could run code"),
+        (cut, r"is cut off or damaged \(.*; extract it again"),
+        (lambda file: file.write_bytes(b""), r"is cut off or damaged \(.*; extract it again"),
+        (lambda file: torch.save(torch.zeros(3, 8), file), r"holds \(3, 8\), not tokens of width 64: it is of another"),
+        (lambda file: torch.save({"a": 1}, file), "holds dict, not tokens of width 64"),
+        (Path.unlink, "cannot be opened"),
+    ],
+)
+def test_files_that_are_none_are_one_sentence(made: Path, tmp_path: Path, spoil: Any, said: str, capsys: Any) -> None:
+    row = rows(made)[0]
+    file = tmp_path / "one.pt"
+    file.write_bytes(Path(row["embeddings_tensor_en"]).read_bytes())
+    spoil(file)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "embeddings_tensor_en": "one.pt"}) + "\n", encoding="utf-8")
+    sample = Dataset(tmp_path / "rows.jsonl", allow_root=(made,))[0]
+    with pytest.raises(BadSample, match=said):
+        FiledEmbeddings(WIDTH).whole(sample, [0], "a 0")
+    assert "run" not in capsys.readouterr().out
+
+
+def test_a_row_without_a_file_is_said(data: Path) -> None:
+    sample = Dataset(data / "a" / "rows.jsonl")[0]
+    with pytest.raises(BadSample, match='"embeddings_tensor_en_inv" names no file; extract the embeddings of this row'):
+        FiledEmbeddings(WIDTH).whole(sample, [1], "back 0")
+
+
+def test_check_reads_files(made: Path, checkpoint: Callable[..., Path]) -> None:
+    source = made / "files" / "rows_rank_000.jsonl"
+    given = [f"data={{train: {source}, allow_root: [{made}]}}", f"model.name={checkpoint('edit-plus', 'patches')}"]
+    done = qvl_edit("check", "tiny", *given, "stored={layout: files}")
+    assert done.code == 0, done.err
+    assert "tokens of text and sources" in done.out
