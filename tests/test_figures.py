@@ -162,3 +162,14 @@ def test_the_corrected_table() -> None:
         assert all_logits in ("", f"{logits.peak / GIB:.1f}")
         assert numbers(label_rows) == [round(size / GIB, 1) for size in (rows.peak, rows.rows["frozen weights"])]
     assert f"at most {whole.flops / plan(tune=lora).flops:.1f} times as fast" in page("sft/methods.md")
+
+
+def test_reading_of_embeddings() -> None:
+    for first, name in (("32 KiB", "32 KiB"), ("1.6 MB (one source), most of it copied", "one source")):
+        found = result("embeddings")[name]
+        rates, times = row("edit/stored.md", first)[:2], row("edit/stored.md", first)[2:]
+        assert [int(rate.replace(",", "")) for rate in rates] == [round(found[arm]) for arm in ("files", "shards")]
+        ratios = [found[f"{arm} / files"] for arm in ("shards", "first", "found")]
+        assert numbers(" ".join(times)) == pytest.approx(ratios, abs=0.051)
+    whole = result("embeddings")["one source"]
+    assert whole["shards_mb"] / whole["files_mb"] == pytest.approx(0.4, abs=0.05)

@@ -41,6 +41,7 @@ TEXTS = {
     "": {"en": "instruction", "zh": "instruction_cn"},
     "_inv": {"en": "inverse_instruction", "zh": "inverse_instruction_cn"},
 }
+"""Columns of texts by language, of an instruction and of the way back."""
 
 
 class FiledEmbeddings:
