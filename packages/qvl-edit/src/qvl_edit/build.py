@@ -207,7 +207,8 @@ def open_transformer(
         check_library(quantization)
     transformer = load_part(QwenImageTransformer2DModel, folder, dtype)
     layers = len(transformer.transformer_blocks)
-    table = apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, groups(recipe.tune, layers))
+    patterns = groups(recipe.tune, layers)
+    table = apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, patterns, wide=False)
     if quantization is not None:
         patterns = groups(quantization.groups, layers)
         for name in quantized_layers(transformer, quantization, patterns):

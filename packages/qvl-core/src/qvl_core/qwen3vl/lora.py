@@ -98,11 +98,13 @@ def apply_tune(
     groups: Mapping[str, str] = GROUPS,
     quantization: Quantization | None = None,
     rows: Sequence[int] = (),
+    wide: bool = True,
 ) -> TuneTable:
     """Freeze the model, inject adapters, and let gradients through what `tune` trains; trained weights become fp32.
 
     quantization  what `quantize` will then do to the frozen weights: it has to agree, and LoftQ makes up for it
     rows          rows of the embedding that are trained beside LoRA, while the others are frozen
+    wide          False: weights that are trained in full are left to the engine, which makes them fp32 on the device
 
     The adapters' first values depend on the seed and the weights alone, not on device or precision. Outside fp32 the
     model then has to run under autocast, as the loop does. Raises BadInput for a block that cannot be meant for it.
@@ -136,7 +138,8 @@ def apply_tune(
         mode = tune[group].mode if group in tune else "frozen"
         if (mode == "full" and _inside(name, chosen[group])) or (mode == "lora" and is_adapter(name)):
             parameter.requires_grad_(True)
-            parameter.data = parameter.data.float()
+            if wide or mode == "lora":
+                parameter.data = parameter.data.float()
             trainable[group] += parameter.numel()
 
     def row(group: str) -> Row:

@@ -4,7 +4,7 @@ Nothing here waits for the device: what a step computed stays in `Figures` until
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -61,12 +61,10 @@ class Engine:
         self.parts, self.recipe, self.world = parts, recipe, world
         self.precision = resolve_precision(recipe.train.precision, world.device)
         set_products(recipe, world.device)
-        if world.strategy != "fsdp2":  # which moves module by module, and leaves a part of each
+        self._trained = {parameter for group in parts.groups for parameter in group.parameters.values()}
+        if world.strategy != "fsdp2":  # which moves and widens module by module, and leaves a part of each
             parts.model.to(world.device)
-        for group in parts.groups:
-            for parameter in group.parameters.values():
-                # Small updates vanish in 16 bits; a fused update walks through weight and averages in one order.
-                parameter.data = parameter.data.float().contiguous()
+            _widen(self._trained, world.device)
         self._root = Root(parts.model)
         self._zero = Zero(self._root, parts.groups, recipe, world) if world.strategy.startswith("zero") else None
         self._forward = self._zero.forward if self._zero else self._wrap(self._root)
@@ -215,9 +213,20 @@ class Engine:
         if self.world.strategy == "fsdp2":
             dtype = None if self.precision == "fp32" else DTYPES[self.precision]
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+            _assert_apart(root, self.parts.shards)
             for module in (*self.parts.shards, root):
-                _shard(module, mesh=self.world.mesh, mp_policy=policy)
+                self._shard(module, mesh=self.world.mesh, mp_policy=policy)
         return root
+
+    def _shard(self, module: nn.Module, **how: Any) -> None:
+        """`fully_shard`, which moves a module to its device. What is trained becomes fp32 just before, so that of a
+        large model, which may lie in the memory map of its file, the host never holds more than a module in fp32.
+        Whole weights go, though `Parts.groups` still names them."""
+        weights = [p for p in module.parameters() if not isinstance(p, DTensor)]
+        _widen(self._trained.intersection(weights), self.world.device)
+        fully_shard(module, **how)
+        for parameter in weights:
+            parameter.data = parameter.new_empty(0)
 
     def _wrapped_groups(self) -> list[ParameterGroup]:
         """The groups with the parameters as they are after sharding (FSDP replaces them)."""
@@ -233,12 +242,24 @@ class Engine:
         return nullcontext()
 
 
-def _shard(module: nn.Module, **how: Any) -> None:
-    """`fully_shard`, which moves a module to its device. Whole weights go, though `Parts.groups` still names them."""
-    weights = [p for p in module.parameters() if not isinstance(p, DTensor)]
-    fully_shard(module, **how)
-    for parameter in weights:
-        parameter.data = parameter.new_empty(0)
+def _widen(trained: Iterable[nn.Parameter], device: torch.device) -> None:
+    """Put weights on a device, in fp32 and in one order: small updates vanish in 16 bits, and a fused update walks
+    through weight and averages alike."""
+    for parameter in trained:
+        parameter.data = parameter.data.to(device).float().contiguous()
+
+
+def _assert_apart(root: nn.Module, shards: Sequence[nn.Module]) -> None:
+    """A weight that two modules share has to be gathered with both of them."""
+    shard_of = {module: number for number, shard in enumerate(shards) for module in shard.modules()}
+    places: dict[nn.Parameter, int | None] = {}
+    for name, module in root.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            place = places.setdefault(parameter, shard_of.get(module))
+            assert place == shard_of.get(module), (
+                f"{name.removeprefix('model.')}.{key} is a weight of one of Parts.shards and of a module outside it; "
+                "leave that shard out, or gather both in one."
+            )
 
 
 def set_products(recipe: Recipe, device: torch.device) -> None:
