@@ -70,3 +70,14 @@ def write_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
         write_atomic(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     else:
         file.unlink(missing_ok=True)
+
+
+def show_figures(figures: Mapping[str, float]) -> None:
+    """Print them, one on a line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(show_header=False)
+    for name, value in figures.items():
+        shown.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    Console().print(shown)

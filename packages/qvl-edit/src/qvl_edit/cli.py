@@ -149,4 +149,76 @@ def export(
     app.room("export").export(model, out, merge)
 
 
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="Run folder, its final/, a checkpoint, or a folder in diffusers' layout.")
+    ],
+    data: Annotated[
+        list[str],
+        Argument(
+            metavar="DATA...",
+            help="Pairs: names, files or folders, such as edit%50; a recipe and changes; or a benchmark's file.",
+        ),
+    ],
+    out: Annotated[Path, Option(help="Folder for images/, predictions.jsonl, report.html and result.json.")] = Path(
+        "runs/evaluation"
+    ),
+    benchmark: Annotated[
+        Literal["gedit", "imgedit"] | None, Option(help="DATA is GEdit-Bench or ImgEdit: drawn where its scorer looks.")
+    ] = None,
+    split: Annotated[str, Option(help="Of names and folders; a recipe's list, else data.validation.")] = "test",
+    check: Annotated[
+        list[str] | None, Option(help="Check of edits: recoloured, or one of a --plugin file; repeatable.")
+    ] = None,
+    judge: Annotated[
+        str | None, Option(metavar="URL", help="Ask this judge, such as http://localhost:8000/v1; default: nobody.")
+    ] = None,
+    judge_model: Annotated[str, Option("--judge-model", help="Its name there.")] = "Qwen/Qwen3-VL-32B-Instruct",
+    media_root: Annotated[
+        Path | None, Option(help="Folder of pictures with relative paths; default: that of the data.")
+    ] = None,
+    allow_root: Annotated[
+        list[Path] | None, Option(help="Folder from which pictures may be read by absolute path; may be repeated.")
+    ] = None,
+    negative: Annotated[str | None, Option(help="What is not to be drawn; default: the run's sampling.")] = None,
+    guidance: Annotated[
+        float | None, Option(min=0.0, help="Weight of the instruction against it; at most 1: none. Default: the run's.")
+    ] = None,
+    steps: Annotated[int | None, Option(min=1, help="Steps from noise to picture; default: the run's.")] = None,
+    shift: Annotated[float | None, Option(help="Shift of noise levels, for adapters of few steps.")] = None,
+    lora: Annotated[
+        list[Path] | None, Option(help="File or folder of adapters that are put upon the model; may be repeated.")
+    ] = None,
+    samples: Annotated[int | None, Option(min=1, help="Of each list, at most.")] = None,
+    seed: Annotated[int, Option(min=0, help="Of every picture.")] = 0,
+    batch: Annotated[int, Option(min=1, help="Pictures that are drawn together: speed and memory only.")] = 4,
+    fresh: Annotated[bool, Option("--fresh", help="Move an earlier one at --out aside.")] = False,
+) -> None:
+    """Draw held-out pairs and measure them, or a benchmark's pictures; the same command goes on with what is
+    missing."""
+    from qvl_edit.benchmarks import open_benchmark
+    from qvl_edit.checks import CHECKS
+    from qvl_edit.endpoint import Judge
+    from qvl_edit.lists import lists_of
+
+    checks = CHECKS.named(check or ())
+    if judge is not None:
+        checks["judge"] = Judge(judge, judge_model, out / "judged.jsonl")
+    app.room("evaluate").evaluate(
+        model,
+        open_benchmark(benchmark, Path(data[0]), media_root)
+        if benchmark
+        else lists_of(data, split, media_root, allow_root or ()),
+        out,
+        given={"negative": negative, "guidance": guidance, "steps": steps, "shift": shift},
+        lora=lora or (),
+        samples=samples,
+        seed=seed,
+        batch=batch,
+        checks=checks,
+        fresh=fresh,
+    )
+
+
 main = app.main

@@ -13,9 +13,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from qvl_core.evaluation import continued_folder
+from qvl_core.evaluation import continued_folder, show_figures
 from qvl_core.files import sha256, writing
 from qvl_core.predictions import write_predictions
 from qvl_core.qwen3vl.load import weights_sha256
@@ -102,7 +101,7 @@ def evaluate(
     said: dict[str, Scalar] = {"model": model, "prompt_file": str(prompts), "style": style, **counts, **figures}
     values = result("qvl-metaquery", seed=seed, complete=True, figures=said)
     run.write_result(values)
-    Console().print(_table(counts | figures))
+    show_figures(counts | figures)
     print(run.path / IMAGES)
     return dict(values)
 
@@ -129,10 +128,3 @@ def draw(model: str, missing: Sequence[Sheet], style: Style, sampling: Sampling,
             prepare(sheet, style)
         how = {"prompt": sheet.asked.text, "seeds": list(sheet.seeds), "model": model, **sampling.said()}
         write_picture(sheet.file, sheet.joined(own), how)
-
-
-def _table(figures: Mapping[str, float]) -> Table:
-    shown = Table(show_header=False)
-    for name, value in figures.items():
-        shown.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
-    return shown

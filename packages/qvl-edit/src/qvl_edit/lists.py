@@ -1,0 +1,33 @@
+"""Which pairs an evaluation is of: data by name, file or folder, or what a recipe holds out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qvl_core.errors import BadInput
+from qvl_core.recipe.load import load
+from qvl_core.recipe.shipped import find
+from qvl_data.sources import Mixture, read_sources
+from qvl_edit.recipe import RECIPE
+from qvl_edit.tasks import expanded
+
+
+def lists_of(
+    data: Sequence[str], split: str, media_root: Path | None = None, allow_root: Sequence[Path] = ()
+) -> Mapping[str, Mixture]:
+    """Lists of pairs by name.
+
+    data   sources such as `edit%50`; or a recipe, and changes to it
+    split  of sources that have several; of a recipe `data.test`, or `data.validation` where that is empty
+
+    Raises BadInput for what is not there, and for a recipe that holds nothing out.
+    """
+    first, *changes = data
+    if Path(first).suffix not in (".yaml", ".yml") and find("qvl_edit", first) is None:
+        return {split: Mixture(read_sources(*data), split, media_root, tuple(allow_root))}
+    recipe = load(RECIPE, first, changes, "qvl_edit")
+    held = expanded(recipe.data)
+    roots = [*held.allow_root, *map(str, allow_root)]
+    for name in dict.fromkeys((split, "validation")):
+        if sources := getattr(held, name, []):
+            return {name: Mixture(sources, name, media_root or held.media_root, roots)}
+    raise BadInput(f"{first}: holds nothing out; name pairs in data.test, or say --split train.")
