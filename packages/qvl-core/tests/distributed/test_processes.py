@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from qvl_core.errors import BadInput, Preempted, QVLError
 from qvl_core.recipe.blocks import Parallel
 from qvl_core.run import RunFolder
 from qvl_core.training import checkpoint
+from qvl_core.training import world as world_module
 from qvl_core.training.launch import environment, free_port
 from qvl_core.training.parts import Loss, Micro
 from qvl_core.training.session import Outcome
@@ -343,6 +346,18 @@ def test_frozen_bf16_and_trained_fp32_weights_are_sharded_together(tmp_path: Pat
     kept = checkpoint.newest(tmp_path / "two/checkpoints")[0]
     assert kept is not None
     assert {str(tensor.dtype) for tensor in kept.weights().values()} == {"torch.float32"}
+
+
+def slow() -> None:
+    world_module.TIMEOUT = timedelta(seconds=2)
+    with processes(Parallel()) as world:
+        world.barrier()
+        assert world.on_first(lambda: time.sleep(4) or "written") == "written"
+        assert world.sum([1]) == [2]
+
+
+def test_what_the_first_process_does_alone_may_take_longer_than_any_other_wait() -> None:
+    assert together(2, slow) == [0, 0]
 
 
 # How processes are started

@@ -20,6 +20,10 @@ from qvl_core.errors import BadInput, QVLError
 from qvl_core.recipe.blocks import Parallel
 
 T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)
+"""After which a process that waits for the others gives up: one of them hangs."""
+PATIENCE = timedelta(days=2)
+"""The same while process 0 works alone: it may write 244 GB to a slow disk. That one of them died is seen at once."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class World:
     device: torch.device
     strategy: str  # single, ddp, fsdp2, zero1, zero2 or zero3
     mesh: DeviceMesh | None = None  # over all processes, for fsdp2
+    patient: dist.ProcessGroup | None = None  # all processes, on the host, for long waits; None: the usual group
 
     def sum(self, values: Sequence[int]) -> list[int]:
         """Add up integers over all processes, on the host."""
@@ -55,11 +60,11 @@ class World:
         return values
 
     def first(self, value: Any) -> Any:
-        """Rank 0's small Python object, on every process."""
+        """Rank 0's small Python object, on every process, however long it takes to make it."""
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0)
+        dist.broadcast_object_list(values, src=0, group=self.patient)
         return values[0]
 
     def on_first(self, work: Callable[[], T]) -> T:
@@ -98,10 +103,11 @@ def processes(parallel: Parallel) -> Iterator[World]:
         yield World(rank, size, device, strategy)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, **_rendezvous(rank, size), timeout=timedelta(minutes=30))
+    dist.init_process_group(backend, **_rendezvous(rank, size), timeout=TIMEOUT)
     try:
+        patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
         mesh = init_device_mesh(device.type, (size,)) if strategy == "fsdp2" else None
-        yield World(rank, size, device, strategy, mesh)
+        yield World(rank, size, device, strategy, mesh, patient)
     finally:
         dist.destroy_process_group()
 
