@@ -105,6 +105,12 @@ def test_a_run_goes_on_to_the_bit(data: Path, whole: Path, tmp_path: Path) -> No
     assert same(trained(whole), trained(run))
 
 
+@pytest.mark.parametrize(("change", "said"), [("pictures.vl_size=112", "resize"), ("train.precision=bf16", "dtype")])
+def test_embeddings_of_another_origin_are_refused(data: Path, tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(BadInput, match=rf"was made with {said} .*; name another folder in stored.embeddings, or write"):
+        train(make_recipe(data, change), tmp_path / "run")
+
+
 def test_a_run_begins_with_the_weights_of_another(data: Path, whole: Path) -> None:
     recipe = make_recipe(data, f"model.init_from={whole / 'final'}")
     begun = transformer_of(recipe.model, whole / "base")

@@ -4,10 +4,12 @@ A method says how a sample is opened, what it predicts of some and what that amo
 rest. No torch is imported here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
 
 from qvl_core.evaluation import LEFT_OUT, write_lines
 from qvl_core.predictions import write_predictions
@@ -55,6 +57,56 @@ class Method(Protocol[O, P]):
     def judge(self, name: str, predictions: Sequence[P], places: Sequence[int]) -> Judged[P]:
         """What all predictions of the list amount to; called on every process."""
         ...
+
+
+GOLDEN = (5**0.5 - 1) / 2
+
+
+def evenly(place: int) -> float:
+    """A number of [0, 1) for a place: a multiple of the golden ratio, without its whole part; any first ones lie
+    evenly."""
+    return (place + 0.5) * GOLDEN % 1
+
+
+@dataclass(frozen=True)
+class HeldOut(Generic[O]):
+    """Lists of held-out samples, of which the loss is measured: validation_loss and, at the end, test_loss.
+
+    open     what is learned of the sample at a place of its list, the same each time; raises BadSample
+    losses   of some samples, of a model on a device
+    held     samples that are opened together
+    samples  of each list, before the end
+    """
+
+    lists: "Mapping[str, Mixture]"
+    open: "Callable[[Mixture, Item, int], O]"
+    losses: Callable[[Any, Any, Sequence[O]], Sequence[float]]
+    held: int
+    samples: int | None = None
+
+    def measure(self, model: Any, world: "World", final: bool, run: "RunFolder") -> dict[str, float]:
+        """Figures by name, the same on every process. Samples that cannot be used are left out and counted."""
+        method = _Loss(self, model, world.device)
+        samples = None if final else self.samples
+        return measure(method, self.lists, world, final, run, samples=samples, held=self.held)
+
+
+@dataclass
+class _Loss(Generic[O]):
+    """A model whose loss is measured: `Method`."""
+
+    of: HeldOut[O]
+    model: Any
+    device: Any
+
+    def open(self, mixture: "Mixture", item: "Item", place: int) -> O:
+        return self.of.open(mixture, item, place)
+
+    def predict(self, name: str, opened: Sequence[O]) -> Sequence[float]:
+        return self.of.losses(self.model, self.device, opened)
+
+    def judge(self, name: str, predictions: Sequence[float], places: Sequence[int]) -> Judged[float]:
+        return Judged({f"{name}_loss": float(np.mean(predictions))} if predictions else {})
 
 
 @dataclass

@@ -43,7 +43,7 @@ from qvl_edit.slots import Corruption, EditBatches, Reading, Told, content_of
 from qvl_edit.stored import FIX, LATENTS_FIX, StoredEmbeddings, StoredLatents, about, about_latents
 from qvl_edit.tasks import Tasks, expanded, tasks_of
 from qvl_edit.tiny import tiny
-from qvl_edit.validation import Validation
+from qvl_edit.validation import validation
 
 LESS_MEMORY = (
     "set train.recompute: true, lower batch.micro or pictures.size, set optim.name: adamw_8bit, hold what is under "
@@ -69,7 +69,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     batches = EditBatches(tasks, mixture, reading, recipe.mixture.dropout, recipe.batch.micro)
     steps = batches.steps_of(recipe.train)
     held_out = {name: samples for name, samples in lists.items() if name != "train"}
-    validation = Validation(held_out, reading, vae, recipe.evaluate.samples)
+    measured = validation(held_out, reading, vae, recipe.evaluate.samples)
     if world.rank == 0:
         settings.write(run.path)  # a checkpoint can edit before there is a final/
         Console().print(table.rich(), shares(mixture, tasks), pace(mixture, steps), sep="\n")
@@ -95,7 +95,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
             "base_commit": commit_of(recipe.model.name, recipe.model.revision, "model_index.json"),
             "profile": profile.name,
         },
-        evaluate=partial(validation.measure, run=run) if held_out else None,
+        evaluate=partial(measured.measure, run=run) if held_out else None,
         preview=preview_of(recipe, lists, reading, vae),
         preview_every=recipe.sampling.preview,
         export=partial(

@@ -38,7 +38,7 @@ from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.settings import Settings
 from qvl_metaquery.stage import check_stage, stage_of, stage_report
 from qvl_metaquery.tiny import tiny
-from qvl_metaquery.validation import Validation
+from qvl_metaquery.validation import validation
 from qvl_metaquery.weights import is_whole, own_weights, put, save, trained_transformer
 
 
@@ -52,7 +52,7 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
     samples = drawing_samples(recipe, lists["train"], opened.processor, shape, stored)
     collate = collation(opened.processor, coded=stored is not None)
     held_out = {name: mixture for name, mixture in lists.items() if name != "train"}
-    validation = Validation(held_out, samples, collate, opened.coder, recipe.evaluate.samples)
+    measured = validation(held_out, samples, collate, opened.coder, recipe.evaluate.samples)
     preview = Preview(
         lists.get("validation", lists["train"]),
         recipe.flow.task,
@@ -91,7 +91,7 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
             "base": base.model.name,
             "base_commit": commit_of(recipe.model.name, recipe.model.revision),
         },
-        evaluate=partial(validation.measure, run=run) if validation.lists else None,
+        evaluate=partial(measured.measure, run=run) if measured.lists else None,
         preview=preview,
         preview_every=recipe.sampling.preview,
         export=partial(_export, base, opened, run.path),
