@@ -5,16 +5,15 @@
 Shapes: B pictures, as many prompts of L tokens; N queries.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from qvl_core.training.keeping import Counted, counted, of_layers
 from qvl_metaquery.conditions import Prefix
 from qvl_metaquery.flow import between, flow_loss
 from qvl_metaquery.model import MetaQuery
@@ -36,14 +35,6 @@ class Work:
     latents: tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class Counted:
-    """Bytes that autograd keeps, and operations of the forward, by part: Qwen3-VL at the queries, connector, Sana."""
-
-    saved: dict[str, int]
-    flops: dict[str, float]
-
-
 def count(model: MetaQuery, work: Work, half: bool, device: str = "cuda") -> Counted:
     """Count one forward of a tuned model on a device, which need not be there.
 
@@ -52,15 +43,12 @@ def count(model: MetaQuery, work: Work, half: bool, device: str = "cuda") -> Cou
     Layers of a part are alike: two of each are run, and the others counted like the second.
     """
     whole = _layers(model)
-    one, two = (_count(_shortened(model, whole, number), work, half, device) for number in (1, 2))
-
-    def all_layers(first: float, second: float, part: str) -> float:
-        return first + (second - first) * (len(whole[part]) - 1) if len(whole[part]) > 1 else first
-
+    forward = partial(_forward, model, work)
+    one, two = (counted(_shortened(model, whole, number), forward, PARTS, half, device) for number in (1, 2))
     _shortened(model, whole, None)
     return Counted(
-        {part: int(all_layers(one.saved[part], two.saved[part], part)) for part in PARTS},
-        {part: all_layers(one.flops[part], two.flops[part], part) for part in PARTS},
+        {part: int(of_layers(one.saved[part], two.saved[part], len(whole[part]))) for part in PARTS},
+        {part: of_layers(one.flops[part], two.flops[part], len(whole[part])) for part in PARTS},
     )
 
 
@@ -75,35 +63,6 @@ def _shortened(model: MetaQuery, layers: dict[str, list[nn.Module]], number: int
     model.mllm.model.language_model.layers = queries
     model.connector.layers, model.transformer.transformer_blocks = connector, transformer
     return model
-
-
-def _count(model: MetaQuery, work: Work, half: bool, device: str) -> Counted:
-    saved, reached = dict.fromkeys(PARTS, 0), ["queries"]
-    kept: dict[int, Tensor] = {}  # alive, so that no storage gets the place of another
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in kept:
-            kept[storage._cdata] = tensor
-            saved[reached[-1]] += storage.nbytes()
-        return tensor
-
-    def reach(name: str) -> Any:
-        return getattr(model, name).register_forward_pre_hook(lambda *_: reached.append(name))
-
-    hooks = [reach(name) for name in PARTS[1:]]
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
-        _without_storage(model, half)
-        kept |= {p.untyped_storage()._cdata: p for p in model.parameters()}
-        with _autocast(device, half), FlopCounterMode(display=False) as flops:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss = _forward(model, work, torch.bfloat16 if half else torch.float32)
-            assert loss.requires_grad
-    for hook in hooks:
-        hook.remove()
-    counts = flops.get_flop_counts()
-    of = {part: float(sum(counts[type(getattr(model, part)).__name__].values())) for part in PARTS[1:]}
-    return Counted(saved, {"queries": flops.get_total_flops() - sum(of.values()), **of})
 
 
 def count_encoding(coder: Any, size: int) -> float:
@@ -130,32 +89,3 @@ def _forward(model: MetaQuery, work: Work, dtype: torch.dtype) -> Tensor:
     velocity = model.velocity(between(latents, noise, levels), levels, conditions)
     each: Tensor = flow_loss(velocity, latents, noise)
     return each.sum()
-
-
-def _without_storage(model: nn.Module, half: bool) -> None:
-    """Give parameters and buffers a device in place of meta, and the type they compute in."""
-    for module in model.modules():
-        for name, old in module._parameters.items():
-            if old is not None:
-                low = half and (old.ndim > 1 or not old.requires_grad)
-                new = torch.empty(old.shape, dtype=torch.bfloat16 if low else torch.float32)
-                module._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-@contextmanager
-def _autocast(device: str, half: bool) -> Iterator[None]:
-    """torch.autocast refuses a device that is not there."""
-    before: Any = torch.get_autocast_dtype(device)
-    torch.set_autocast_enabled(device, half)
-    torch.set_autocast_dtype(device, torch.bfloat16)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled(device, False)
-        torch.set_autocast_dtype(device, before)
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()

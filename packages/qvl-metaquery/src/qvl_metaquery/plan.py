@@ -16,13 +16,13 @@ from typing import Any
 from qvl_core.cards import Card, card
 from qvl_core.qwen3vl import knobs, planning
 from qvl_core.qwen3vl.lora import Row, apply_tune
+from qvl_core.qwen3vl.moments import PicturePlan, most
 from qvl_core.qwen3vl.plan import (
     CONTEXT,
     FRAGMENTATION,
     MFU,
     PEAK_FLOPS,
     SHARDED,
-    Plan,
     Strategy,
     quantized_bytes,
     state_bytes,
@@ -41,31 +41,19 @@ CASTS, GATHERED = "16-bit copies of trained weights", "gathered weights"
 
 
 @dataclass(frozen=True)
-class DrawingPlan(Plan):
-    """The plan of training on pictures."""
+class DrawingPlan(PicturePlan):
+    """The plan of a recipe."""
 
-    pictures: int
-    """Of one forward on one device."""
     prompt: int
     """Tokens of each prompt."""
     flops_per_picture: float
     """Operations of training, beside those of the tokens of its prompt."""
     flops_per_token: float
     """Operations of reading a token of a prompt."""
-    step: int
-    """Pictures of one step over all devices."""
-    moment: str
-    """When so much is needed."""
 
     @property
-    def caption(self) -> str:
-        slow, fast = (self.step / seconds for seconds in reversed(self.expected_seconds))
-        return (
-            f"Most is needed {self.moment}. {super().caption} {self.pictures} pictures per forward, their prompts of "
-            f"{self.prompt} tokens. Step of {self.step:,} pictures: at least {self.floor_seconds:.2f} s, expected "
-            f"{self.expected_seconds[0]:.2f} to {self.expected_seconds[1]:.2f} s ({slow:,.1f} to {fast:,.1f} "
-            "pictures/s)."
-        )
+    def forward(self) -> str:
+        return f"{self.pictures} pictures per forward, their prompts of {self.prompt} tokens"
 
 
 def plan(recipe: MetaQueryRecipe, gpu: str | None = None) -> None:
@@ -166,13 +154,8 @@ def predict(recipe: MetaQueryRecipe, on: Card | None = None, device: str = "cuda
         "averaged weights": trained_bytes if recipe.optim.ema else 0,
         "keys and values of prompts": keys * prompt * pictures,
     }
-    rows = {
-        moment: {n: ceil(size / world) if n in SHARDED[strategy] else round(size) for n, size in (always | at).items()}
-        for moment, at in moments.items()
-    }
-    moment = max(rows, key=lambda name: sum(rows[name].values()))
     optional = ("averaged weights", "autoencoder", GATHERED)
-    shown = {name: size for name, size in rows[moment].items() if size or name not in optional}
+    moment, shown = most(always, moments, strategy, world, optional)
 
     # A prompt is read without gradients, token by token; what it shows goes through the tower in four times as many.
     of_token, seen = 2 * of_group["llm"].parameters, prompt - FRAME - recipe.queries.caption_tokens
