@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvl_core.errors import BadInput
+from qvl_edit.build import shares
 from qvl_edit.cut import Bucket, cut, deal
 from qvl_edit.mixture import Draw, Mixture
+from qvl_edit.tasks import Tasks
 from qvl_edit.texts import Choice, Text, choose, directed, learnable
 from qvl_edit.weights import source_weights, task_weights
 
@@ -121,6 +123,16 @@ def test_frequencies_of_tasks_are_their_weights_among_those_that_have_such_sampl
     of_one = {name: counts[1, name] for name in ("a", "b")}
     assert close_to(of_one, {"a": 0.5 / 1.7, "b": 1.2 / 1.7})
     assert {pair for pair in counts if pair[0] != 1} == {(0, "a"), (2, "a")}
+
+
+def test_a_number_that_a_task_has_not_is_drawn_from_those_that_have_it_and_that_is_said() -> None:
+    mixed = mixture(tasks={"a": 0.5, "b": 1.5}, sources=DOCUMENT)
+    assert mixed.shares == pytest.approx(np.array([[1 / 3, 0], [1 / 12, 1 / 4], [1 / 3, 0]]))
+    assert shares(mixed, Tasks(None, {}, FOUND)).splitlines() == [  # type: ignore[arg-type]  # no sample is read
+        "0 sources: 33.3% of the steps, of a 100.0% (30 samples); none in b",
+        "1 sources: 33.3% of the steps, of a 25.0% (20 samples), b 75.0% (40 samples)",
+        "2 sources: 33.3% of the steps, of a 100.0% (10 samples); none in b",
+    ]
 
 
 def test_without_weights_each_sample_is_drawn_equally_often() -> None:

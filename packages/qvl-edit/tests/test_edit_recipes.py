@@ -107,6 +107,10 @@ def test_what_is_held_in_fewer_bits() -> None:
         (["media.max_pixels=262144"], "`pictures` has the sizes: remove it"),
         (["tune.transformer.mode=frozen"], "`tune` trains nothing"),
         (["tune.transformer.layers=2"], "name blocks of the transformer instead"),
+        (
+            ["tune={attn: {mode: lora, dora: true}}", "model.quantization=nf4"],
+            "`tune.attn.dora`: needs full-precision weights; remove it, or model.quantization",
+        ),
         (["tune={attn: {mode: lora, init: pissa}}"], "`tune.attn.init`: an adapter here begins at zero"),
         (["tune={attn: {mode: lora, init: loftq}}", "model.quantization=nf4"], "`tune.attn.init`: an adapter here"),
         (["tune={unused: {mode: full}}"], "`tune.unused`: no prediction depends on it; remove it"),

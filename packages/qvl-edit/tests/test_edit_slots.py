@@ -77,6 +77,16 @@ def slots(micros: Sequence[Micro]) -> list[tuple[str, bytes]]:
     return sorted(found)
 
 
+def test_files_that_are_listed_apart_are_tasks_apart(meta: Path) -> None:
+    """Whatever lies beside them."""
+    task(meta / "c", A)
+    (meta / "c" / "rows.jsonl").rename(meta / "c" / "one.jsonl")
+    (meta / "c" / "two.jsonl").write_bytes((meta / "c" / "one.jsonl").read_bytes())
+    assert set(opened(str(meta)).numbers) == {"a", "b", "c"}
+    assert set(opened([str(meta / "c" / "one.jsonl"), str(meta / "c" / "two.jsonl")]).numbers) == {"one", "two"}
+    assert len(opened(str(meta)).numbers["c"]) == 2 * len(A)
+
+
 def test_each_subfolder_of_a_folder_of_tasks_is_a_task(meta: Path) -> None:
     tasks = opened(str(meta))
     assert {name: found.tolist() for name, found in tasks.sources.items()} == {"a": list(A), "b": list(B)}

@@ -224,7 +224,7 @@ def open_transformer(
 
 
 def shares(mixture: Mixture, tasks: Tasks) -> str:
-    """A line for each number of sources: how often a step is of it, and which tasks it is then of."""
+    """A line for each number of sources: how often a step is of it, which tasks it is then of, and which have none."""
     lines = []
     for number, row in zip(mixture.numbers, mixture.shares, strict=True):
         of = ", ".join(
@@ -232,7 +232,9 @@ def shares(mixture: Mixture, tasks: Tasks) -> str:
             for name, share in zip(mixture.tasks, row, strict=True)
             if share
         )
-        lines.append(f"{number} sources: {row.sum():.1%} of the steps, of {of}")
+        without = [name for name, share in zip(mixture.tasks, row, strict=True) if not share]
+        none = f"; none in {', '.join(without)}" if without else ""
+        lines.append(f"{number} sources: {row.sum():.1%} of the steps, of {of}{none}")
     return "\n".join(lines)
 
 

@@ -54,7 +54,7 @@ class Mixture(blocks.Block):
     inverse: bool = True
     """Learn the way back as well, from target to source, where a sample has a text for it and one source."""
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Part of the samples whose text is left out, so that guidance has something to compare with."""
+    """Part of the samples whose text is left out (made empty), so that guidance has something to compare with."""
 
 
 class Pictures(blocks.Block):
@@ -179,6 +179,8 @@ class EditRecipe(blocks.Recipe):
                     f"`tune.{name}.init`: an adapter here begins at zero, since diffusers puts it upon the untouched "
                     "weights; remove it"
                 )
+            if block.mode == "lora" and block.dora and self.model.quantization is not None:
+                raise ValueError(f"`tune.{name}.dora`: needs full-precision weights; remove it, or model.quantization")
         return self
 
 

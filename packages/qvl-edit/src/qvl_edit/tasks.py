@@ -24,8 +24,14 @@ from qvl_edit.questions import sources_of
 ROWS = (".jsonl", ".parquet")
 
 
+class OfTask(Source):
+    """A file of a folder of tasks."""
+
+    task: str
+
+
 def expanded(data: Data) -> Data:
-    """The same data, with the files in a folder of tasks in its place, in each list."""
+    """The same data, with the files in a folder of tasks in its place, in each list; they know their tasks."""
     lists = {name: _files(getattr(data, name)) for name in ("train", "validation", "test")}
     return data.model_copy(update=lists)
 
@@ -61,12 +67,8 @@ def tasks_of(mixture: Mixture) -> Tasks:
 
 def names_of(mixture: Mixture) -> list[str]:
     """The task of each source."""
-    named = labels(mixture)
-    for index, source in enumerate(mixture.sources):
-        path = Path(source.source)
-        if path.is_file() and _is_of_tasks(path.parent.parent):
-            named[index] = path.parent.name
-    return named
+    named = zip(mixture.sources, labels(mixture), strict=True)
+    return [source.task if isinstance(source, OfTask) else label for source, label in named]
 
 
 def _files(sources: Sequence[Source]) -> list[Source]:
@@ -74,8 +76,9 @@ def _files(sources: Sequence[Source]) -> list[Source]:
     for source in sources:
         folder = Path(source.source).expanduser()
         if folder.is_dir() and _is_of_tasks(folder):
-            rows = [file for task in _subfolders(folder) for file in _rows(task)]
-            found += [source.model_copy(update={"source": str(file)}) for file in rows]
+            given = source.model_dump()
+            rows = [(task.name, file) for task in _subfolders(folder) for file in _rows(task)]
+            found += [OfTask.model_validate(given | {"source": str(file), "task": task}) for task, file in rows]
         else:
             found.append(source)
     return found
