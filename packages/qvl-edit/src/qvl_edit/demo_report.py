@@ -47,7 +47,7 @@ SHOWN = {  # what these figures are called, and their chance
     "shuffled_success": ("instructions shuffled, right", 1 / 3),
     "seconds": ("CPU seconds, until the page is written", None),
 }
-COLUMNS = 15  # pictures of a sheet
+COLUMNS = 7  # pictures of a sheet, of which there are more
 COMMAND = "qvl-edit extract lora_2509 data.train=my_pairs.jsonl && qvl-edit train lora_2509 data.train=my_pairs.jsonl"
 
 
@@ -62,7 +62,7 @@ def write_report(out: Path, values: Mapping[str, Any], digits: "Edited", photos:
         Section(
             "Held-out digits",
             [_sheets(digits), _errors(digits)],
-            "Sources, below them what is right, below that what was drawn; in a red frame what is wrong.",
+            "Some sources, below them what is right, and what was drawn; in a red frame what is wrong.",
         ),
         Section("Photographs", [_photographs(values), _sheets(photos)]),
         Section("Controls", [_controls(values)]),
@@ -102,7 +102,7 @@ def _sheets(edited: "Edited") -> Cards:
         rows = [edited.sources[shown], edited.wanted[shown], edited.drawn[shown]]
         columns, right = len(rows[0]), edited.judged.right[shown]
         marks = np.concatenate([np.ones(2 * columns, bool), right])
-        title = f"{change.said['en']}: {edited.success(name):.0%} of {len(edited.drawn) // len(CHANGES)} right"
+        title = f"{change.said['en']}: {edited.success(name):.0%} of {len(edited.drawn) // len(CHANGES)}"
         picture = sheet([image for row in rows for image in row], marks, columns)
         cards.append(Card(title, [Picture(png(picture))]))
     return Cards(cards)
