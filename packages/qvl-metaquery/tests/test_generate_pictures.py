@@ -8,9 +8,7 @@ import pytest
 from drawing_verbs import qvl_metaquery
 from PIL import Image
 
-from qvl_core.errors import BadInput
-from qvl_data.drawing.files import file_name, how_drawn, write_picture
-from qvl_data.drawing.prompts import read_prompts
+from qvl_data.drawing.files import how_drawn
 
 FEW = ("--steps", "2")
 
@@ -116,86 +114,3 @@ def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path: Path) -> None:
     done = qvl_metaquery("generate", tmp_path, "--prompt", "x")
     assert done.code == 2
     assert "no metaquery.json there" in done.err
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("a.txt", "\n \n", "a.txt: there is no prompt in this file"),
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt"', r"a.jsonl:2: is not JSON"),
-        ("a.jsonl", '\n{"text": "x"}\n', r"a.jsonl:2: has no text under `prompt`"),
-        ("a.jsonl", '["x"]\n', r"a.jsonl:1: has no text under `prompt`"),
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt": " "}\n', r"a.jsonl:2: the prompt is empty"),
-        ("a.jsonl", '{"prompt": "x", "images": "a.png"}\n', r"a.jsonl:1: `images` is no list"),
-        ("prompts/a.txt", "", r"a.txt: the prompt is empty"),
-        ("prompts/a.md", "x", r"prompts: there is no NAME.txt in this folder"),
-    ],
-)
-def test_bad_files_of_prompts_are_one_sentence(name: str, text: str, said: str, tmp_path: Path) -> None:
-    file = tmp_path / name
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    with pytest.raises(BadInput, match=said):
-        read_prompts(file.parent if "/" in name else file)
-
-
-def test_a_file_of_prompts_in_another_encoding_is_refused_and_a_mark_of_its_order_left_out(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_bytes("七".encode("utf-16"))
-    with pytest.raises(BadInput, match="is not UTF-8"):
-        read_prompts(file)
-    file.write_text("七", encoding="utf-8-sig")
-    assert [one.text for one in read_prompts(file)] == ["七"]
-
-
-def test_pictures_outside_the_files_folder_are_not_opened(photo: Path, tmp_path: Path) -> None:
-    (tmp_path / "inside").mkdir()
-    file = tmp_path / "inside" / "prompts.jsonl"
-    file.write_text(json.dumps({"prompt": "x", "images": [str(photo)]}), encoding="utf-8")
-    (asked,) = read_prompts(file)
-    with pytest.raises(BadInput):
-        asked.opened()
-
-
-def test_names_are_of_words_and_never_too_long() -> None:
-    assert file_name("", "", 3) == "seed3.png"
-    assert file_name("0001", "../a/b\\c:d", 3) == "0001-a-b-c-d-seed3.png"
-    assert len(file_name("0001", "word " * 100, 3)) < 100
-
-
-def test_another_picture_does_not_say_how_it_was_drawn(photo: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="does not say how it was drawn"):
-        how_drawn(photo)
-    write_picture(tmp_path / "a.png", Image.new("RGB", (4, 4)), {"prompt": "七 “x”"})
-    assert how_drawn(tmp_path / "a.png") == {"prompt": "七 “x”"}
-
-
-def test_rows_of_edits_are_prompts_about_their_sources(photo: Path, tmp_path: Path) -> None:
-    """The document's rows of editing: two sources, none, one; and a prompt with one `image`."""
-    file = tmp_path / "rows.jsonl"
-    texts = {"instruction": "", "instruction_cn": "把天空改成日落。"}
-    rows: list[dict[str, object]] = [
-        {"source_image": [photo.name, photo.name], "target_image": "none.png", "instruction": "Merge them."},
-        {"source_image": None, "target_image": "none.png", "instruction": "A cat."},
-        {"source_image": photo.name, "target_image": "none.png", **texts},
-        {"prompt": "in winter", "image": photo.name},
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    found = read_prompts(file)
-    assert [(one.text, len(one.opened())) for one in found] == [
-        ("Merge them.", 2),
-        ("A cat.", 0),
-        ("把天空改成日落。", 1),
-        ("in winter", 1),
-    ]
-    file.write_text(json.dumps({"prompt": "x", "image": "a.png", "images": []}), encoding="utf-8")
-    with pytest.raises(BadInput, match="has both `image` and `images`"):
-        read_prompts(file)
-
-
-def test_absolute_paths_are_opened_below_a_folder_that_was_allowed(photo: Path, tmp_path: Path) -> None:
-    (tmp_path / "inside").mkdir()
-    file = tmp_path / "inside" / "prompts.jsonl"
-    file.write_text(json.dumps({"prompt": "x", "image": str(photo)}), encoding="utf-8")
-    (asked,) = read_prompts(file, [tmp_path])
-    assert len(asked.opened()) == 1
