@@ -77,9 +77,10 @@ def _write_files(recipe: EditRecipe, samples: Mixture, out: Path, batch: int, wo
     """A file for each text, by way of shards, which a killed run leaves for the next one and a whole one removes."""
     shards = out / SHARDS
     store, profile, origin = _embed(recipe, [samples], shards, batch, world)
-    stored = StoredEmbeddings(world.on_first(store.again))
+    store = world.on_first(store.again)
     asking = Asking(recipe.mixture.inverse, recipe.mixture.sources)
-    write_files(samples, stored, asking, profile, out, world.rank, world.size)
+    write_files(samples, StoredEmbeddings(store), asking, profile, out, world.rank, world.size)
+    del store  # Windows removes no file that is mapped
     world.barrier()
     if world.rank == 0:
         write_head(out, origin)
