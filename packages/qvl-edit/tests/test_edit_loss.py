@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
 from torch import Tensor
@@ -50,7 +51,9 @@ def calls(transformer: Any, run: Callable[[], Any]) -> list[tuple[dict[str, Any]
     return found
 
 
-@pytest.mark.parametrize(("name", "count"), [("edit-plus", 1), ("edit-plus", 2), ("edit-2511", 2), ("t2i", 0)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("edit", 1), ("edit-plus", 1), ("edit-plus", 2), ("edit-2511", 2), ("t2i", 0)]
+)
 def test_a_steps_prediction_is_that_of_the_pipeline_at_the_same_time(
     name: str,
     count: int,
@@ -60,6 +63,8 @@ def test_a_steps_prediction_is_that_of_the_pipeline_at_the_same_time(
 ) -> None:
     monkeypatch.setattr(edit_plus, "CONDITION_IMAGE_SIZE", AREA)
     monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", AREA)
+    sides = edit.calculate_dimensions
+    monkeypatch.setattr(edit, "calculate_dimensions", lambda area, ratio: sides(AREA, ratio))
     pipe, kind = pipeline(name), profile(name)
     sources = [picture((64, 128), seed=1), picture((96, 96), seed=2)][:count]
     target = picture((96, 96), seed=3)

@@ -77,6 +77,13 @@ def slots(micros: Sequence[Micro]) -> list[tuple[str, bytes]]:
     return sorted(found)
 
 
+def test_a_plan_reads_no_whole_row(meta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process plans the slots of all; pictures that lie in rows are read where they are learned."""
+    made = batches(meta)
+    monkeypatch.setattr(type(made.tasks.mixture), "sample", lambda self, item: pytest.fail("read"))
+    assert sum(map(len, made.plan(0, 0, 1).forwards)) == 8
+
+
 def test_files_that_are_listed_apart_are_tasks_apart(meta: Path) -> None:
     """Whatever lies beside them."""
     task(meta / "c", A)

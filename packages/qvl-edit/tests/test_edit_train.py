@@ -111,6 +111,15 @@ def test_embeddings_of_another_origin_are_refused(data: Path, tmp_path: Path, ch
         train(make_recipe(data, change), tmp_path / "run")
 
 
+def test_training_needs_no_text_encoder(data: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(whole / "base", tmp_path / "base")
+    for file in (tmp_path / "base" / "text_encoder").glob("*.safetensors"):
+        file.unlink()
+    train(make_recipe(data, f"model.name={tmp_path / 'base'}", "train.steps=1"), tmp_path / "run")
+    assert (tmp_path / "run" / "final" / "transformer").is_dir()
+    assert "the text encoder's weights are not in" in capsys.readouterr().out
+
+
 def test_a_run_begins_with_the_weights_of_another(data: Path, whole: Path) -> None:
     recipe = make_recipe(data, f"model.init_from={whole / 'final'}")
     begun = transformer_of(recipe.model, whole / "base")

@@ -360,6 +360,24 @@ def test_what_the_first_process_does_alone_may_take_longer_than_any_other_wait()
     assert together(2, slow) == [0, 0]
 
 
+def unlike(out: Path, broken: int) -> None:
+    def work() -> int:
+        if world.rank == broken:
+            raise BadInput("row 7 is broken; mend it.")
+        time.sleep(1)
+        return world.rank
+
+    with processes(Parallel()) as world:
+        assert world.on_each(work) == world.rank
+        (out / f"done-{world.rank}").touch()
+
+
+def test_what_fails_on_one_process_ends_all_with_its_sentence(tmp_path: Path) -> None:
+    assert together(2, unlike, tmp_path, 1) == [2, 2]
+    assert together(2, unlike, tmp_path, 2) == [0, 0]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["done-0", "done-1"]
+
+
 # How processes are started
 
 

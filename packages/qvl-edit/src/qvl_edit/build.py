@@ -31,7 +31,7 @@ from qvl_edit.groups import groups
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_loss
 from qvl_edit.mixture import Mixture
-from qvl_edit.opening import EVERY_PART, geometry_of
+from qvl_edit.opening import FOR_TRAINING, geometry_of
 from qvl_edit.parts import open_shift, open_vae
 from qvl_edit.preview import Preview
 from qvl_edit.profile import Profile, read_config, read_profile
@@ -123,7 +123,7 @@ def checkpoint_of(recipe: EditRecipe, run: RunFolder, world: World) -> Path:
     """The folder of the recipe's checkpoint; `tiny` is written to the run folder once."""
     check_weights_only(recipe.model)
     if recipe.model.name != "tiny":
-        return find_folder(recipe.model.name, recipe.model.revision, "model.name", EVERY_PART)
+        return find_folder(recipe.model.name, recipe.model.revision, "model.name", FOR_TRAINING)
     folder = run.path.resolve() / "base"
     world.on_first(lambda: folder.is_dir() or bool(tiny(folder, coder="patches")))
     return folder
@@ -170,6 +170,13 @@ def reading_of(
     geometry = geometry_of(recipe.pictures, profile, folder)
     pictures = AutoImageProcessor.from_pretrained(folder / "processor") if profile.pictures else None
     origin = about(profile, geometry, folder, pictures, dtype)
+    if "text_encoder" not in origin and world.rank == 0:
+        Console().print(
+            f"note: the text encoder's weights are not in {folder}, and training needs none; that the embeddings were "
+            "made with this one is taken on trust.",
+            style="yellow",
+            markup=False,
+        )
     width = read_config(folder / "transformer" / "config.json")["joint_attention_dim"]
     told = _told(recipe, lists, width, origin, world)
     corruption = Corruption(vae.channels, vae.scale, open_shift(folder), recipe.flow.times)

@@ -65,8 +65,9 @@ def encode(recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, 
     own = [number for number in range(len(names)) if names[number] not in there][world.rank :: world.size]
     watched = None if world.rank else track(own, f"encode {out}", len(own))
     entries = partial(_encoded, vae=vae, device=world.device, seen=set())
-    fill(store, walk, own, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
-    world.barrier()
+    world.on_each(
+        lambda: fill(store, walk, own, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
+    )
     world.on_first(lambda: _finish(out, store))
 
 

@@ -79,9 +79,12 @@ def _write_files(recipe: EditRecipe, samples: Mixture, out: Path, batch: int, wo
     store, profile, origin = _embed(recipe, [samples], shards, batch, world)
     store = world.on_first(store.again)
     asking = Asking(recipe.mixture.inverse, recipe.mixture.sources)
-    write_files(samples, StoredEmbeddings(store), asking, profile, out, world.rank, world.size)
-    del store  # Windows removes no file that is mapped
-    world.barrier()
+
+    def written() -> None:
+        stored = StoredEmbeddings(replace(store))  # let go of at the end: Windows removes no file that is mapped
+        write_files(samples, stored, asking, profile, out, world.rank, world.size)
+
+    world.on_each(written)
     if world.rank == 0:
         write_head(out, origin)
         shutil.rmtree(shards)
@@ -110,8 +113,9 @@ def _embed(
     own = [number for number in range(len(names)) if names[number] not in there][world.rank :: world.size]
     watched = None if world.rank else track(own, f"extract {out}", len(own))
     entries = partial(_embedded, embedder=embedder)
-    fill(store, walk, own, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
-    world.barrier()
+    world.on_each(
+        lambda: fill(store, walk, own, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
+    )
     world.on_first(lambda: _finish(out, store, names, recipe.data.max_bad, windows.samples))
     return store, profile, origin
 

@@ -13,6 +13,7 @@ from qvl_edit.tiny import tiny
 
 ABOUT = ("*.json", "*/*.json", "*/*.txt", "*/*.jinja")  # small files: classes, sizes, tokenizer
 EVERY_PART = (*ABOUT, "*/*.safetensors")
+FOR_TRAINING = (*ABOUT, "transformer/*.safetensors", "vae/*.safetensors")
 FOR_TEXTS = (*ABOUT, "text_encoder/*.safetensors")
 RELEASED = {
     "Qwen/Qwen-Image": "t2i",

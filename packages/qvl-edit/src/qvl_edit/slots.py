@@ -164,7 +164,7 @@ class EditBatches:
 
     def wanted(self, step: int, slot: int, draw: Draw) -> Wanted:
         """What stands in a slot, nothing opened but headers. Raises BadSample."""
-        sample = self.sample(draw)
+        sample = self.tasks.mixture.outline(self.tasks.item(*draw))
         choice = choose(self.reading.texts(sample), self.mixture.seed, step, slot, self.dropout)
         return Wanted(slot, draw, choice, self.reading.bucket(sample, choice.text))
 

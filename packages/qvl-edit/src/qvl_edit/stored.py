@@ -104,14 +104,15 @@ def key(pictures: Sequence[bytes], text: str | None = None) -> bytes:
 def about(profile: Profile, geometry: Geometry, folder: Path, pictures: Any, dtype: torch.dtype) -> dict[str, Any]:
     """What decides the values of stored embeddings.
 
-    folder    of the checkpoint, for its text encoder's weights
+    folder    of the checkpoint, for its text encoder's weights; without these, which are 16.6 GB, they are not compared
     pictures  the image processor, which resizes once more; None without pictures
     """
     size = None if pictures is None else pictures.size
     limits = [] if size is None else [size["shortest_edge"], size["longest_edge"]]
+    encoder = folder / "text_encoder"
     return {
         **profile.about(),
-        "text_encoder": weights_sha256(folder / "text_encoder")[:16],
+        **({"text_encoder": weights_sha256(encoder)[:16]} if any(encoder.glob("*.safetensors")) else {}),
         "resize": [geometry.vl_area, STEP, *limits] if limits else None,
         "dtype": str(dtype).removeprefix("torch."),
     }

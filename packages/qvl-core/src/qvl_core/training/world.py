@@ -56,7 +56,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.patient)
         return values
 
     def first(self, value: Any) -> Any:
@@ -82,6 +82,22 @@ class World:
         result, failed = self.first((result, failure))
         if failed is not None:
             raise failure or failed
+        return cast(T, result)
+
+    def on_each(self, work: Callable[[], T]) -> T:
+        """Let every process do its own work, however long the others take, and go on when all are done.
+
+        A QVLError of one is then raised on every process, so that nobody waits in vain.
+        """
+        result: T | None = None
+        failure: QVLError | None = None
+        try:
+            result = work()
+        except QVLError as error:
+            failure = error
+        failed = [error for error in self.gather(failure) if error is not None]
+        if failed:
+            raise failure or failed[0]
         return cast(T, result)
 
     def barrier(self) -> None:
