@@ -10,6 +10,7 @@ from qvl_edit.groups import UNUSED
 from qvl_edit.weights import source_weights, task_weights
 
 Weight = Annotated[float, Field(ge=0)]
+Times = Literal["uniform", "logit_normal", "mode"]
 
 
 class EditQuantization(blocks.Quantization):
@@ -71,7 +72,7 @@ class Pictures(blocks.Block):
 class Flow(blocks.Block):
     """What is learned from a target."""
 
-    times: Literal["uniform", "logit_normal", "mode"] = "uniform"
+    times: Times = "uniform"
     """How noise levels are drawn, before the checkpoint's shift: all alike, mostly the middle ones, or in between."""
 
 

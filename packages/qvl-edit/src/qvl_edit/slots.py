@@ -25,9 +25,10 @@ from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.mixture import Draw, Mixture
 from qvl_edit.packing import SIDE, tokens_of
 from qvl_edit.questions import bucket_of, sources_of, target_of, texts_of
+from qvl_edit.recipe import Times
 from qvl_edit.tasks import Tasks
 from qvl_edit.texts import Choice, Text, choose, directed
-from qvl_edit.times import Shift, Times, level_of, noise_of
+from qvl_edit.times import Shift, level_of, noise_of
 
 Coded = Callable[[Sample, int, Size], Array]
 """(C, H, W) of one of a sample's media at a size in pixels, as `Vae.raw` gives it. Raises BadSample."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from qvl_core.errors import BadInput
 from qvl_core.training.seeds import mix
 from qvl_data.order import order
+from qvl_edit.recipe import Times
 
 LEVELS = 1000
 MODE_SCALE = 1.29
-Times = Literal["uniform", "logit_normal", "mode"]
 
 
 @dataclass(frozen=True)
