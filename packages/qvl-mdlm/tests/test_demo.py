@@ -1,18 +1,14 @@
 """The demo: what it counts as right, and over five seeds its bars."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from statistics import mean
 
 import pytest
 
+from qvl_core.demo_testing import demos, missed
 from qvl_mdlm.canvas import MASK
 from qvl_mdlm.demo import PHRASINGS, Size, demo, digit_of, is_right, sentences
 from qvl_mdlm.demo_report import BARS
-
-BELOW = 0.02  # how far a single seed may lie beyond a bar
 
 
 def test_right_is_a_phrasing_letter_for_letter_with_the_right_digit() -> None:
@@ -50,14 +46,4 @@ def test_a_short_demo_leaves_its_page_and_figures_and_says_what_it_missed(tmp_pa
 
 @pytest.mark.slow
 def test_the_bars_over_five_seeds(tmp_path: Path) -> None:
-    """Each in a process of its own, whose CPU seconds are those of the demo."""
-    results = []
-    for seed in range(5):
-        command = [sys.executable, "-m", "qvl_mdlm", "demo", "--out", str(tmp_path / str(seed)), "--seed", str(seed)]
-        subprocess.run(command, check=True, capture_output=True)
-        results.append(json.loads((tmp_path / str(seed) / "result.json").read_text(encoding="utf-8")))
-    for name, bar in BARS.items():
-        found = [result[name] for result in results]
-        slack = 0.0 if name in ("nelbo_ratio", "seconds") else BELOW
-        assert all(bar.holds(value, slack) for value in found), (name, found)
-        assert bar.holds(mean(found)), (name, found)
+    assert not missed(demos("qvl_mdlm", tmp_path, range(5)), BARS, exact=("nelbo_ratio", "seconds"))

@@ -1,16 +1,14 @@
 """The coloured demo: its judge and its autoencoder, a short one whole, and over three seeds its bars."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from qvl_core.demo_testing import demos, missed
 from qvl_core.run import RunFolder
 from qvl_data.example.coloured import COLOURS, PAPER, inked
 from qvl_data.example.digits import arrays, indices
@@ -19,8 +17,6 @@ from qvl_metaquery.coloured_judge import CAPTIONS, ColouredJudge, real
 from qvl_metaquery.demo_coloured import Size, as_pixels, demo, reconstructed
 from qvl_metaquery.demo_coloured_report import BARS
 from qvl_metaquery.train_coder import train_coder
-
-BELOW = 0.02  # how far a single seed may lie beyond a bar
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +81,5 @@ def test_a_short_coloured_demo_leaves_its_page_and_figures_and_says_what_it_miss
 
 @pytest.mark.slow
 def test_the_bars_of_drawing_in_colours_over_three_seeds(tmp_path: Path) -> None:
-    """Each in a process of its own, whose CPU seconds are those of the demo."""
-    results = []
-    for seed in range(3):
-        out = tmp_path / str(seed)
-        command = [sys.executable, "-m", "qvl_metaquery", "demo", "--coloured", "--out", str(out), "--seed", str(seed)]
-        subprocess.run(command, check=True, capture_output=True)
-        results.append(json.loads((out / "result.json").read_text(encoding="utf-8")))
-    for name, bar in BARS.items():
-        found = [result[name] for result in results]
-        slack = 0.0 if name in ("reconstruction_error", "seconds") else BELOW
-        assert all(bar.holds(value, slack) for value in found), (name, found)
-        assert bar.holds(mean(found)), (name, found)
+    results = demos("qvl_metaquery", tmp_path, range(3), "--coloured")
+    assert not missed(results, BARS, exact=("reconstruction_error", "seconds"))

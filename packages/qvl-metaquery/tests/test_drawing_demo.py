@@ -1,20 +1,16 @@
 """The demo: what is drawn and judged in it, a short one whole, and over five seeds its bars."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import pytest
 
+from qvl_core.demo_testing import demos, missed
 from qvl_data.example.digits import arrays, indices
 from qvl_metaquery.demo import Size, demo, ring, source
 from qvl_metaquery.demo_report import BARS
 from qvl_metaquery.judge import grey, nearest, real
-
-BELOW = 0.02  # how far a single seed may lie beyond a bar
 
 
 def test_in_the_controls_nothing_stays_where_it_was() -> None:
@@ -48,14 +44,4 @@ def test_a_short_demo_leaves_its_page_and_figures_and_says_what_it_missed(tmp_pa
 
 @pytest.mark.slow
 def test_the_bars_of_drawing_over_five_seeds(tmp_path: Path) -> None:
-    """Each in a process of its own, whose CPU seconds are those of the demo."""
-    results = []
-    for seed in range(5):
-        out = tmp_path / str(seed)
-        command = [sys.executable, "-m", "qvl_metaquery", "demo", "--out", str(out), "--seed", str(seed)]
-        subprocess.run(command, check=True, capture_output=True)
-        results.append(json.loads((out / "result.json").read_text(encoding="utf-8")))
-    for name, bar in BARS.items():
-        found = [result[name] for result in results]
-        assert all(bar.holds(value, 0.0 if name == "seconds" else BELOW) for value in found), (name, found)
-        assert bar.holds(mean(found)), (name, found)
+    assert not missed(demos("qvl_metaquery", tmp_path, range(5)), BARS)

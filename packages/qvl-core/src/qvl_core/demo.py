@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl_core.errors import BadInput
+from qvl_core.report import Figure, Figures
 from qvl_core.run import RunFolder, Scalar, result
 
 
@@ -50,3 +51,19 @@ def judged(values: Mapping[str, Any], bars: Mapping[str, Bar]) -> dict[str, str]
     of the figures that do not hold theirs."""
     missed = [name for name, bar in bars.items() if not bar.holds(values[name])]
     return {"bars": ", ".join(f"{name} {bar}" for name, bar in bars.items()), "missed": ", ".join(missed)}
+
+
+def figures(
+    values: Mapping[str, Any],
+    bars: Mapping[str, Bar],
+    called: Mapping[str, tuple[str, float | None]],
+    notes: Mapping[str, str] | None = None,
+) -> Figures:
+    """Those of a result that have a bar, for its page; called: what each is called there, and its chance."""
+    notes = notes or {}
+    return Figures(
+        [
+            Figure(called[name][0], values[name], bar.value, called[name][1], bar.at_most, notes.get(name, ""))
+            for name, bar in bars.items()
+        ]
+    )

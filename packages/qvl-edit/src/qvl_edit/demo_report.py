@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvl_core.demo import Bar
+from qvl_core.demo import Bar, figures
 from qvl_core.report import (
     Block,
     Card,
     Cards,
     Code,
     Curves,
-    Figure,
-    Figures,
     Histogram,
     Picture,
     Section,
@@ -58,7 +56,7 @@ def write_report(out: Path, values: Mapping[str, Any], digits: "Edited", photos:
     """
     run = RunFolder(out / "runs" / "edits")
     sections = [
-        Section("What it learned", [_figures(values), _explanation()]),
+        Section("What it learned", [figures(values, BARS, SHOWN), _explanation()]),
         Section(
             "Held-out digits",
             [_sheets(digits), _errors(digits)],
@@ -75,14 +73,6 @@ def write_report(out: Path, values: Mapping[str, Any], digits: "Edited", photos:
         "Digits are real, written by hand, in two random colours each; those below were never trained on."
     )
     return write(RunFolder(out), sections, "qvl-edit demo: three edits", lead)
-
-
-def _figures(values: Mapping[str, Any]) -> Figures:
-    items = []
-    for name, bar in BARS.items():
-        label, chance = SHOWN[name]
-        items.append(Figure(label, values[name], bar.value, chance, bar.at_most))
-    return Figures(items)
 
 
 def _explanation() -> Text:

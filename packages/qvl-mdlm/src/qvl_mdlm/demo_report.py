@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvl_core.demo import Bar
+from qvl_core.demo import Bar, figures
 from qvl_core.report import (
     Block,
     Code,
     Curves,
-    Figure,
-    Figures,
     Picture,
     Pictures,
     Said,
@@ -74,8 +72,9 @@ def write_report(
     base, masked = (RunFolder(out / "runs" / name) for name in ("base", "masked"))
     token = int(masked.read_environment()["mask_token_id"])
     films = [_film(sample, steps, tokenizer, token) for sample, steps in zip(test, strips, strict=False)]
+    notes = {"nelbo_ratio": f"{values['nelbo_after']:.1f} of {values['nelbo_before']:.0f}"}
     sections = [
-        Section("What it learned", [_figures(values), _explanation(values)]),
+        Section("What it learned", [figures(values, BARS, SHOWN, notes), _explanation(values)]),
         Section("How an answer is written", films, "From top to bottom, a forward pass in each line; new is marked."),
         Section("Held-out pictures", [_gallery(test, found["reduced"].texts)]),
         Section("Fewer forward passes", _schedules(found)),
@@ -95,15 +94,6 @@ def write_report(
         f"phrasings, letter for letter, with the right digit; {len(test)} pictures were never trained on."
     )
     return write(RunFolder(out), sections, "qvl-mdlm demo: answers by denoising", lead)
-
-
-def _figures(values: Mapping[str, Any]) -> Figures:
-    notes = {"nelbo_ratio": f"{values['nelbo_after']:.1f} of {values['nelbo_before']:.0f}"}
-    items = []
-    for name, bar in BARS.items():
-        label, chance = SHOWN[name]
-        items.append(Figure(label, values[name], bar.value, chance, bar.at_most, notes.get(name, "")))
-    return Figures(items)
 
 
 def _explanation(values: Mapping[str, Any]) -> Text:

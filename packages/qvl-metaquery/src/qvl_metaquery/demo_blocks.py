@@ -1,35 +1,18 @@
 """Blocks that the pages of the demos share: figures, grids of drawings, films, what guidance trades, losses."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qvl_core.demo import Bar
-from qvl_core.report import Block, Card, Cards, Curves, Figure, Figures, Picture, Strip, Table, Text
+from qvl_core.report import Block, Card, Cards, Curves, Picture, Strip, Table, Text
 from qvl_core.report.drawn import spread
 from qvl_core.run import RunFolder
 from qvl_data.drawing import sheets
 from qvl_data.shown import png
 
 FRAMES = 8
-Called = Mapping[str, tuple[str, float | None]]
-"""By name of a figure what it is called on the page, and its chance."""
-
-
-def figures(
-    values: Mapping[str, Any], bars: Mapping[str, Bar], called: Called, notes: Mapping[str, str] | None = None
-) -> Figures:
-    """Those that have a bar."""
-    notes = notes or {}
-    return Figures(
-        [
-            Figure(called[name][0], values[name], bar.value, called[name][1], bar.at_most, notes.get(name, ""))
-            for name, bar in bars.items()
-        ]
-    )
 
 
 def sheet(title: str, images: Sequence[Image.Image], right: NDArray[np.bool_] | None = None, columns: int = 10) -> Card:

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qvl_core.demo import Bar
+from qvl_core.demo import Bar, figures
 from qvl_core.report import Card, Cards, Code, Picture, Section, Table, Text, write
 from qvl_core.report.drawn import drawn_section
 from qvl_core.run import RunFolder
 from qvl_data.example.digits import digit_png
 from qvl_data.example.drawings import caption
 from qvl_data.shown import png
-from qvl_metaquery.demo_blocks import figures, films, guided, loss, sheet
+from qvl_metaquery.demo_blocks import films, guided, loss, sheet
 from qvl_metaquery.demo_parts import Drawings
 
 BARS = {  # for the mean over five seeds, of a single one for `seconds`
