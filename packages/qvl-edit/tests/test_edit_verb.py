@@ -12,11 +12,13 @@ from edit_rows import row
 from edit_runs import KINDS
 from editing_verbs import qvl_edit
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from qvl_core.errors import BadInput
 from qvl_data.drawing.files import how_drawn
 from qvl_edit import EditPipeline
 from qvl_edit.sampling import Sampling
+from qvl_edit.trained import find_trained, open_trained
 
 FEW = ("--steps", 2)
 
@@ -70,6 +72,20 @@ def test_adapters_are_put_upon_a_model(runs: dict[str, Path], tmp_path: Path) ->
         (tmp_path / "odd.safetensors").write_bytes(b"no")
         with pytest.raises(BadInput, match=said):
             EditPipeline.from_pretrained(runs["lora"] / "base", lora=[lora])
+
+
+def test_adapters_that_have_no_place_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    """The library leaves out what it does not know."""
+    weights = load_file(runs["lora"] / "final" / "pytorch_lora_weights.safetensors")
+    spelled = {
+        "prefix": {key.removeprefix("transformer."): value for key, value in weights.items()},
+        "block": {key.replace("_blocks.0.", "_blocks.7."): value for key, value in weights.items()},
+    }
+    for name, wrong in spelled.items():
+        save_file(wrong, tmp_path / f"{name}.safetensors")
+        for model in (runs["lora"], runs["lora"] / "base"):
+            with pytest.raises(BadInput, match="no place in this transformer; name adapters of the same model"):
+                open_trained(find_trained(model), torch.float32, [tmp_path / f"{name}.safetensors"])
 
 
 def test_one_picture_of_the_command_line(runs: dict[str, Path], tmp_path: Path) -> None:

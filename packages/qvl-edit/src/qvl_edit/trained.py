@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import QwenImageTransformer2DModel
 from diffusers.loaders import QwenImageLoraLoaderMixin
+from safetensors import SafetensorError
 from torch import Tensor
 
 from qvl_core.errors import BadInput
@@ -110,27 +111,42 @@ def add_adapters(transformer: Any, file: Path, name: str) -> None:
     try:
         with quiet(bars=False):
             weights, metadata = QwenImageLoraLoaderMixin.lora_state_dict(
-                str(file.parent if file.is_file() else file), return_lora_metadata=True, local_files_only=True, **where
+                str(file.parent if file.is_file() else file),
+                return_lora_metadata=True,
+                local_files_only=True,
+                use_safetensors=True,
+                **where,
             )
             QwenImageLoraLoaderMixin.load_lora_into_transformer(dict(weights), transformer, name, metadata=metadata)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         said = str(error).strip().split("\n")[0].rstrip(".:")
         raise BadInput(
             f"{file}: cannot be put upon this transformer ({said}); name adapters of the same model."
         ) from None
-    transformer.set_adapters(list(transformer.peft_config))
     places = dict(transformer.named_parameters())
+    lost = [key for key in weights if _place(key, name) not in places]  # the library leaves them out
+    if lost:
+        raise BadInput(
+            f"{file}: {len(lost)} of its {len(weights)} weights, such as {lost[0]}, have no place in this transformer; "
+            "name adapters of the same model."
+        )
+    transformer.set_adapters(list(transformer.peft_config))
     for key, value in weights.items():  # peft has rounded them to the type of the weights beside them
-        module, matrix, _ = key.removeprefix("transformer.").rsplit(".", 2)
-        if (place := places.get(f"{module}.{matrix}.{name}.weight")) is not None:
-            place.data = value.to(place.device)
+        place = places[_place(key, name)]
+        place.data = value.to(place.device)
+
+
+def _place(key: str, adapter: str) -> str:
+    """The name that peft gives the parameter of a key in diffusers' spelling."""
+    stem, _, kind = key.removeprefix("transformer.").rpartition(".")
+    return f"{stem}.{kind}.{adapter}.weight" if kind.startswith("lora_") else f"{stem}.{adapter}.{kind}"
 
 
 @torch.no_grad()
 def _put(transformer: Any, recipe: EditRecipe, weights: Mapping[str, Tensor], where: Path) -> None:
     """Bring a transformer to the form in which a run trains it, and put a checkpoint's weights into it."""
     patterns = groups(recipe.tune, len(transformer.transformer_blocks))
-    apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, patterns)
+    apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, patterns, wide=False)
     places = dict(transformer.named_parameters())
     for name, value in weights.items():
         if name not in places or places[name].shape != value.shape:
