@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 
 from qvl_core.errors import BadInput
 from qvl_core.recipe.load import load
+from qvl_core.run import read_records
 from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
+from qvl_data.sources import mixtures
 from qvl_edit import train
 from qvl_edit.extract import extract
 from qvl_edit.filed import FiledEmbeddings
 from qvl_edit.recipe import RECIPE, EditRecipe
+from qvl_edit.tasks import expanded, tasks_of
 
 WIDTH = 64  # of the tiny text encoder
 
@@ -80,6 +83,39 @@ def test_files_of_another_origin_are_refused(made: Path, checkpoint: Callable[..
     other = recipe(source, checkpoint, "stored={layout: files}", "pictures.vl_size=112", allow=made)
     with pytest.raises(BadInput, match=r"was made with resize .*; write them again: qvl-edit extract RECIPE --layout"):
         train(other, made / "other")
+
+
+def test_files_of_one_origin_are_not_laid_beside_those_of_another(made: Path, checkpoint: Callable[..., Path]) -> None:
+    other = recipe(made / "a" / "rows.jsonl", checkpoint, "pictures.vl_size=112")
+    with pytest.raises(BadInput, match=r"files.json: was made with resize .*; choose another --out"):
+        extract(other, made / "files", layout="files")
+
+
+def test_what_was_written_is_data_and_rows_of_an_earlier_extraction_do_not_stay(
+    data: Path, tmp_path: Path, checkpoint: Callable[..., Path], capsys: Any
+) -> None:
+    meta, out = tmp_path / "meta", tmp_path / "out"
+    task(meta / "one", (1,))
+    task(meta / "two", (0, 1))
+    (out / "one").mkdir(parents=True)
+    (out / "one" / "rows_rank_001.jsonl").write_text("{}\n", encoding="utf-8")  # of two processes
+    extract(recipe(meta, checkpoint, allow=tmp_path), out, layout="files")
+    assert [file.name for file in (out / "one").glob("*.jsonl")] == ["rows_rank_000.jsonl"]
+    assert f"train with data.train={out} stored.layout=files" in capsys.readouterr().out
+    assert set(tasks_of(mixtures(expanded(recipe(out, checkpoint).data))["train"]).numbers) == {"one", "two"}
+    extract(recipe(meta / "two" / "rows.jsonl", checkpoint, allow=tmp_path), tmp_path / "alone", layout="files")
+    alone = recipe(tmp_path / "alone", checkpoint, "stored={layout: files}", allow=tmp_path)
+    assert {name: len(found) for name, found in tasks_of(mixtures(expanded(alone.data))["train"]).numbers.items()} == {
+        "alone": 2
+    }
+
+
+def test_what_was_left_out_of_files_is_listed(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    source = task(tmp_path / "a", (1, 1))
+    (source.parent / "001-0.png").unlink()
+    extract(recipe(source, checkpoint, "data.max_bad=1"), tmp_path / "out", layout="files")
+    (left,) = read_records(tmp_path / "out" / "left_out.jsonl")
+    assert left["reason"] == "media_missing"
 
 
 def test_what_nobody_knows_of_upstreams_folders_is_said(

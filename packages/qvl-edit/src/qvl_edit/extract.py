@@ -35,7 +35,7 @@ from qvl_data.sources import Mixture, mixtures
 from qvl_data.windows import Windows
 from qvl_edit.embed import Asked, Embedder
 from qvl_edit.encode import encode
-from qvl_edit.filed import write_files, write_head
+from qvl_edit.filed import check_head, clear_rows, write_files, write_head
 from qvl_edit.geometry import Geometry, resized
 from qvl_edit.opening import FOR_TEXTS, checkpoint, geometry_of
 from qvl_edit.profile import Profile, read_profile
@@ -76,7 +76,7 @@ def extract(recipe: EditRecipe, out: Path | None = None, batch: int = 4, layout:
 def _write_files(recipe: EditRecipe, samples: Mixture, out: Path, batch: int, world: World) -> None:
     """A file for each text, by way of shards, which a killed run leaves for the next one and a whole one removes."""
     shards = out / SHARDS
-    store, profile, origin = _embed(recipe, [samples], shards, batch, world)
+    store, profile, origin = _embed(recipe, [samples], shards, batch, world, files=out)
     store = world.on_first(store.again)
     asking = Asking(recipe.mixture.inverse, recipe.mixture.sources)
 
@@ -84,23 +84,32 @@ def _write_files(recipe: EditRecipe, samples: Mixture, out: Path, batch: int, wo
         stored = StoredEmbeddings(replace(store))  # let go of at the end: Windows removes no file that is mapped
         write_files(samples, stored, asking, profile, out, world.rank, world.size)
 
+    world.on_first(lambda: clear_rows(samples, out))
     world.on_each(written)
     if world.rank == 0:
         write_head(out, origin)
         shutil.rmtree(shards)
-        print(f"{out} holds them as files; train with data.train={out} stored.layout=files.")
+        print(
+            f"{out} holds them as files; train with data.train={out} stored.layout=files, with this folder and that of "
+            "the pictures in data.allow_root."
+        )
 
 
 def _embed(
-    recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, world: World
+    recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, world: World, files: Path | None = None
 ) -> tuple[Store, Profile, dict[str, Any]]:
-    """Write what is lacking; what it was written to, with what, and what decides its values."""
+    """Write what is lacking; what it was written to, with what, and what decides its values.
+
+    files  the folder whose files the shards become
+    """
     dtype = DTYPES[resolve_precision(recipe.train.precision, world.device)]
     with checkpoint(recipe.model, FOR_TEXTS) as folder:
         profile = read_profile(folder)
         geometry = geometry_of(recipe.pictures, profile, folder)
         embedder = Embedder.open(folder, profile, dtype, world.device)
         origin = about(profile, geometry, folder, embedder.pictures, dtype)
+    if files is not None:
+        check_head(files, origin, "choose another --out")
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     said = {**versions, "device": world.device.type, "profile": profile.name}
     store = world.on_first(lambda: Store.begin(out, origin, "choose another --out", said))
@@ -116,20 +125,19 @@ def _embed(
     world.on_each(
         lambda: fill(store, walk, own, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
     )
-    world.on_first(lambda: _finish(out, store, names, recipe.data.max_bad, windows.samples))
+    rest = f"train with stored.embeddings={out}" if files is None else "they become files"
+    world.on_first(lambda: _finish(files or out, rest, store, names, recipe.data.max_bad, windows.samples))
     return store, profile, origin
 
 
-def _finish(out: Path, store: Store, names: Sequence[str], allowed: int, samples: int) -> None:
-    """Tidy the folder, and say what there is. Raises BadInput for more bad samples than are allowed."""
+def _finish(out: Path, rest: str, store: Store, names: Sequence[str], allowed: int, samples: int) -> None:
+    """Tidy the store, and say what there is in the folder, and the rest. Raises BadInput for more bad samples than are
+    allowed."""
     bad = left_out(store, names)
     write_lines(out / LEFT_OUT, [*bad.values()])
     check_bad(bad, allowed)
     store.again().tidy()
-    print(
-        f"{out} holds the embeddings of {samples - len(bad):,} samples, {len(bad):,} are left out; train with "
-        f"stored.embeddings={out}."
-    )
+    print(f"{out} holds the embeddings of {samples - len(bad):,} samples, {len(bad):,} are left out; {rest}.")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ nobody knows the model, template and sizes they were made with: all but the widt
 import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,8 @@ from qvl_data.sources import Mixture
 from qvl_edit.profile import Profile
 from qvl_edit.questions import Asking, sources_of, target_of
 from qvl_edit.stored import StoredEmbeddings
-from qvl_edit.tasks import names_of
+from qvl_edit.tasks import HEAD, names_of
 
-HEAD = "files.json"
 FILES_FIX = "write them again: qvl-edit extract RECIPE --layout files --out FOLDER"
 COLUMN = "embeddings_tensor"
 SUFFIX = {"en": "_en", "zh": "_cn", "": "_droptext"}
@@ -84,13 +84,11 @@ def write_files(
 ) -> None:
     """Write the files and rows of every `size`-th sample of a list, from `rank` on. Raises BadInput for pictures that
     are no files. What cannot be used was told before, and is left out."""
-    several = len(mixture.sources) > 1
     rows: dict[Path, list[str]] = {}
-    names = names_of(mixture)
+    places = _places(mixture, out)
     for number in range(rank, mixture.chosen, size):
         item = mixture.item(number)
-        home = out / names[item.source] if several else out
-        stem = Path(mixture.datasets[item.source].file).stem
+        home, stem = places[item.source]
         try:
             sample = mixture.sample(item)
             with placed(sample):
@@ -100,6 +98,14 @@ def write_files(
         rows.setdefault(home / f"{stem}_rank_{rank:03d}.jsonl", []).append(json.dumps(row, ensure_ascii=False) + "\n")
     for file, lines in rows.items():
         write_atomic(file, "".join(lines))
+
+
+def clear_rows(mixture: Mixture, out: Path) -> None:
+    """Remove rows that an earlier extraction of a list wrote, perhaps of more processes."""
+    for home, stem in _places(mixture, out):
+        for file in home.glob(f"{escape(stem)}_rank_[0-9][0-9][0-9].jsonl"):
+            with writing(file):
+                file.unlink()
 
 
 def write_head(out: Path, origin: Mapping[str, Any]) -> None:
@@ -115,11 +121,24 @@ def check_heads(mixture: Mixture, origin: Mapping[str, Any], fix: str) -> list[s
         if head is None:
             unknown.append(str(folder))
             continue
-        known = json.loads(head.read_text(encoding="utf-8")).get("about", {})
-        for name, value in origin.items():
-            if known.get(name) != value:
-                raise BadInput(f"{head}: was made with {name} {known.get(name)}, and this is {name} {value}; {fix}.")
+        check_head(head.parent, origin, fix)
     return unknown
+
+
+def check_head(out: Path, origin: Mapping[str, Any], fix: str) -> None:
+    """Raise BadInput if files in a folder were made by us with another model, template, size or type."""
+    if not (out / HEAD).is_file():
+        return
+    known = json.loads((out / HEAD).read_text(encoding="utf-8")).get("about", {})
+    for name, value in origin.items():
+        if known.get(name) != value:
+            raise BadInput(f"{out / HEAD}: was made with {name} {known.get(name)}, and this is {name} {value}; {fix}.")
+
+
+def _places(mixture: Mixture, out: Path) -> list[tuple[Path, str]]:
+    """Of each source the folder that its rows are written to, and the name of its files."""
+    homes = [out / name for name in names_of(mixture)] if len(mixture.sources) > 1 else [out]
+    return [(home, Path(data.file).stem) for home, data in zip(homes, mixture.datasets, strict=True)]
 
 
 def _suffixes(sample: Sample, pictures: Sequence[int], text: str) -> Iterator[str]:

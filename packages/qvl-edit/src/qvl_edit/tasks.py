@@ -4,7 +4,8 @@
     data/meta/receipts/rank_000.jsonl, ...   the task receipts, of several files
 
 A folder of tasks is one that has no data of its own, but subfolders with some, as the document's
-`--train_data_meta_dir`. Any other source is called by its registered name, or that of its file or folder.
+`--train_data_meta_dir`. What `qvl-edit extract --layout files` wrote is one, too, or the one task that it is of. Any
+other source is called by its registered name, or that of its file or folder.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from qvl_data.sources import Item, Mixture
 from qvl_edit.questions import sources_of
 
 ROWS = (".jsonl", ".parquet")
+HEAD = "files.json"  # in what `extract --layout files` wrote
 
 
 class OfTask(Source):
@@ -75,17 +77,22 @@ def _files(sources: Sequence[Source]) -> list[Source]:
     found: list[Source] = []
     for source in sources:
         folder = Path(source.source).expanduser()
-        if folder.is_dir() and _is_of_tasks(folder):
+        if folder.is_dir() and (rows := _rows_of_tasks(folder)):
             given = source.model_dump()
-            rows = [(task.name, file) for task in _subfolders(folder) for file in _rows(task)]
             found += [OfTask.model_validate(given | {"source": str(file), "task": task}) for task, file in rows]
         else:
             found.append(source)
     return found
 
 
-def _is_of_tasks(folder: Path) -> bool:
-    return not _rows(folder) and not splits(folder) and any(_rows(task) for task in _subfolders(folder))
+def _rows_of_tasks(folder: Path) -> list[tuple[str, Path]]:
+    """Tasks and their files of a folder of tasks, or of one that files were extracted to; empty for any other."""
+    own = _rows(folder)
+    if (folder / HEAD).is_file() and own:
+        return [(folder.resolve().name, file) for file in own]
+    if not (folder / HEAD).is_file() and (own or splits(folder)):
+        return []
+    return [(task.name, file) for task in _subfolders(folder) for file in _rows(task)]
 
 
 def _subfolders(folder: Path) -> list[Path]:
