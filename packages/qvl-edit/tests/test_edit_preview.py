@@ -70,6 +70,14 @@ def test_the_page_shows_source_target_and_output(run: Path) -> None:
         assert word in page
 
 
+def test_that_nothing_can_be_drawn_is_said(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The negative text is another one than was stored."""
+    train(recipe(data, "sampling.negative=worse", "train.steps=1"), tmp_path / "run")
+    assert names(tmp_path / "run", "step-*.png") == []
+    assert "no previews: " in caplog.text
+    assert '"worse" with its' in caplog.text
+
+
 def test_previews_of_the_training_list_between_evaluations(data: Path, tmp_path: Path) -> None:
     """Without a validation list; of its samples the empty text is stored, not the negative one."""
     changes = (f"data={{train: {data / 'a' / 'rows.jsonl'}}}", "train.steps=2", "sampling.preview=1")

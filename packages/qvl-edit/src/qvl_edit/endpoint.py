@@ -11,7 +11,6 @@ only to the address that is given; a key is read from the environment variable Q
 
 import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from qvl_core.errors import BadInput, QVLError
 from qvl_core.evaluation import write_lines
 from qvl_core.files import writing
 from qvl_core.run import Scalar, read_records
+from qvl_data.shown import png
 from qvl_edit.wanted import Edited
 
 if TYPE_CHECKING:
@@ -186,6 +186,4 @@ def read_marks(answer: str) -> dict[str, Scalar]:
 
 def _data(picture: Image.Image) -> str:
     """A picture as an address that holds it."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"

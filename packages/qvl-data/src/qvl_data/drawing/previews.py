@@ -1,6 +1,6 @@
 """Pictures drawn while a model learns: of the same few prompts each time, as `qvl_core.report.drawn` shows them."""
 
-import io
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,26 +11,32 @@ from qvl_core.files import write_atomic
 
 from ..errors import BadSample
 from ..order import order
+from ..shown import png
 from ..sources import Item, Mixture
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 LOOKED_AT = 200  # samples, of which prompts that differ are taken
 
 
 def first_ones(mixture: Mixture, most: int, read: Callable[[Item], tuple[object, T]]) -> list[T]:
     """The first prompts of a list that are not alike, in a shuffled order that is always the same.
 
-    read  what tells prompts apart, and the prompt; one that raises BadSample is left out
+    read  what tells prompts apart, and the prompt; one that raises BadSample is left out, and if all are, that is said
     """
     found: dict[object, T] = {}
+    problem: BadSample | None = None
     for place in range(min(LOOKED_AT, mixture.chosen)):
         try:
             key, prompt = read(mixture.item(order(0, place, mixture.chosen)))
-        except BadSample:
+        except BadSample as error:
+            problem = problem or error
             continue
         found.setdefault(key, prompt)
         if len(found) == most:
             break
+    if not found and problem is not None:
+        log.warning("no previews: %s", problem)
     return list(found.values())
 
 
@@ -52,10 +58,3 @@ def write_preview(
         write_atomic(folder / f"prompt-{number:02d}-{place}.png", png(one))
     if target is not None:
         write_atomic(folder / f"target-{number:02d}.png", png(target))
-
-
-def png(picture: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()

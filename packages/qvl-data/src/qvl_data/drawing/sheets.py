@@ -12,7 +12,7 @@ GOOD, BAD = (255, 255, 255), (214, 69, 65)
 
 
 def sheet(images: Sequence[Image.Image], right: NDArray[np.bool_], columns: int) -> Image.Image:
-    """Square pictures of one size in rows of `columns`; right (D,) says which are."""
+    """Square pictures of one size, of at most SIDE pixels, in rows of `columns`; right (D,) says which are."""
     side = SIDE // images[0].width * images[0].width
     cell = side + 2 * GAP
     whole = Image.new("RGB", (columns * cell, -(-len(images) // columns) * cell), GOOD)
