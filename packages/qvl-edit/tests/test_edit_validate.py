@@ -204,6 +204,18 @@ def test_small_targets_are_counted(tmp_path: Path) -> None:
     assert found["enlarged"] == 1
 
 
+def test_places_are_told_whole_wherever_data_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By relative and absolute paths, and in the folder where we are."""
+    first, second = task(tmp_path / "a", (1, 1)), task(tmp_path / "b", (1, 1))
+    (tmp_path / "a" / "001-0.png").unlink()
+    monkeypatch.chdir(first.parent)
+    for number, more in enumerate(((), (f"data.validation={second}",))):
+        done, _ = validate(Path("rows.jsonl"), tmp_path / f"out-{number}", "data.max_bad=1", *more)
+        assert done.code == 0, done.err
+        page = (tmp_path / f"out-{number}" / "report.html").read_text(encoding="utf-8")
+        assert "rows.jsonl:2" in page
+
+
 @pytest.mark.slow
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
     task(tmp_path / "a", (0, 1, 2) * 12)

@@ -49,9 +49,12 @@ def page(validated: Validated, findings: Path) -> str:
 
 
 def _folder(validated: Validated) -> Path:
-    """The folder around all data: places are told as seen from there."""
+    """The folder around all data: places are told as seen from there, and as they are where there is none."""
     files = [Path(data.file) for rows in validated.lists.values() for data in rows.mixture.datasets]
-    return Path(os.path.commonpath([file if file.is_dir() else file.parent for file in files]))
+    try:
+        return Path(os.path.commonpath([file if file.is_dir() else file.parent for file in files]))
+    except ValueError:  # absolute and relative paths, or several drives
+        return Path()
 
 
 def _summary(validated: Validated) -> Section:

@@ -48,7 +48,9 @@ def card(sample: Sample, tags: tuple[str, ...] = (), folder: Path | None = None)
 
 def seen_from(folder: Path | None, text: str) -> str:
     """A sentence without the way to `folder`, so that it is the same wherever the folder lies."""
-    return text if folder is None else text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+    if folder is None or folder == folder.parent:  # where we are, or a root: no name that could be left out
+        return text
+    return text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
 
 
 def shown_media(sample: Sample) -> list[int]:
