@@ -51,6 +51,14 @@ def test_a_file_of_prompts_in_another_encoding_is_refused_and_a_mark_of_its_orde
     assert [one.text for one in read_prompts(file)] == ["七"]
 
 
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    """Not the other marks that Unicode has for it, which may stand in a text of JSON."""
+    file = tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in ("one\u2028two", "three")]
+    file.write_bytes("\r\n".join(lines).encode())
+    assert [one.text for one in read_prompts(file)] == ["one\u2028two", "three"]
+
+
 def test_pictures_outside_the_files_folder_are_not_opened(photo: Path, tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     file = tmp_path / "inside" / "prompts.jsonl"

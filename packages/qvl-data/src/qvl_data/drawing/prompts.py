@@ -68,7 +68,7 @@ def read_prompts(path: Path, allow_root: Sequence[Path] = ()) -> list[Asked]:
         found = [Asked(file.stem, _text(file).strip()) for file in sorted(path.glob("*.txt"))]
         places = [str(path / f"{one.name}.txt") for one in found]
     elif path.is_file():
-        lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+        lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
         places = [f"{path}:{number}" for number, _ in lines]
         texts = [line.strip() for _, line in lines]
         records = path.suffix in (".jsonl", ".json")
