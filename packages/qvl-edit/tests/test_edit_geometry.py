@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from qvl_core.errors import BadInput
 from qvl_data.errors import REASONS, BadSample
 from qvl_edit import geometry as module
 from qvl_edit.alignment import shift
@@ -104,7 +105,7 @@ def test_what_would_be_stretched_is_refused(size: Any, geometry: Geometry) -> No
 def test_what_would_vanish_is_refused() -> None:
     with pytest.raises(BadSample, match="would become"):
         Geometry(vl_area=384 * 384).vl((10, 9000))
-    with pytest.raises(BadSample, match="would become"):
+    with pytest.raises(BadInput, match="height: 8 pixels are less than one token; ask for 16 or more"):
         Geometry().output((500, 500), height=8)
 
 

@@ -212,7 +212,7 @@ def test_a_shift_and_few_steps_are_another_way_to_the_picture(drawing: EditPipel
         ({"num_inference_steps": 0}, "num_inference_steps: 0"),
         ({"seed": [1, 2]}, "seed: 2 seeds for 1 pictures"),
         ({"image": picture((8, 800))}, "would become"),
-        ({"height": 3}, "would become"),
+        ({"height": 3}, "height: 3 pixels are less than one token; ask for 4 or more"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(drawing: EditPipeline, how: dict[str, Any], said: str) -> None:

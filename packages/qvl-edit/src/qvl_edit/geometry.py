@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qvl_core.errors import BadInput
 from qvl_data.errors import BadSample
 from qvl_edit.cut import Bucket, Size
 from qvl_edit.profile import MEGAPIXEL
@@ -71,7 +72,11 @@ class Geometry:
         return Bucket(target, tuple(self._of_source(source, "") for source in sources))
 
     def output(self, last_source: Size, height: int | None = None, width: int | None = None) -> Size:
-        """Size of what is drawn, as the pipelines have it; given sides are cut to whole tokens. Raises BadSample."""
+        """Size of what is drawn, as the pipelines have it; given sides are cut to whole tokens. Raises BadSample, and
+        BadInput for a side that is less than one."""
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and side < self.token:
+                raise BadInput(f"{name}: {side} pixels are less than one token; ask for {self.token} or more.")
         own = self._sides(self.area, last_source)
         size = (self._floored(height or own[0]), self._floored(width or own[1]))
         if min(size) == 0:
