@@ -4,6 +4,7 @@ judge behind a real local server."""
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,8 +25,8 @@ FEW = ("--steps", 1, "--guidance", 1)
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Any) -> Path:
-    folder: Path = checkpoint("edit-plus", "patches")
+def model(checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(checkpoint("edit-plus", "patches"), tmp_path_factory.mktemp("model") / "model"))
     settings = {"base": str(folder), "pictures": {"size": 48, "vl_size": 56}}
     (folder / "edit.json").write_text(json.dumps({"format": "qvl.edit/1", **settings}), encoding="utf-8")
     return folder
