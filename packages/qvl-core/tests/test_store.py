@@ -92,6 +92,17 @@ def test_shards_make_no_difference_and_those_that_come_later_are_seen(tmp_path: 
     assert key(9) in opened(many.folder)
 
 
+def test_a_worker_that_starts_after_others_have_added_and_tidied_finds_what_was_there(tmp_path: Path) -> None:
+    sent = pickle.dumps(fill(tmp_path / "store", [[0], [1]]))
+    for number in (2, 3):
+        store = begin(tmp_path / "store")
+        store.write(f"{number:03d}", {key(number): value(number)})
+        store.again().tidy()
+    late = pickle.loads(sent)
+    for number in (0, 1):
+        assert torch.equal(late.get(key(number)), value(number))
+
+
 def test_a_look_up_reads_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fill(tmp_path / "store", [range(5), range(5, 9)])
     touched: list[str] = []

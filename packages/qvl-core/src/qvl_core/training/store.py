@@ -153,7 +153,7 @@ class Store:
         write_atomic(file, save(tensors | ({"values": torch.cat(values)} if values else {}), dict(notes or {})))
 
     def tidy(self) -> None:
-        """Remove the indexes of fewer shards; for a time in which nobody reads by them."""
+        """Remove the indexes of fewer shards; who comes to read by one of them takes that of the shards there are."""
         for file in set(self.folder.glob("index-*")) - {self.folder / self.index}:
             with suppress(OSError):  # in use, on Windows
                 file.unlink()
@@ -163,6 +163,8 @@ class Store:
 
     @cached_property
     def _index(self) -> _Index:
+        if not (self.folder / self.index).is_file():  # removed by `tidy` since: a later one has all its keys
+            return self.again()._index
         try:
             with safe_open(self.folder / self.index, "pt") as index:
                 keys, places = (index.get_tensor(name).numpy() for name in ("keys", "places"))
