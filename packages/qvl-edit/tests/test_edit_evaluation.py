@@ -18,6 +18,7 @@ from editing_verbs import qvl_edit
 from PIL import Image
 
 from qvl_core.run import read_records
+from qvl_data.order import chosen
 from qvl_edit.endpoint import Judge, Unusable, read_marks
 from qvl_edit.pipeline import EditPipeline
 
@@ -120,6 +121,16 @@ def test_a_recipe_says_what_is_held_out(model: Path, pairs: Path, tmp_path: Path
     assert "tiny: holds nothing out" in none.err
 
 
+def test_samples_of_a_list_that_is_sorted_by_task_are_of_every_part_of_it(model: Path, tmp_path: Path) -> None:
+    one = row(tmp_path, "a", [(48, 48)], (48, 48))
+    texts = [f"{task} {number}" for task in ("red", "mirrored") for number in range(6)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({**one, "instruction": text}) + "\n" for text in texts), encoding="utf-8")
+    assert qvl_edit("evaluate", model, file, *FEW, "--samples", 5, "--out", tmp_path / "out").code == 0
+    assert [line["instruction"] for line in lines(tmp_path / "out")] == chosen(texts, 5)
+    assert {text.split()[0] for text in chosen(texts, 5)} == {"red", "mirrored"}
+
+
 # Benchmarks
 
 
@@ -155,6 +166,17 @@ def test_gedit_bench_is_drawn_where_its_scorer_looks(model: Path, gedit: Path, t
         assert np.array_equal(before, Image.open(gedit.parent / "s.png"))
         assert after.size[0] > after.size[1]
     assert [(line["list"], line["id"]) for line in lines(out)] == [("subject-add", "0f3"), ("ps_human", "1a")]
+
+
+def test_samples_of_a_benchmark_are_of_every_part_of_it(model: Path, tmp_path: Path) -> None:
+    source(tmp_path / "a.png")
+    kinds = {f"{number}": "add" if number < 6 else "style" for number in range(12)}
+    rows = {key: {"id": "a.png", "prompt": "x", "edit_type": kind} for key, kind in kinds.items()}
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    command = ("evaluate", model, file, "--benchmark", "imgedit", *FEW, "--samples", 5, "--out", tmp_path / "out")
+    assert qvl_edit(*command).code == 0
+    assert [line["id"] for line in lines(tmp_path / "out")] == chosen(list(kinds), 5)
 
 
 def test_imgedit_is_drawn_where_its_scorer_looks(model: Path, tmp_path: Path) -> None:

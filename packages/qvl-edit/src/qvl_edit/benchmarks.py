@@ -24,6 +24,7 @@ from qvl_data.drawing.prompts import Asked
 from qvl_data.errors import BadSample
 from qvl_data.formats.cells import pictures_in
 from qvl_data.media import Opener
+from qvl_data.order import chosen
 from qvl_data.sample import Media
 from qvl_edit.geometry import Geometry
 from qvl_edit.wanted import Wanted
@@ -53,9 +54,10 @@ class Benchmark:
     rows: Sequence[Row]
 
     def wanted(self, geometry: Geometry, most: int | None = None) -> list[Wanted]:
-        """The first pictures that are drawn, each of its source's shape as `edit` draws it. Raises BadSample."""
+        """The pictures that are drawn, or a fixed random choice of `most`, each of its source's shape as `edit` draws
+        it. Raises BadSample."""
         found = []
-        for row in self.rows[:most]:
+        for row in chosen(list(self.rows), most):
             width, height = row.asked.opener.size(row.asked.pictures[0])
             bucket = geometry.asked([(height, width)])
             found.append(Wanted(row.kind, row.key, row.file, row.asked, bucket, record=row.record))

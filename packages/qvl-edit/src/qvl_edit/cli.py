@@ -190,7 +190,9 @@ def evaluate(
     lora: Annotated[
         list[Path] | None, Option(help="File or folder of adapters that are put upon the model; may be repeated.")
     ] = None,
-    samples: Annotated[int | None, Option(min=1, help="Of each list, at most.")] = None,
+    samples: Annotated[
+        int | None, Option(min=1, help="Of each list at most, chosen at random and always the same.")
+    ] = None,
     seed: Annotated[int, Option(min=0, help="Of every picture.")] = 0,
     batch: Annotated[int, Option(min=1, help="Pictures that are drawn together: speed and memory only.")] = 4,
     fresh: Annotated[bool, Option("--fresh", help="Move an earlier one at --out aside.")] = False,

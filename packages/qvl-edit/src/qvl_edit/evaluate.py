@@ -70,7 +70,7 @@ def evaluate(
 
     given    fields of `Sampling` that are not as the model has them
     lora     adapters that are put upon the model
-    samples  of each list, at most
+    samples  of each list at most, a fixed random choice
     seed     of every picture
     batch    pictures that are drawn together: speed and memory only
     checks   scorers by name

@@ -16,6 +16,7 @@ from qvl_data.drawing.prompts import Asked
 from qvl_data.errors import BadSample, placed
 from qvl_data.formats import edit
 from qvl_data.hashing import media_key
+from qvl_data.order import chosen
 from qvl_data.sample import Media, Sample
 from qvl_data.sources import Mixture
 from qvl_edit.cut import Bucket
@@ -100,13 +101,12 @@ def pixels(picture: Image.Image) -> Pixels:
 def held_out(
     mixture: Mixture, name: str, profile: Profile, geometry: Geometry, most: int | None = None
 ) -> tuple[list[Wanted], list[dict[str, str]]]:
-    """The first samples of a list, each with its first instruction, at the sizes at which it is learned; and where
-    those stand that cannot be used, and why. Raises BadInput if none can."""
+    """A list's samples, or a fixed random choice of `most`, each with its first instruction, at the sizes at which it
+    is learned; and where those stand that cannot be used, and why. Raises BadInput if none can."""
     found: list[Wanted] = []
     bad: list[dict[str, str]] = []
     tasks = names_of(mixture)
-    for number in range(mixture.chosen if most is None else min(most, mixture.chosen)):
-        item = mixture.item(number)
+    for number, item in enumerate(chosen(list(mixture.items()), most)):
         try:
             sample = mixture.sample(item)
             with placed(sample):
