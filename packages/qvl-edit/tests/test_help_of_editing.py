@@ -9,4 +9,4 @@ def test_help_of_every_verb() -> None:
         assert (help.code, help.loaded) == (0, []), help.verb
         assert help.seconds <= 0.5, (help.verb, help.seconds)
         seen.add(help.verb)
-    assert {"check", "doctor", "edit", "evaluate", "export", "extract", "tiny", "train", "validate"} <= seen
+    assert {"check", "doctor", "edit", "evaluate", "export", "extract", "plan", "tiny", "train", "validate"} <= seen

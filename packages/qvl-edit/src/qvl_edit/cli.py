@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from qvl_core.cli import App, Argument, Option
 
 app = App("qvl-edit", package="qvl_edit", help="Fine-tune Qwen-Image-Edit on your pairs.")
-app.common("train", "check", "demo", "recipes", "report", "doctor", "slurm")
+app.common("train", "check", "plan", "demo", "recipes", "report", "doctor", "slurm")
 
 
 @app.command()

@@ -44,3 +44,19 @@ def configs(model: EditModel) -> Configs:
             open_shift(folder),
             {name: value for name, value in transformer.items() if name[0] != "_"},
         )
+
+
+def shapes(model: EditModel, made: Configs) -> tuple[Any, Any]:
+    """Transformer and autoencoder without storage; None for an autoencoder without weights. Raises BadInput."""
+    import torch
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+
+    config: dict[str, Any] | None = {}
+    if model.name not in RELEASED:
+        with checkpoint(model, ABOUT) as folder:
+            found = read_config(folder / "vae" / "config.json")
+        own = found.get("_class_name") == AutoencoderKLQwenImage.__name__
+        config = {name: value for name, value in found.items() if name[0] != "_"} if own else None
+    with torch.device("meta"):
+        transformer = QwenImageTransformer2DModel(**made.transformer)
+        return transformer, None if config is None else AutoencoderKLQwenImage(**config)

@@ -60,6 +60,32 @@ def counted(
     return Counted(saved, {parts[0]: flops.get_total_flops() - sum(of.values()), **of})
 
 
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """torch's attention as a GPU computes it: without the scores of tokens by tokens, which tensors without storage
+    would be given. With a mask it is the memory-efficient kernel, else FlashAttention. Heads of keys are not repeated.
+    """
+    functional: Any = torch.nn.functional
+    before = functional.scaled_dot_product_attention
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        scale = options.get("scale")
+        if attn_mask is None:
+            flash = torch.ops.aten._scaled_dot_product_flash_attention
+            found: Tensor = flash(query, key, value, 0.0, bool(options.get("is_causal")), scale=scale)[0]
+            return found
+        mask = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+        masked: Tensor = efficient(query, key, value, mask, True, scale=scale)[0]
+        return masked
+
+    functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = before
+
+
 def of_layers(one: float, two: float, layers: int) -> float:
     """What many equal layers take, by what one and two of them do."""
     return one + (two - one) * (layers - 1) if layers > 1 else one

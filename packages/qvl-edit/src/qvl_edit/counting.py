@@ -1,0 +1,103 @@
+"""What autograd keeps of one forward of the transformer, and what it computes, without weights.
+
+    counted = count(transformer, work, half=True)         # on the meta device, which it changes
+
+Shapes: B samples of one bucket; L tokens of a text of width D; N tokens of a target, of F features.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qvl_core.training.keeping import Counted, counted, fused_attention, of_layers
+from qvl_core.training.operations import counting
+from qvl_edit.cut import Bucket
+from qvl_edit.flow import between, velocity_losses
+from qvl_edit.model import velocity
+from qvl_edit.packing import pack, tokens_of
+
+PART = "transformer"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One forward on one device.
+
+    samples   B
+    text      L
+    channels  of latents
+    scale     pixels along a side of a latent place
+    """
+
+    samples: int
+    text: int
+    bucket: Bucket
+    channels: int
+    scale: int
+
+    @property
+    def tokens(self) -> int:
+        """Of one sample: its text and all its pictures."""
+        return self.text + sum(tokens_of(size, self.scale) for size in self.bucket.sizes)
+
+
+def count(transformer: Any, work: Work, half: bool, device: str = "cuda") -> Counted:
+    """Count one forward of a tuned transformer on a device, which need not be there.
+
+    half  in bf16, with trained matrices as the 16-bit copies that autocast makes of them
+
+    Blocks are alike: the last one, and one more, are run, and the others counted like that one.
+    """
+    blocks = transformer.transformer_blocks
+    transformer.pos_embed = _frequencies(transformer)
+    forward = partial(_forward, transformer, work)
+    found = []
+    for number in (1, 2):
+        transformer.transformer_blocks = nn.ModuleList([*blocks[: number - 1], blocks[-1]])
+        with fused_attention() if device == "cuda" else nullcontext():
+            found.append(counted(transformer, forward, (PART,), half, device))
+    transformer.transformer_blocks = blocks
+    one, two = found
+    return Counted(
+        {PART: int(of_layers(one.saved[PART], two.saved[PART], len(blocks)))},
+        {PART: of_layers(one.flops[PART], two.flops[PART], len(blocks))},
+    )
+
+
+def count_encoding(vae: Any, work: Work) -> float:
+    """Operations for the latents of a sample's pictures; the autoencoder, if any, is on the meta device."""
+    if vae is None:
+        return 0.0
+    with torch.no_grad(), counting() as counter:
+        for height, width in work.bucket.sizes:
+            vae.encode(torch.empty(1, 3, 1, height, width, device="meta"))
+    return float(counter.get_total_flops())
+
+
+def _forward(transformer: Any, work: Work, dtype: torch.dtype) -> Tensor:
+    """As `loss.edit_losses`, of pictures that were encoded."""
+    latents = [
+        pack(torch.empty(work.samples, work.channels, height // work.scale, width // work.scale))
+        for height, width in work.bucket.sizes
+    ]
+    target, *sources = latents
+    noise, levels = torch.empty(target.shape), torch.empty(work.samples)
+    told = torch.empty(work.samples, work.text, transformer.config.joint_attention_dim, dtype=dtype)
+    mask = torch.empty(work.samples, work.text, dtype=torch.bool) if work.samples > 1 else None
+    predicted = velocity(
+        transformer, between(target, noise, levels), sources, told, mask, levels, work.bucket, work.scale
+    )
+    losses: Tensor = velocity_losses(predicted, target, noise)
+    return losses.sum()
+
+
+def _frequencies(transformer: Any) -> nn.Module:
+    """The rotary embedding with its tables, which are no buffers and were made on the meta device."""
+    from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
+
+    own = transformer.pos_embed
+    return QwenEmbedRope(own.theta, own.axes_dim, own.scale_rope)

@@ -1,0 +1,236 @@
+"""`qvl-edit plan`: memory and time of a recipe from exact shapes, without weights or a GPU.
+
+Weights, gradients and optimizer states come from the real transformer on the meta device: exact. Activations come from
+running it on tensors without storage and adding up what autograd keeps (counting.py). Assumed are square pictures, as
+many sources as the recipe's weights allow at most, texts of usual length, and that the allocator needs what is alive at
+the largest moment: the beginning or the end of the backward, the encoding of pictures before it, or the drawing of
+previews, for which a model that is shared between devices is gathered whole. The text encoder is no part of training.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any
+
+from qvl_core.cards import Card, card
+from qvl_core.qwen3vl import knobs, planning
+from qvl_core.qwen3vl.lora import Row, apply_tune
+from qvl_core.qwen3vl.moments import PicturePlan, most
+from qvl_core.qwen3vl.plan import (
+    CONTEXT,
+    FRAGMENTATION,
+    GIB,
+    MFU,
+    PEAK_FLOPS,
+    SHARDED,
+    Strategy,
+    quantized_bytes,
+    state_bytes,
+)
+from qvl_core.qwen3vl.quantize import quantized_layers
+from qvl_core.recipe.blocks import Group
+from qvl_edit.profile import Profile
+from qvl_edit.recipe import EditQuantization, EditRecipe
+
+if TYPE_CHECKING:
+    from qvl_edit.counting import Work
+    from qvl_edit.released import Configs
+
+TEXT = 25  # tokens of an instruction of usual length, with what ends a prompt
+FRAME = 6  # tokens about a picture in a prompt
+VL_TOKEN = 28  # pixels along a side of a picture's token
+CODED = 4  # copies of its widest layer that an autoencoder has at once
+SMALLER = 512  # side of pictures that a knob turns to
+CASTS, GATHERED = "16-bit copies of trained weights", "gathered weights"
+
+
+@dataclass(frozen=True)
+class EditPlan(PicturePlan):
+    """The plan of a recipe."""
+
+    sources: int
+    """Of each sample."""
+    tokens: int
+    """Of each sample: its text, its target and its sources."""
+    side: int
+    """Pixels of each picture."""
+    learning: int
+    """Bytes of one device, at most, while nothing is drawn."""
+
+    @property
+    def forward(self) -> str:
+        several = "source" if self.sources == 1 else "sources"
+        drawn = "" if self.learning == self.peak else f"Steps need {self.learning / GIB:.1f} GiB. "
+        return (
+            f"{drawn}Forwards of {self.pictures} x {self.tokens:,} tokens: {self.side} x {self.side} pixels, "
+            f"{self.sources} {several}"
+        )
+
+
+def plan(recipe: EditRecipe, gpu: str | None = None) -> None:
+    """Print parameters by group, the predicted memory of one device, and the step time; on `gpu`, whether it fits."""
+    planned = predict(recipe, None if gpu is None else card(gpu))
+    planning.show(planned, gpu, lambda: advice(recipe))
+
+
+def advice(recipe: EditRecipe) -> str:
+    """Which knobs of a recipe to turn when memory does not suffice."""
+    return knobs.advice(recipe, predict, own=_knobs(recipe), last="lower pictures.size or mixture.sources")
+
+
+def _knobs(recipe: EditRecipe) -> Iterator[tuple[str, EditRecipe]]:
+    """Those of editing that are not turned yet, one at a time."""
+    if recipe.pictures.size is None or recipe.pictures.size > SMALLER:
+        yield f"pictures.size: {SMALLER}", knobs.changed(recipe, "pictures", size=SMALLER)
+    full = any(group.mode == "full" for group in recipe.tune.values())
+    if not full and recipe.model.quantization is None and recipe.parallel.strategy not in ("fsdp2", "zero3"):
+        yield "model.quantization: nf4", knobs.changed(recipe, "model", quantization=EditQuantization(kind="nf4"))
+    if full:
+        yield "tune: {attn: {mode: lora}}", recipe.model_copy(update={"tune": {"attn": Group(mode="lora")}})
+
+
+def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") -> EditPlan:
+    """The plan of a recipe, on an H200 if no card is named; `auto` precision is taken as bf16."""
+    from qvl_edit.counting import PART, count, count_encoding
+    from qvl_edit.groups import groups
+    from qvl_edit.preview import SHOWN
+    from qvl_edit.released import configs, shapes
+
+    world = (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
+    strategy: Strategy = (
+        ("ddp" if world > 1 else "single") if recipe.parallel.strategy == "auto" else recipe.parallel.strategy
+    )
+    half = recipe.train.precision != "fp32"
+    own = 2 if half else 4  # bytes of a frozen number
+    made = configs(recipe.model)
+    transformer, vae = shapes(recipe.model, made)
+    low = _in_fewer_bits(recipe, transformer)
+    patterns = groups(recipe.tune, len(transformer.transformer_blocks))
+    table = apply_tune(transformer, recipe.tune, 0, recipe.optim, patterns)
+    weights = list(transformer.parameters())
+    trained = [p.numel() for p in weights if p.requires_grad]
+    trained_bytes = 4 * sum(trained)
+    coding = own * sum(p.numel() for p in vae.parameters()) if vae is not None else 0
+    casts = 2 * sum(p.numel() for p in weights if p.requires_grad and p.ndim > 1) if half else 0
+    gathered, whole = 0, 0
+    if "frozen weights" in SHARDED[strategy]:
+        gathered, whole = own * _gathered(transformer), own * sum(p.numel() for p in weights)
+        casts = 0
+
+    share = ceil((recipe.batch.size or 1) / world)
+    pictures = min(recipe.batch.micro or share, share)
+    forwards = ceil(share / pictures)
+    work = _work(recipe, made, pictures)
+    layers = len(transformer.transformer_blocks)
+    transformer.train()
+    counted = count(transformer, work, half, device)
+    block = ceil(counted.saved[PART] / layers)
+    if recipe.train.recompute:
+        transformer.enable_gradient_checkpointing()
+        counted = count(transformer, work, half, device)
+    saved, again = counted.saved[PART], block if recipe.train.recompute else 0
+    widest = 0 if vae is None else vae.config.base_dim * prod(work.bucket.target)
+    coded = CODED * own * widest * min(recipe.pictures.vae_batch, pictures)
+    encoded = recipe.stored.latents is not None
+
+    gradients = trained_bytes if forwards > 1 else 0
+    in_backward: dict[str, float] = {
+        "activations": saved + again,
+        CASTS: casts,
+        "gradients": gradients,
+        GATHERED: gathered,
+    }
+    moments = {
+        "as the backward begins": in_backward,
+        "as the backward ends": in_backward | {"activations": again, CASTS: 0, "gradients": trained_bytes},
+        "while pictures are encoded": in_backward | {"activations": 0 if encoded else coded, CASTS: 0, GATHERED: 0},
+    }
+    drawn = {"activations": max(SHOWN * block / pictures, coded), CASTS: casts, "gradients": 0, GATHERED: whole}
+    always: dict[str, float] = {
+        "frozen weights": _frozen(recipe, weights, low, own),
+        "autoencoder": coding,
+        "trained weights (fp32)": trained_bytes,
+        "optimizer states": state_bytes(trained, recipe.optim),
+        "averaged weights": trained_bytes if recipe.optim.ema else 0,
+    }
+    optional = ("averaged weights", "autoencoder", GATHERED)
+    _, learning = most(always, moments, strategy, world, optional)
+    moments["while previews are drawn"] = drawn
+    moment, shown = most(always, moments, strategy, world, optional)
+
+    passes = 2 + bool(recipe.train.recompute) + _in_full(table.rows) / table.parameters
+    encoding = 0 if encoded else pictures * count_encoding(vae, work)
+    flops = forwards * (passes * counted.flops[PART] + encoding)
+    rate = PEAK_FLOPS if on is None else on.flops
+    floor = flops / (rate if half else rate / 2)  # fp32 runs as TF32, at half the rate
+    peak = sum(shown.values())
+    return EditPlan(
+        rows=shown,
+        peak=peak,
+        reserve=round(CONTEXT + FRAGMENTATION * peak),
+        saved=saved,
+        flops=flops,
+        floor_seconds=floor,
+        expected_seconds=(floor / MFU[1], floor / MFU[0]),
+        parameters=table.parameters,
+        trainable=table.trainable,
+        groups={row.group: (row.mode, row.parameters, row.trainable) for row in table.rows},
+        devices=world,
+        pictures=pictures,
+        step=recipe.batch.size or 1,
+        moment=moment,
+        sources=len(work.bucket.sources),
+        tokens=work.tokens,
+        side=work.bucket.target[0],
+        learning=sum(learning.values()),
+    )
+
+
+def sources_at_most(recipe: EditRecipe, profile: Profile) -> int:
+    """The most sources that a step has a weight for; without weights one, where the checkpoint takes any."""
+    weighted = [number for number, weight in (recipe.mixture.sources or {}).items() if weight]
+    return min(max(weighted, default=1), profile.pictures)
+
+
+def _work(recipe: EditRecipe, made: "Configs", pictures: int) -> "Work":
+    """One forward: square pictures, texts of usual length."""
+    from qvl_edit.counting import Work
+    from qvl_edit.opening import sized
+
+    geometry = sized(recipe.pictures, made.profile, made.scale)
+    sources = sources_at_most(recipe, made.profile)
+    side = round(geometry.area**0.5)
+    bucket = geometry.fit((side, side), [(side, side)] * sources)
+    seen = round(geometry.vl_area**0.5 / VL_TOKEN) ** 2
+    return Work(pictures, TEXT + sources * (FRAME + seen), bucket, made.channels, made.scale)
+
+
+def _in_fewer_bits(recipe: EditRecipe, transformer: Any) -> list[Any]:
+    """Weights that are, of a transformer that is not tuned yet."""
+    from qvl_edit.groups import groups
+
+    quantization = recipe.model.quantization
+    if quantization is None:
+        return []
+    patterns = groups(quantization.groups, len(transformer.transformer_blocks))
+    return [transformer.get_submodule(name).weight for name in quantized_layers(transformer, quantization, patterns)]
+
+
+def _frozen(recipe: EditRecipe, weights: Iterable[Any], low: Iterable[Any], own: int) -> int:
+    """Bytes of what is frozen, of which `low` are in fewer bits."""
+    packed = {id(weight): weight for weight in low}
+    plain = own * sum(p.numel() for p in weights if not p.requires_grad and id(p) not in packed)
+    if recipe.model.quantization is None:
+        return plain
+    return plain + sum(quantized_bytes(*p.shape, recipe.model.quantization, own) for p in packed.values())
+
+
+def _gathered(transformer: Any) -> int:
+    """Numbers that FSDP has whole: two blocks (one computes, one arrives) and what belongs to none."""
+    blocks = [sum(p.numel() for p in block.parameters()) for block in transformer.transformer_blocks]
+    return 2 * max(blocks) + sum(p.numel() for p in transformer.parameters()) - sum(blocks)
+
+
+def _in_full(rows: Iterable[Row]) -> int:
+    """Parameters that are trained themselves: their gradients take another pass."""
+    return sum(row.parameters for row in rows if row.mode == "full")

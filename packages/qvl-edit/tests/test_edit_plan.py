@@ -1,0 +1,193 @@
+"""The plan: exact counts of the released models, bytes against a real step of the tiny one, and the table of estimates
+that was made before."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from editing_verbs import qvl_edit
+from torch import Tensor
+
+from qvl_core.qwen3vl.lora import apply_tune, parameter_groups
+from qvl_core.recipe.load import load
+from qvl_core.recipe.shipped import shipped
+from qvl_core.training.optim import Optimizer
+from qvl_edit.counting import PART, Work, _forward, count
+from qvl_edit.cut import Bucket
+from qvl_edit.groups import groups
+from qvl_edit.plan import EditPlan, predict
+from qvl_edit.recipe import RECIPE, EditRecipe
+from qvl_edit.released import configs, shapes
+from qvl_edit.tiny import tiny_transformer
+
+GB = 1e9
+WHOLE = 20_430_401_088
+BUCKET = Bucket((32, 32), ((32, 32),))
+
+
+def of(*overrides: str, name: str = "lora_2509") -> EditRecipe:
+    return load(RECIPE, name, list(overrides), "qvl_edit")
+
+
+@pytest.fixture(scope="module")
+def planned() -> Callable[..., EditPlan]:
+    return cache(lambda *overrides, name="lora_2509": predict(of(*overrides, name=name)))
+
+
+# Released shapes
+
+
+def test_parameters_are_those_of_the_released_models(planned: Callable[..., EditPlan]) -> None:
+    recipe = of()
+    transformer, vae = shapes(recipe.model, configs(recipe.model))
+    assert sum(p.numel() for p in transformer.parameters()) == WHOLE
+    assert sum(p.numel() for p in vae.parameters()) == 126_892_531
+    assert len(list(transformer.parameters())) == 1933
+    assert planned().parameters == WHOLE
+    assert planned().trainable == 46_989_312
+    assert planned(name="full_2509").trainable == 20_336_007_616
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokens", "gigabytes"),
+    [
+        (("pictures.size=512",), 2275, 1.3),
+        (("pictures.size=512", "mixture.sources=3=1"), 4726, 2.7),
+        ((), 8419, 4.9),
+        (("mixture.sources=3=1",), 17014, 9.8),
+    ],
+)
+def test_tokens_and_activations_of_the_facts(
+    overrides: tuple[str, ...], tokens: int, gigabytes: float, planned: Callable[..., EditPlan]
+) -> None:
+    """Activations were an estimate: to 20 %."""
+    plan = planned(*overrides)
+    assert plan.tokens == pytest.approx(tokens, rel=0.005)
+    assert plan.rows["activations"] / GB == pytest.approx(gigabytes, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "low", "high"),
+    [
+        ("lora_2509", (), 47, 51),
+        ("lora_2509", ("model.quantization=nf4",), 18, 21),
+        ("lora_2509", ("model.quantization=int8",), 27, 30),
+        ("full_2509", (), 48, 53),
+        ("full_2509", ("optim.ema=0.999",), 60, 63),
+    ],
+)
+def test_memory_of_the_facts(
+    name: str, overrides: tuple[str, ...], low: float, high: float, planned: Callable[..., EditPlan]
+) -> None:
+    """They were estimates: to 12 %."""
+    assert 0.88 * low <= planned(*overrides, name=name).learning / GB <= 1.12 * high
+
+
+def test_a_shared_model_is_whole_while_it_draws(planned: Callable[..., EditPlan]) -> None:
+    plan = planned(name="full_2509")
+    assert "Most is needed while previews are drawn." in plan.caption
+    assert plan.rows["gathered weights"] == 2 * WHOLE
+    assert plan.peak > plan.learning + 25 * GB
+    assert f"Steps need {plan.learning / 2**30:.1f} GiB." in plan.caption
+    assert planned().learning == planned().peak
+    assert planned("stored.latents=x").flops < planned().flops
+
+
+def test_operations_are_those_of_the_matrices(planned: Callable[..., EditPlan]) -> None:
+    """A block's pictures pass 113 M parameters, four projections and the MLP, and its text as many others."""
+    plan, width, layers = planned("batch.size=1", "stored.embeddings=x", "train.recompute=false"), 3072, 60
+    passed = 2 * (4 * width**2 + 8 * width**2) * layers * plan.tokens
+    attention = 4 * plan.tokens**2 * width * layers
+    coding = plan.flops - 2 * (passed + attention)
+    assert 0 < coding / plan.flops < 0.06  # the autoencoder, and what is made of levels
+    assert plan.floor_seconds == pytest.approx(plan.flops / 790e12)
+
+
+# The tiny transformer, really
+
+
+def real(tune: str, samples: int, recompute: bool) -> tuple[EditRecipe, Any]:
+    recipe = of(f"tune={tune}", f"batch={{size: {samples}}}", f"train.recompute={recompute}", name="tiny")
+    torch.manual_seed(0)
+    transformer = tiny_transformer(12, False)
+    apply_tune(transformer, recipe.tune, 0, recipe.optim, groups(recipe.tune, len(transformer.transformer_blocks)))
+    if recompute:
+        transformer.enable_gradient_checkpointing()
+    return recipe, transformer.train()
+
+
+def kept(model: Any, forward: Callable[[], Tensor]) -> int:
+    """Bytes of the storages that autograd keeps of a forward, weights left out; a backward follows."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    alive: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        alive.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward()
+    found = sum(t.untyped_storage().nbytes() for address, t in alive.items() if address not in weights)
+    loss.backward()
+    return found
+
+
+@pytest.mark.parametrize("tune", ["{transformer: {mode: full}}", "{attn: {mode: lora, rank: 4}}"])
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_autograd_keeps(tune: str, samples: int, recompute: bool) -> None:
+    work = Work(samples, 40, BUCKET, 12, 2)
+    _, transformer = real(tune, samples, recompute)
+    found = kept(transformer, partial(_forward, transformer, work, torch.float32))
+    _, other = real(tune, samples, recompute)
+    counted = count(other.to("meta"), work, half=False, device="cpu")
+    assert counted.saved[PART] == pytest.approx(found, rel=0.02)
+
+
+def test_bytes_after_a_real_step() -> None:
+    recipe, transformer = real("{attn: {mode: lora, rank: 4}}", 1, recompute=False)
+    plan = predict(recipe, device="cpu")
+    _forward(transformer, Work(1, 40, BUCKET, 12, 2), torch.float32).backward()
+    layers = len(transformer.transformer_blocks)
+    optimizer = Optimizer(parameter_groups(transformer, recipe.tune, recipe.optim, groups(recipe.tune, layers)), recipe)
+    optimizer.update(1.0, None, torch.tensor(1.0), torch.tensor(0.0))
+    states = [value for state in optimizer._torch.state.values() for value in state.values()]
+    trained = [p for p in transformer.parameters() if p.requires_grad]
+    assert plan.rows["trained weights (fp32)"] == sum(p.nbytes for p in trained)
+    assert plan.rows["optimizer states"] == sum(tensor.nbytes for tensor in states)
+    assert plan.trainable == sum(p.numel() for p in trained)
+    assert plan.rows["frozen weights"] * 2 == sum(p.nbytes for p in transformer.parameters() if not p.requires_grad)
+
+
+# What recipes cost, and what to turn
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in shipped("qvl_edit") if recipe.name != "tiny"])
+def test_the_head_of_a_recipe_says_what_it_costs(name: str, planned: Callable[..., EditPlan]) -> None:
+    (text,) = (recipe.text for recipe in shipped("qvl_edit") if recipe.name == name)
+    head = " ".join(line.removeprefix("#").strip() for line in text.split("version:")[0].splitlines())
+    plan = planned(name=name)
+    assert f"{plan.needed / 2**30:.0f} GiB" in head
+    assert f"{plan.expected_seconds[0]:.1f} to {plan.expected_seconds[1]:.1f} s a step" in head
+
+
+def test_knobs_save(planned: Callable[..., EditPlan]) -> None:
+    usual = planned().needed
+    for change in ("pictures.size=512", "model.quantization=nf4", "mixture.sources=0=1"):
+        assert planned(change).needed < usual
+    without = planned("train.recompute=false")
+    assert without.needed > usual + 50 * GB
+    assert without.flops < planned().flops
+    shared = planned("parallel={strategy: fsdp2, nproc: 4}")
+    assert shared.rows["frozen weights"] == pytest.approx(planned().rows["frozen weights"] / 4, rel=1e-6)
+
+
+def test_the_verb_says_whether_it_fits() -> None:
+    fits = qvl_edit("plan", "lora_2509", "--gpu", "a100")
+    assert (fits.code, fits.err) == (0, "")
+    assert "it fits" in fits.out
+    small = " ".join(qvl_edit("plan", "lora_2509", "--gpu", "a100-40").out.split())
+    assert "does not fit" in small
+    assert "model.quantization: nf4" in small
