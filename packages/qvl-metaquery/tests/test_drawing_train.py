@@ -33,6 +33,9 @@ from qvl_vision.tiny import tiny as tiny_swapped
 STEPS = 4
 FROZEN = "tune.transformer.mode=frozen"
 
+WITHOUT_EFFECT = "attn2.to_k.bias"
+"""Moves all scores of a query alike, which the softmax takes back: its gradient is rounding, and may be none."""
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -125,8 +128,11 @@ def test_what_is_frozen_stays_to_the_bit_and_all_else_learns(
     for name, value in before.items():
         assert torch.equal(after[name], value), name
     start = load_file(base / "sana/transformer/diffusion_pytorch_model.safetensors")
-    changed = {name for name, value in start.items() if not torch.equal(model.transformer.state_dict()[name], value)}
-    assert changed == (set() if sana == "frozen" else start.keys())
+    same = {name for name, value in start.items() if torch.equal(model.transformer.state_dict()[name], value)}
+    if sana == "frozen":
+        assert same == start.keys()
+    else:
+        assert not {name for name in same if not name.endswith(WITHOUT_EFFECT)}
     new = {name: value for name, value in first.items() if not name.startswith("transformer.")}
     assert {name for name, value in new.items() if not torch.equal(weights(run)[name], value)} == new.keys()
     assert (run / "final/transformer").is_dir() == (sana == "full")
@@ -181,7 +187,7 @@ def test_no_trained_parameter_is_dead(
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert gradients.keys() == trained
     dead = {name for name, gradient in gradients.items() if not gradient.abs().max() > 0}
-    assert not dead
+    assert not {name for name in dead if not name.endswith(WITHOUT_EFFECT)}
     rows = gradients["queries"].abs().amax(1)
     assert rows[-1] == 0  # behind the queries, read by none
     assert (rows[:-1] > 0).all()
