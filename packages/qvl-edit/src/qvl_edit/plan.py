@@ -222,7 +222,7 @@ def _frozen(recipe: EditRecipe, weights: Iterable[Any], low: Iterable[Any], own:
     plain = own * sum(p.numel() for p in weights if not p.requires_grad and id(p) not in packed)
     if recipe.model.quantization is None:
         return plain
-    return plain + sum(quantized_bytes(*p.shape, recipe.model.quantization, own) for p in packed.values())
+    return plain + sum(quantized_bytes(p.shape[0], p.shape[1], recipe.model.quantization, own) for p in packed.values())
 
 
 def _gathered(transformer: Any) -> int:
