@@ -111,6 +111,18 @@ def test_a_killed_evaluation_draws_only_what_is_missing_and_batches_change_nothi
     assert (tmp_path / "out.old-1").is_dir()
 
 
+def test_pictures_of_another_size_are_of_another_evaluation(model: Path, pairs: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(model, tmp_path / "model"))
+    command = ("evaluate", own, pairs, *FEW, "--samples", 1, "--out", tmp_path / "out")
+    assert qvl_edit(*command).code == 0
+    settings = json.loads((own / "edit.json").read_text("utf-8"))
+    settings["pictures"]["size"] = 64
+    (own / "edit.json").write_text(json.dumps(settings), encoding="utf-8")
+    done = qvl_edit(*command)
+    assert done.code == 2
+    assert "holds pictures of another `model`" in done.err
+
+
 def test_a_recipe_says_what_is_held_out(model: Path, pairs: Path, tmp_path: Path) -> None:
     command = ("evaluate", model, "tiny", f"data={{train: none, validation: {pairs}}}", *FEW, "--samples", 1)
     done = qvl_edit(*command, "--out", tmp_path / "out")

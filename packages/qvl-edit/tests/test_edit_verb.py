@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from qvl_core.errors import BadInput
 from qvl_data.drawing.files import how_drawn
 from qvl_edit import EditPipeline
+from qvl_edit.edit import state_of
 from qvl_edit.sampling import Sampling
 from qvl_edit.trained import find_trained, open_trained
 
@@ -145,22 +146,59 @@ def test_a_file_goes_on_where_it_was_killed_and_batches_change_nothing(
         assert np.abs(one - other).max() <= 1
 
 
-def test_another_source_or_model_is_drawn_anew(runs: dict[str, Path], tmp_path: Path) -> None:
-    for seed in (0, 1):
-        source(seed).save(tmp_path / "a.png")
-        command = (
-            "edit",
-            runs["full"],
-            "--image",
-            tmp_path / "a.png",
-            "--prompt",
-            "x",
-            *FEW,
-            "--out",
-            tmp_path / "out",
-        )
-        assert qvl_edit(*command).code == 0
-    assert sorted(file.name for file in (tmp_path / "out").glob("*.png")) == ["x-seed0-2.png", "x-seed0.png"]
+@pytest.fixture
+def model(checkpoint: Any, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(checkpoint("edit-plus", "vae"), tmp_path / "model"))
+    (folder / "edit.json").write_text(json.dumps({"base": str(folder), "pictures": {"size": 64, "vl_size": 56}}))
+    return folder
+
+
+def scale(folder: Path) -> None:
+    """Other weights, in files of the same names and sizes."""
+    for file in folder.glob("*.safetensors"):
+        save_file({name: value * 1.25 for name, value in load_file(file).items()}, file, {"format": "pt"})
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text("utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_another_source_or_model_is_drawn_anew(model: Path, tmp_path: Path) -> None:
+    """Whatever changes a picture: it lies beside the old one, and the same command again draws nothing."""
+    out = tmp_path / "out"
+    changes = {
+        "nothing": lambda: None,
+        "source": lambda: source(1).save(tmp_path / "a.png"),
+        "transformer": lambda: scale(model / "transformer"),
+        "text encoder": lambda: scale(model / "text_encoder"),
+        "autoencoder": lambda: scale(model / "vae"),
+        "levels": lambda: replace(model / "scheduler" / "scheduler_config.json", '"max_shift": ', '"max_shift": 1'),
+        "sizes": lambda: replace(model / "edit.json", "64", "96"),
+    }
+    source(0).save(tmp_path / "a.png")
+    command = ("edit", model, "--image", tmp_path / "a.png", "--prompt", "x", "--steps", 3, "--out", out)
+    seen: list[bytes] = []
+    for name, change in changes.items():
+        change()
+        for _ in range(2):
+            done = qvl_edit(*command)
+            assert (done.code, done.err) == (0, ""), name
+            assert len(list(out.glob("*.png"))) == len(seen) + 1, name
+        drawn = Image.open(done.out.strip()).tobytes()
+        assert drawn not in seen, name
+        seen.append(drawn)
+
+
+def test_a_checkpoint_that_is_tuned_otherwise_is_another_model(runs: dict[str, Path], tmp_path: Path) -> None:
+    """The same weights of adapters, scaled otherwise."""
+    run = Path(shutil.copytree(runs["lora"], tmp_path / "run"))
+    saved = max((run / "checkpoints").iterdir())
+    before, drawn = state_of(find_trained(saved)), latents(saved)
+    replace(run / "recipe.yaml", "alpha: 8", "alpha: 80")
+    assert (latents(saved) - drawn).abs().max() > 1e-4
+    assert state_of(find_trained(saved)) != before
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from qvl_edit.pipeline import EditPipeline
 from qvl_edit.sampling import Sampling
 from qvl_edit.trained import Trained, find_trained
 
+PARTS = ("scheduler", "tokenizer", "processor", "text_encoder", "vae")  # of a checkpoint, beside its transformer
+
 
 def edit(
     model: str,
@@ -77,10 +79,16 @@ def open_pipeline(found: Trained, lora: Sequence[Path] = ()) -> EditPipeline:
 
 
 def state_of(found: Trained, lora: Sequence[Path] = ()) -> list[Any]:
-    """What changes when other weights are written to a model's files: their sizes and times."""
-    folders = (found.folder, found.transformer, *lora)
-    files = [file for path in folders for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    """What tells apart models that draw differently, as JSON: sizes of pictures, what was tuned and how, and names,
+    sizes and times of all files that they are read from."""
+    parts = [found.transformer, *(found.checkpoint / part for part in PARTS)]
+    files = [found.checkpoint / "model_index.json", *(file for part in parts for file in sorted(part.glob("[!.]*")))]
+    for path in (found.folder, *lora):
+        files += sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    tune = {name: group.model_dump(mode="json") for name, group in found.recipe.tune.items()} if found.recipe else None
+    pictures = found.settings.pictures.model_dump(mode="json", exclude={"vae_batch"})  # which drawing does not use
+    return [pictures, tune, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]]
 
 
 def _said(wish: Wish, state: Sequence[Any]) -> dict[str, Any]:
