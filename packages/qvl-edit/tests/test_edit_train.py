@@ -25,6 +25,9 @@ from qvl_edit.build import build, checkpoint_of, open_transformer, transformer_o
 from qvl_edit.extract import extract
 from qvl_edit.recipe import RECIPE, EditRecipe
 from qvl_edit.saving import save_transformer
+from qvl_edit.settings import Settings
+from qvl_edit.tiny import tiny
+from qvl_edit.trained import find_trained
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,33 @@ def test_training_needs_no_text_encoder(data: Path, whole: Path, tmp_path: Path,
     train(make_recipe(data, f"model.name={tmp_path / 'base'}", "train.steps=1"), tmp_path / "run")
     assert (tmp_path / "run" / "final" / "transformer").is_dir()
     assert "the text encoder's weights are not in" in capsys.readouterr().out
+
+
+def test_a_base_of_the_hub_is_edited_with_at_the_commit_that_was_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache layout: a branch is a file that holds a commit, a commit is a folder."""
+    from huggingface_hub import constants
+
+    repository, first, second = tmp_path / "models--qvl--tiny", "0" * 40, "1" * 40
+    for commit in (first, second):
+        tiny(repository / "snapshots" / commit, coder="patches")
+    (repository / "refs").mkdir()
+    branch = repository / "refs" / "main"
+    branch.write_text(first, encoding="utf-8")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    recipe = make_recipe(data, "model.name=qvl/tiny")
+    for revision in (None, "main"):
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": revision})})
+        run = RunFolder(tmp_path / f"run-{revision}")
+        run.path.mkdir()
+        branch.write_text(first, encoding="utf-8")
+        with processes(recipe.parallel) as world:
+            build(recipe, run, world)
+        branch.write_text(second, encoding="utf-8")
+        assert Settings.read(run.path).revision == first
+        assert find_trained(run.path).checkpoint == repository / "snapshots" / first
 
 
 def test_a_run_begins_with_the_weights_of_another(data: Path, whole: Path) -> None:

@@ -92,7 +92,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
         about={
             "tune": [asdict(row) for row in table.rows],
             "base": str(folder),
-            "base_commit": commit_of(recipe.model.name, recipe.model.revision, "model_index.json"),
+            "base_commit": base_commit(recipe.model),
             "profile": profile.name,
         },
         evaluate=partial(measured.measure, run=run) if held_out else None,
@@ -127,6 +127,11 @@ def checkpoint_of(recipe: EditRecipe, run: RunFolder, world: World) -> Path:
     folder = run.path.resolve() / "base"
     world.on_first(lambda: folder.is_dir() or bool(tiny(folder, coder="patches")))
     return folder
+
+
+def base_commit(model: EditModel) -> str | None:
+    """The commit of a checkpoint that was fetched from the hub."""
+    return commit_of(model.name, model.revision, "model_index.json")
 
 
 def transformer_of(model: EditModel, checkpoint: Path) -> Path:
@@ -255,7 +260,7 @@ def settings_of(recipe: EditRecipe, checkpoint: Path, begun: Path) -> Settings:
     local = name == "tiny" or Path(name).expanduser().is_dir()
     return Settings(
         base=str(checkpoint.resolve()) if local else name,
-        revision=recipe.model.revision,
+        revision=base_commit(recipe.model) or recipe.model.revision,
         transformer=None if begun == own else str(begun.resolve()),
         pictures=recipe.pictures,
         sampling=recipe.sampling,

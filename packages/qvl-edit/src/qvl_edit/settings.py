@@ -9,8 +9,8 @@ FILE = "edit.json"
 
 
 class Settings(TrainedSettings):
-    """`base` is a checkpoint in the layout of diffusers, a folder or a hub id, `transformer` the folder of the
-    transformer that training began with, where that is another."""
+    """`base` is a checkpoint in the layout of diffusers, a folder or a hub id, `revision` of a hub id the commit that
+    was trained, `transformer` the folder of the transformer that training began with, where that is another."""
 
     FILE: ClassVar[str] = FILE
     PARTS: ClassVar[tuple[str, ...]] = ("base", "transformer")
