@@ -177,7 +177,7 @@ def test_the_loss_is_a_sum_over_targets_without_witnesses(pipeline: Callable[[st
 def test_latents_that_were_computed_before_are_the_same(pipeline: Callable[[str], Any]) -> None:
     pipe = pipeline("edit-plus")
     vae, batch = Vae(pipe.vae), some(pipe, [5, 3])
-    coded = replace(batch, pictures=tuple(vae.encode(pictures) for pictures in batch.pictures), coded=True)
+    coded = replace(batch, pictures=tuple(vae.raw(pictures) for pictures in batch.pictures), coded=True)
     assert torch.equal(edit_losses(pipe.transformer, coded, vae), edit_losses(pipe.transformer, batch, vae))
 
 

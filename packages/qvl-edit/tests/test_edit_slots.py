@@ -120,7 +120,7 @@ def test_several_files_of_a_task_are_one_task(meta: Path) -> None:
 def test_any_other_source_is_a_task_by_its_name(meta: Path) -> None:
     tasks = opened([str(meta / "a" / "rows.jsonl"), {"source": str(meta / "b"), "split": "rows"}])
     assert sorted(map(len, tasks.sources.values())) == [3, 6]
-    assert set(tasks.sources) == {"a", "b"}
+    assert set(tasks.sources) == {"rows", "b"}
 
 
 @pytest.mark.parametrize("sources", [None, {1: 1.0}, {2: 1.0}, {0: 1.0}])

@@ -77,7 +77,7 @@ def test_the_rows_of_the_document(pictures: Path, tmp_path: Path) -> None:
     done, found = validate(data, tmp_path / "out", "--allow-root", pictures)
     assert done.code == 0, done.err
     assert (found["samples"], found["usable"], found["bad"]) == (3, 3, 0)
-    assert found["tasks"] == {"elsewhere": {"0": 1, "1": 1, "2": 1}}
+    assert found["tasks"] == {"rows": {"0": 1, "1": 1, "2": 1}}
     assert found["texts"] == {"instruction · en": 3, "instruction · zh": 3, "inverse · en": 1, "inverse · zh": 1}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "把两个角色合成到一个场景里。" in page
