@@ -8,6 +8,22 @@ from qvl_core.cli import App, Argument, Option
 app = App("qvl-edit", package="qvl_edit", help="Fine-tune Qwen-Image-Edit on your pairs.")
 app.common("train", "check", "plan", "demo", "recipes", "report", "doctor", "slurm")
 
+AllowRoot = Annotated[
+    list[Path] | None, Option(help="Folder from which pictures may be read by absolute path; may be repeated.")
+]
+Negative = Annotated[str | None, Option(help="What is not to be drawn; default: the run's sampling.")]
+Guidance = Annotated[
+    float | None, Option(min=0.0, help="Weight of the instruction against it; at most 1: none. Default: the run's.")
+]
+Steps = Annotated[int | None, Option(min=1, help="Steps from noise to picture; default: the run's.")]
+Shift = Annotated[
+    float | None, Option(help="Shift of noise levels, for adapters of few steps (3 for Qwen-Image-Lightning).")
+]
+Lora = Annotated[
+    list[Path] | None, Option(help="File or folder of adapters that are put upon the model; may be repeated.")
+]
+Batch = Annotated[int, Option(min=1, help="Pictures that are drawn together: speed and memory only.")]
+
 
 @app.command()
 def tiny(
@@ -34,9 +50,7 @@ def validate(
     out: Annotated[
         Path | None, Option(help="Folder for report.html and validation.json; default: runs/<recipe name>-data.")
     ] = None,
-    allow_root: Annotated[
-        list[Path] | None, Option(help="Folder from which pictures may be read by absolute path; may be repeated.")
-    ] = None,
+    allow_root: AllowRoot = None,
     columns: Annotated[
         str | None,
         Option("--map", help="Columns by field, such as source_image=before,target_image=after."),
@@ -100,25 +114,17 @@ def edit(
     prompts: Annotated[
         Path | None, Option(help="JSONL with `prompt` and `image` or `images`, rows of edits, or a text in each line.")
     ] = None,
-    allow_root: Annotated[
-        list[Path] | None, Option(help="Folder from which pictures may be read by absolute path; may be repeated.")
-    ] = None,
-    negative: Annotated[str | None, Option(help="What is not to be drawn; default: the run's sampling.")] = None,
-    guidance: Annotated[
-        float | None, Option(min=0.0, help="Weight of the instruction against it; at most 1: none. Default: the run's.")
-    ] = None,
-    steps: Annotated[int | None, Option(min=1, help="Steps from noise to picture; default: the run's.")] = None,
-    shift: Annotated[
-        float | None, Option(help="Shift of noise levels, for adapters of few steps (3 for Qwen-Image-Lightning).")
-    ] = None,
-    lora: Annotated[
-        list[Path] | None, Option(help="File or folder of adapters that are put upon the model; may be repeated.")
-    ] = None,
+    allow_root: AllowRoot = None,
+    negative: Negative = None,
+    guidance: Guidance = None,
+    steps: Steps = None,
+    shift: Shift = None,
+    lora: Lora = None,
     height: Annotated[int | None, Option(min=1, help="In pixels; default: of the last source's shape.")] = None,
     width: Annotated[int | None, Option(min=1, help="The same.")] = None,
     num_images: Annotated[int, Option("--num-images", min=1, help="Pictures of each instruction.")] = 1,
     seed: Annotated[int, Option(min=0, help="Of an instruction's first picture; the following ones count up.")] = 0,
-    batch: Annotated[int, Option(min=1, help="Pictures that are drawn together: speed and memory only.")] = 4,
+    batch: Batch = 4,
 ) -> None:
     """Draw what instructions say of pictures; the same command goes on after a kill."""
     from qvl_data.drawing.prompts import from_command_line
@@ -178,23 +184,17 @@ def evaluate(
     media_root: Annotated[
         Path | None, Option(help="Folder of pictures with relative paths; default: that of the data.")
     ] = None,
-    allow_root: Annotated[
-        list[Path] | None, Option(help="Folder from which pictures may be read by absolute path; may be repeated.")
-    ] = None,
-    negative: Annotated[str | None, Option(help="What is not to be drawn; default: the run's sampling.")] = None,
-    guidance: Annotated[
-        float | None, Option(min=0.0, help="Weight of the instruction against it; at most 1: none. Default: the run's.")
-    ] = None,
-    steps: Annotated[int | None, Option(min=1, help="Steps from noise to picture; default: the run's.")] = None,
-    shift: Annotated[float | None, Option(help="Shift of noise levels, for adapters of few steps.")] = None,
-    lora: Annotated[
-        list[Path] | None, Option(help="File or folder of adapters that are put upon the model; may be repeated.")
-    ] = None,
+    allow_root: AllowRoot = None,
+    negative: Negative = None,
+    guidance: Guidance = None,
+    steps: Steps = None,
+    shift: Shift = None,
+    lora: Lora = None,
     samples: Annotated[
         int | None, Option(min=1, help="Of each list at most, chosen at random and always the same.")
     ] = None,
     seed: Annotated[int, Option(min=0, help="Of every picture.")] = 0,
-    batch: Annotated[int, Option(min=1, help="Pictures that are drawn together: speed and memory only.")] = 4,
+    batch: Batch = 4,
     fresh: Annotated[bool, Option("--fresh", help="Move an earlier one at --out aside.")] = False,
 ) -> None:
     """Draw held-out pairs and measure them, or a benchmark's pictures; the same command goes on with what is

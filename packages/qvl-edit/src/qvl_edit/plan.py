@@ -23,7 +23,6 @@ from qvl_core.qwen3vl.plan import (
     MFU,
     PEAK_FLOPS,
     SHARDED,
-    Strategy,
     quantized_bytes,
     state_bytes,
 )
@@ -96,10 +95,7 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     from qvl_edit.preview import SHOWN
     from qvl_edit.released import configs, shapes
 
-    world = (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
-    strategy: Strategy = (
-        ("ddp" if world > 1 else "single") if recipe.parallel.strategy == "auto" else recipe.parallel.strategy
-    )
+    world, strategy = recipe.parallel.processes, recipe.parallel.planned
     half = recipe.train.precision != "fp32"
     own = 2 if half else 4  # bytes of a frozen number
     made = configs(recipe.model)

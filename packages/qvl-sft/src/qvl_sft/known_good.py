@@ -48,7 +48,7 @@ def warnings(recipe: SFTRecipe, parameters: int, random_merger: bool = False) ->
         yield "data.validation is empty: over several epochs only a validation loss shows overfitting."
     yield from unsaved(recipe)
     yield from _about_switches(recipe, parameters)
-    yield from idle_devices(recipe, (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1))
+    yield from idle_devices(recipe, recipe.parallel.processes)
 
 
 def about_data(recipe: SFTRecipe, met: Content, thinks: bool) -> Iterator[str]:

@@ -41,7 +41,7 @@ def needed_by(recipe: R, predict: Predict[R]) -> int | None:
 
 def _more_devices(recipe: R, now: int, predict: Predict[R]) -> str:
     """What four devices would need, if there is one now and the weights can be shared."""
-    if recipe.model.quantization is not None or (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1) > 1:
+    if recipe.model.quantization is not None or recipe.parallel.processes > 1:
         return ""
     each = predict(changed(recipe, "parallel", strategy="fsdp2", nproc=4)).needed
     words = f", or parallel: {{strategy: fsdp2, nproc: 4}} for {each / GIB:.1f} GiB on each of four"
@@ -50,7 +50,7 @@ def _more_devices(recipe: R, now: int, predict: Predict[R]) -> str:
 
 def _knobs(recipe: R) -> Iterator[tuple[str, R]]:
     """What is not turned yet, one knob at a time."""
-    batch, processes = recipe.batch, (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
+    batch, processes = recipe.batch, recipe.parallel.processes
     strategy, whole = recipe.parallel.strategy, recipe.model.quantization is None
     if recipe.train.recompute is not True:
         yield "train.recompute: true", changed(recipe, "train", recompute=True)

@@ -24,8 +24,7 @@ def predict(
     `auto` precision is taken as bf16, as on any recent GPU.
     """
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
-    world = (recipe.parallel.nproc or 1) * (recipe.parallel.nodes or 1)
-    strategy = ("ddp" if world > 1 else "single") if recipe.parallel.strategy == "auto" else recipe.parallel.strategy
+    world, strategy = recipe.parallel.processes, recipe.parallel.planned
     return plan_memory(
         config,
         recipe.tune,

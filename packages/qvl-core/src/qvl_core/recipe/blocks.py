@@ -376,6 +376,18 @@ class Parallel(Block):
     nodes: Annotated[int, Field(ge=1)] | None = None
     """Nodes that must be there; asserted at start."""
 
+    @property
+    def processes(self) -> int:
+        """On all nodes together, by the recipe."""
+        return (self.nproc or 1) * (self.nodes or 1)
+
+    @property
+    def planned(self) -> Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]:
+        """The strategy of so many processes."""
+        if self.strategy == "auto":
+            return "ddp" if self.processes > 1 else "single"
+        return self.strategy
+
 
 class Log(Block):
     """What is shown and written while training."""
