@@ -53,6 +53,7 @@ def test_released_checkpoints_are_what_their_files_say(checkpoint: Callable[...,
 
     known, read = of("Qwen/Qwen-Image-Edit-2511"), of(str(checkpoint("edit-2511", "vae")))
     assert known[:4] == read[:4]
+    assert of("tiny") == of(str(checkpoint("edit-plus", "patches")))
     assert known.shift == Shift()
     assert known.transformer["zero_cond_t"] is read.transformer["zero_cond_t"] is True
 

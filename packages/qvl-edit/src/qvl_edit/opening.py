@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from qvl_core.qwen3vl.load import find_folder
 from qvl_edit.geometry import STEP, Geometry
-from qvl_edit.profile import Profile, named, read_profile, read_scale
+from qvl_edit.profile import Profile, named, read_config, read_profile, read_scale
 from qvl_edit.recipe import EditModel, Pictures
 from qvl_edit.tiny import tiny
 
@@ -15,14 +16,31 @@ ABOUT = ("*.json", "*/*.json", "*/*.txt", "*/*.jinja")  # small files: classes, 
 EVERY_PART = (*ABOUT, "*/*.safetensors")
 FOR_TRAINING = (*ABOUT, "transformer/*.safetensors", "vae/*.safetensors")
 FOR_TEXTS = (*ABOUT, "text_encoder/*.safetensors")
+
+
+class Described(NamedTuple):
+    """What decides the sizes of pictures: the kind of a checkpoint, and its latents.
+
+    scale  pixels along a side of a latent place
+    """
+
+    profile: Profile
+    channels: int
+    scale: int
+
+
 RELEASED = {
-    "Qwen/Qwen-Image": "t2i",
-    "Qwen/Qwen-Image-2512": "t2i",
-    "Qwen/Qwen-Image-Edit": "edit",
-    "Qwen/Qwen-Image-Edit-2509": "edit-plus",
-    "Qwen/Qwen-Image-Edit-2511": "edit-2511",
+    name: Described(named(kind), channels=16, scale=8)
+    for name, kind in {
+        "Qwen/Qwen-Image": "t2i",
+        "Qwen/Qwen-Image-2512": "t2i",
+        "Qwen/Qwen-Image-Edit": "edit",
+        "Qwen/Qwen-Image-Edit-2509": "edit-plus",
+        "Qwen/Qwen-Image-Edit-2511": "edit-2511",
+    }.items()
 }
-"""Profiles of Qwen's own checkpoints, by hub id."""
+"""Qwen's own checkpoints, by hub id."""
+TINY = Described(named("edit-plus"), channels=12, scale=2)
 
 
 @contextmanager
@@ -45,15 +63,13 @@ def geometry_of(pictures: Pictures, profile: Profile, folder: Path) -> Geometry:
     return sized(pictures, profile, read_scale(folder))
 
 
-def described(model: EditModel, pictures: Pictures) -> tuple[Profile, Geometry]:
-    """Kind and sizes of a checkpoint; no file of `tiny`, and of Qwen's own, is opened. Raises BadInput."""
-    known = {**dict.fromkeys(RELEASED, 8), "tiny": 2}  # pixels along a side of a latent place
-    if model.name in known:
-        profile = named(RELEASED.get(model.name, "edit-plus"))
-        return profile, sized(pictures, profile, known[model.name])
+def described(model: EditModel) -> Described:
+    """Of a recipe's checkpoint; no file of `tiny`, and of Qwen's own, is opened. Raises BadInput."""
+    if (known := {**RELEASED, "tiny": TINY}.get(model.name)) is not None:
+        return known
     folder = find_folder(model.name, model.revision, "model.name", ABOUT)
-    profile = read_profile(folder)
-    return profile, geometry_of(pictures, profile, folder)
+    channels = read_config(folder / "vae" / "config.json")["z_dim"]
+    return Described(read_profile(folder), channels, read_scale(folder))
 
 
 def sized(pictures: Pictures, profile: Profile, scale: int) -> Geometry:

@@ -5,14 +5,12 @@ So data and recipes are checked before 58 GB are fetched.
 
 from typing import Any, NamedTuple
 
-from qvl_edit.opening import ABOUT, RELEASED, checkpoint
+from qvl_edit.opening import ABOUT, RELEASED, checkpoint, described
 from qvl_edit.parts import open_shift
-from qvl_edit.profile import Profile, named, read_config, read_profile, read_scale
+from qvl_edit.profile import Profile, read_config
 from qvl_edit.recipe import EditModel
 from qvl_edit.times import Shift
 
-CHANNELS = 16  # of Qwen-Image's autoencoder
-SCALE = 8
 WIDTH = 3584  # of an embedding
 
 
@@ -32,18 +30,13 @@ class Configs(NamedTuple):
 
 def configs(model: EditModel) -> Configs:
     """Of a recipe's checkpoint. Raises BadInput for one that is neither known nor there."""
+    found = described(model)
     if model.name in RELEASED:
-        profile = named(RELEASED[model.name])
-        return Configs(profile, CHANNELS, SCALE, Shift(), {"zero_cond_t": profile.zero_cond_t})
+        return Configs(*found, Shift(), {"zero_cond_t": found.profile.zero_cond_t})
     with checkpoint(model, ABOUT) as folder:
         transformer = read_config(folder / "transformer" / "config.json")
-        return Configs(
-            read_profile(folder),
-            read_config(folder / "vae" / "config.json")["z_dim"],
-            read_scale(folder),
-            open_shift(folder),
-            {name: value for name, value in transformer.items() if name[0] != "_"},
-        )
+        own = {name: value for name, value in transformer.items() if name[0] != "_"}
+        return Configs(*found, open_shift(folder), own)
 
 
 def shapes(model: EditModel, made: Configs) -> tuple[Any, Any]:

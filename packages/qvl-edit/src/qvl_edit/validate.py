@@ -34,7 +34,7 @@ from qvl_edit.cut import Bucket
 from qvl_edit.geometry import Geometry
 from qvl_edit.looking import Facts, Listed, Looked, Looking
 from qvl_edit.mixture import Mixture
-from qvl_edit.opening import described
+from qvl_edit.opening import described, sized
 from qvl_edit.profile import Profile
 from qvl_edit.questions import Asking
 from qvl_edit.recipe import EditRecipe
@@ -201,7 +201,8 @@ def validate(
     """
     data = _read_as(expanded(recipe.data), allow_root, columns)
     lists = {name: Listed(mixture) for name, mixture in mixtures(data).items()}
-    profile, geometry = described(recipe.model, recipe.pictures)
+    profile, _, scale = described(recipe.model)
+    geometry = sized(recipe.pictures, profile, scale)
     asking = Asking(recipe.mixture.inverse, recipe.mixture.sources)
     met = Met()
     source = " + ".join(source.source for source in recipe.data.train)
