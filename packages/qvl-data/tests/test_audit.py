@@ -8,13 +8,14 @@ from importlib.util import find_spec
 import pytest
 
 from qvl_core.errors import BadInput
+from qvl_core.spread import spread
 from qvl_data.audit import audit
 from qvl_data.audit.cards import card
 from qvl_data.cli import app
 from qvl_data.convert import write_samples
 from qvl_data.example import samples
 from qvl_data.sample import Sample
-from qvl_data.shown import frames, small, spread
+from qvl_data.shown import frames, small
 
 from .broken import KINDS
 from .browser import HOSTILE, browser, needs_browser, page_of

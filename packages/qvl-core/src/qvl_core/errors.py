@@ -17,3 +17,8 @@ class Preempted(QVLError):
     """The run was asked to stop; its state is saved and the same command continues it (exit 75)."""
 
     exit_code = 75
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, as part of a sentence; the kind of the error, if it says nothing."""
+    return str(error).strip().partition("\n")[0].rstrip(".: \r") or type(error).__name__

@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from qvl_core.errors import first_line
+
 from .errors import BadSample
 from .jpeg import quick_size
 from .jpeg_pixels import quick_picture
@@ -116,7 +118,7 @@ def open_image(
         try:
             picture.load()
         except Exception as error:  # decoders raise whatever the damage leads them to
-            problem = f"truncated or damaged picture ({_first_line(error)}); replace the file"
+            problem = f"truncated or damaged picture ({first_line(error)}); replace the file"
             raise BadSample("image_truncated", problem, name) from None
         return upright(rgb(picture, name, background), turn)
 
@@ -294,7 +296,7 @@ def _header(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
     except UnidentifiedImageError:
         raise BadSample("image_format", sniff(file), name) from None
     except Exception as error:  # a damaged header
-        problem = f"truncated or damaged picture ({_first_line(error)}); replace the file"
+        problem = f"truncated or damaged picture ({first_line(error)}); replace the file"
         raise BadSample("image_truncated", problem, name) from None
     _check_size(width, height, limits, name)
     if limits.animation == "refuse" and (count := _count(picture)) > 1:
@@ -318,7 +320,3 @@ def _count(picture: Image.Image) -> int:
         return 1 if picture.format in ("JPEG", "MPO") else int(getattr(picture, "n_frames", 1))
     except Exception:  # damage behind the first frame, which alone is shown
         return 1
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

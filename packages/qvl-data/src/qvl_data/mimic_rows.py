@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 
 from .errors import BadSample
 
@@ -167,7 +167,7 @@ def _read(file: Path, needed: tuple[str, ...]) -> "pa.Table":
             file, convert_options=options, parse_options=arrow_csv.ParseOptions(newlines_in_values=True)
         )
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise BadInput(f"{file}: not a readable CSV file ({str(error).splitlines()[0]}).") from None
+        raise BadInput(f"{file}: not a readable CSV file ({first_line(error)}).") from None
     for name in needed:
         if name not in table.column_names:
             raise BadInput(f'{file}: no column "{name}"; there are {", ".join(table.column_names)}.')

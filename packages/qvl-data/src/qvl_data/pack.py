@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 
 from .bins import best_fit
 from .errors import BadSample
@@ -132,7 +132,7 @@ class Plan:
         except FileNotFoundError:
             raise BadInput(f"{file}: there is no such plan; make it with qvl-data pack.") from None
         except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, ValueError, OSError) as error:
-            raise BadInput(f"{file}: not a readable plan ({str(error).splitlines()[0]}).") from None
+            raise BadInput(f"{file}: not a readable plan ({first_line(error)}).") from None
         if (np.diff(bins) < 0).any() or (len(plan) and plan.loads.max() > plan.capacity):
             raise BadInput(f"{file}: a bin holds more than its {plan.capacity} tokens, or is torn apart; pack again.")
         return plan
@@ -372,7 +372,7 @@ def _array(file: Path) -> NDArray[Any]:
     except FileNotFoundError:
         raise BadInput(f"{file}: there is no such file.") from None
     except (OSError, ValueError, EOFError) as error:
-        raise BadInput(f"{file}: not a .npy file of numbers ({str(error).splitlines()[0]}).") from None
+        raise BadInput(f"{file}: not a .npy file of numbers ({first_line(error)}).") from None
     if not isinstance(array, np.ndarray):
         raise BadInput(f"{file}: holds several arrays; save one as .npy.")
     return array

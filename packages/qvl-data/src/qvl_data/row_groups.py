@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 
 from .pages import NotPlain, Values
 from .reader import OPEN, Reader
@@ -273,8 +273,3 @@ def _count(column: Any) -> int:
         flat = pc.list_flatten(flat)
     fields = flat.type.num_fields if pa.types.is_struct(flat.type) else 1
     return len(flat) * max(fields, 1)
-
-
-def first_line(error: Exception) -> str:
-    """What a library says, as part of a sentence."""
-    return (str(error) or type(error).__name__).splitlines()[0]

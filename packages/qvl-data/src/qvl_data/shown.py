@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from qvl_core.files import write_atomic
+from qvl_core.spread import spread
 
 from .errors import BadSample
 from .media import Opener, locate, media_name, read_bytes
@@ -72,13 +73,6 @@ def _file_frames(media: Media, opener: Opener, most: int) -> list[tuple[float | 
         numbers = spread(video.cut(header, clip.start if clip else None, clip.end if clip else None, name), most)
         pixels = video.decode(file, name, header, numbers)
     return [(number / header.fps, Image.fromarray(frame)) for number, frame in zip(numbers, pixels, strict=True)]
-
-
-def spread(numbers: range, most: int) -> list[int]:
-    """At most `most` of `numbers`, the first and the last among them, evenly spread."""
-    if len(numbers) <= most:
-        return list(numbers)
-    return [numbers[round(place * (len(numbers) - 1) / (most - 1))] for place in range(most)]
 
 
 def keep_picture(mixture: "Mixture", item: "Item", folder: Path, name: str) -> str | None:

@@ -10,12 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 
 from .errors import BadSample
 from .formats.kept import plain
 from .parquet import GROUP_BYTES, GROUP_ROWS, open_file
-from .row_groups import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

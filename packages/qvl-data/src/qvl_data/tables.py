@@ -11,11 +11,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 
 from .errors import BadSample
 from .reader import Reader
-from .row_groups import RowGroups, first_line
+from .row_groups import RowGroups
 from .spans import MAX_BYTES, Spans
 
 if TYPE_CHECKING:

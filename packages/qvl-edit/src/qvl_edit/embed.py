@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_edit.profile import Profile
 from qvl_edit.template import Tokens
 
@@ -151,8 +151,7 @@ def _reader(kind: Any, folder: Path) -> Any:
     try:
         return kind.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        said = str(error).strip().split("\n")[0].rstrip(".:")
-        raise BadInput(f"{folder}: cannot be read ({said}); copy it again.") from None
+        raise BadInput(f"{folder}: cannot be read ({first_line(error)}); copy it again.") from None
 
 
 def padded(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

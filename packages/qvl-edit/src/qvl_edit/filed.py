@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_core.files import write_atomic, writing
 from qvl_data.errors import BadSample, placed
 from qvl_data.formats import edit
@@ -70,8 +70,9 @@ def read(file: Path, width: int) -> Tensor:
         problem = "is a pickle of more than a tensor, which could run code and is not opened; store the tensor alone"
         raise BadSample("embedding", problem, str(file)) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        said = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        raise BadSample("embedding", f"is cut off or damaged ({said}); extract it again", str(file)) from None
+        raise BadSample(
+            "embedding", f"is cut off or damaged ({first_line(error)}); extract it again", str(file)
+        ) from None
     if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[1] != width or not found.is_floating_point():
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         problem = f"holds {what}, not tokens of width {width}: it is of another model; extract it with this one"

@@ -17,7 +17,7 @@ from diffusers.loaders import QwenImageLoraLoaderMixin
 from safetensors import SafetensorError
 from torch import Tensor
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_core.qwen3vl.groups import is_adapter
 from qvl_core.qwen3vl.load import find_folder, quiet
 from qvl_core.qwen3vl.lora import apply_tune
@@ -119,9 +119,8 @@ def add_adapters(transformer: Any, file: Path, name: str) -> None:
             )
             QwenImageLoraLoaderMixin.load_lora_into_transformer(dict(weights), transformer, name, metadata=metadata)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        said = str(error).strip().split("\n")[0].rstrip(".:")
         raise BadInput(
-            f"{file}: cannot be put upon this transformer ({said}); name adapters of the same model."
+            f"{file}: cannot be put upon this transformer ({first_line(error)}); name adapters of the same model."
         ) from None
     places = dict(transformer.named_parameters())
     lost = [key for key in weights if _place(key, name) not in places]  # the library leaves them out

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors import safe_open
 from torch import Tensor
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_core.files import new_folder
 from qvl_core.qwen3vl.load import load_model, quiet, stored_precision
 from qvl_core.recipe.blocks import Model
@@ -112,10 +112,9 @@ def _tokenizer(folder: Path) -> Any:
         with quiet(bars=False):
             return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        said = str(error).strip().split("\n")[0].rstrip(".")
         raise BadInput(
-            f"{folder}: its tokenizer, which says which rows are queries, cannot be read ({said}); save the one of the "
-            "run beside its weights."
+            f"{folder}: its tokenizer, which says which rows are queries, cannot be read ({first_line(error)}); save "
+            "the one of the run beside its weights."
         ) from None
 
 

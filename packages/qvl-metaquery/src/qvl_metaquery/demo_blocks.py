@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qvl_core.report import Block, Card, Cards, Curves, Picture, Strip, Table, Text
-from qvl_core.report.drawn import spread
 from qvl_core.run import RunFolder
+from qvl_core.spread import spread
 from qvl_data.drawing import sheets
 from qvl_data.shown import png
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_metaquery.scorers import Picture, Scorer, Scores, named
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def clip_score(folder: Path) -> Scorer:
                 model = CLIPModel.from_pretrained(folder, use_safetensors=True).to(_device()).eval()
                 processor = CLIPProcessor.from_pretrained(folder)
         except (OSError, ValueError) as error:
-            first = str(error).strip().split("\n")[0].rstrip(".")
-            raise BadInput(f"--clip {folder}: cannot be read ({first}); download it again.") from None
+            raise BadInput(f"--clip {folder}: cannot be read ({first_line(error)}); download it again.") from None
         each = []
         for start in range(0, len(pictures), TOGETHER):
             part = pictures[start : start + TOGETHER]

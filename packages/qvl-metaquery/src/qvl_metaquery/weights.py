@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_core.qwen3vl.load import quiet
 from qvl_metaquery.settings import Settings
 
@@ -51,7 +51,7 @@ def own_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(folder / OWN)
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"{folder / OWN}: cannot be read ({str(error).splitlines()[0]}); copy it again.") from None
+        raise BadInput(f"{folder / OWN}: cannot be read ({first_line(error)}); copy it again.") from None
 
 
 def is_whole(own: Mapping[str, Tensor]) -> bool:

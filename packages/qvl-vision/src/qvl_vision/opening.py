@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_core.qwen3vl.load import commit_of, find_folder, quiet
 from qvl_vision.encoders import JoinedEncoder, NativeEncoder, OwnEncoder, Spec, TransformersEncoder, build_encoder
 from qvl_vision.registry import EncoderInfo, encoder_info, family_of, list_encoders
@@ -161,8 +161,7 @@ def _vision_config(folder: Path) -> Any:
     except ImportError as error:
         raise BadInput(f'encoder: {folder} is a model of timm; pip install "qvl-vision[timm]" ({error}).') from None
     except (ValueError, KeyError, OSError) as error:
-        line = str(error).strip().split("\n")[0]
-        raise BadInput(f"encoder: {folder} is no model that transformers knows ({line}).") from None
+        raise BadInput(f"encoder: {folder} is no model that transformers knows ({first_line(error)}).") from None
     return getattr(config, "vision_config", None) or config
 
 
@@ -272,10 +271,9 @@ def _through(encoder: nn.Module, spec: Spec, size: tuple[int, int], raw: bool = 
     except BadInput:
         raise
     except Exception as error:
-        line = str(error).strip().split("\n")[0]
         raise BadInput(
             f'encoder "{spec.name}": fails on a picture of {size[0]} x {size[1]} pixels '
-            f"({type(error).__name__}: {line})."
+            f"({type(error).__name__}: {first_line(error)})."
         ) from error
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from transformers import Qwen3VLMoeConfig
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_core.qwen3vl import attention
 from qvl_core.qwen3vl.load import Precision, load_model, stored_precision
 from qvl_core.recipe.blocks import Model
@@ -111,11 +111,10 @@ def _prove(model: Any, processor: Any) -> None:
     try:
         visual(pixels.to(visual.device, visual.dtype), grid.to(visual.device))
     except (RuntimeError, IndexError) as error:
-        line = str(error).strip().split("\n")[0]
         deepstack = list(vision.deepstack_visual_indexes)
         layers = f"feature_layer {vision.feature_layer}, deepstack {deepstack}"
         raise BadInput(
-            f"encoder and merger do not fit together with {layers} ({line}); choose other layers."
+            f"encoder and merger do not fit together with {layers} ({first_line(error)}); choose other layers."
         ) from error
 
 

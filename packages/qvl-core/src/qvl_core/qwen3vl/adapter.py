@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qvl_core.errors import BadInput, QVLError
+from qvl_core.errors import BadInput, QVLError, first_line
 from qvl_core.files import write_atomic
 from qvl_core.qwen3vl import foreign
 from qvl_core.qwen3vl.foreign import CONFIG_FILE, WEIGHTS_FILE
@@ -219,8 +219,8 @@ def _prepare(model: nn.Module, folder: Path, config: Any, values: Mapping[str, T
     try:
         inject(model, config)
     except ValueError as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise BadInput(f"{folder / CONFIG_FILE}: does not fit this model ({reason}); use its own base.") from error
+        problem = f"does not fit this model ({first_line(error)})"
+        raise BadInput(f"{folder / CONFIG_FILE}: {problem}; use its own base.") from error
     for name, parameter in model.named_parameters():
         if is_adapter(name):
             parameter.data = parameter.data.float()

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_core.recipe.blocks import Model
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def find_folder(name: str, revision: str | None = None, key: str = "model.name",
             f"run `hf download {name} --local-dir FOLDER` elsewhere and give the folder as {key}."
         ) from None
     except Exception as error:  # the disk, the hub, or the library that talks to it, whose errors are its own
-        raise BadInput(f"{place} cannot be fetched ({_first_line(error)}); try again, or give a folder.") from None
+        raise BadInput(f"{place} cannot be fetched ({first_line(error)}); try again, or give a folder.") from None
 
 
 def open_config(name: str, revision: str | None = None, key: str = "model.name") -> Any:
@@ -314,7 +314,7 @@ def _read_weights(folder: Path, config: Any, dtype: "torch.dtype", device: "str 
                 folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **place
             )
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"{folder}: the weights cannot be read ({_first_line(error)}); download them again.") from error
+        raise BadInput(f"{folder}: the weights cannot be read ({first_line(error)}); download them again.") from error
     except RuntimeError as error:
         raise BadInput(
             f"{folder}: the weights' shapes are not those of config.json; copy both from one model."
@@ -344,7 +344,7 @@ def _read_processor(folder: Path) -> Any:
         try:
             processor = AutoProcessor.from_pretrained(folder)
         except Exception as error:  # a damaged tokenizer raises a bare Exception
-            raise BadInput(f"{folder}: the processor cannot be read ({_first_line(error)}); copy it again.") from error
+            raise BadInput(f"{folder}: the processor cannot be read ({first_line(error)}); copy it again.") from error
         if processor.chat_template:
             return processor
         missing = ["chat template (chat_template.jinja)"]
@@ -392,7 +392,3 @@ def quiet(bars: bool) -> Iterator[None]:
 def _numbers(version: str) -> tuple[int, ...]:
     """`2.11.0+cu128` as (2, 11): what a version is compared by."""
     return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

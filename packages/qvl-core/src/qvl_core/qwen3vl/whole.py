@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 from qvl_core.qwen3vl.load import quiet
 
 
@@ -15,7 +15,7 @@ def load_part(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
         with quiet(bars=False):
             model, info = kind.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{folder}: cannot be read ({_first_line(error)}); copy it again.") from None
+        raise BadInput(f"{folder}: cannot be read ({first_line(error)}); copy it again.") from None
     for problem in ("missing", "unexpected", "mismatched"):
         if names := sorted(map(str, info[f"{problem}_keys"])):
             raise BadInput(
@@ -23,7 +23,3 @@ def load_part(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
                 "one model."
             )
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".:")

@@ -14,6 +14,7 @@ from qvl_core.report import write
 from qvl_core.report.blocks import Card, Cards, Picture, Section, Strip
 from qvl_core.report.sections import run_sections
 from qvl_core.run import RunFolder
+from qvl_core.spread import spread
 
 SAMPLES = "Samples"  # the section of any run with pictures, in whose place they are shown prompt by prompt
 FRAMES = 8  # of a prompt: the first, the last, and some between
@@ -44,13 +45,6 @@ def drawn_section(folder: Path) -> Section:
         for number, pictures in sorted(frames.items())
     ]
     return Section("What it draws", [Cards(cards)] if cards else [], LEAD)
-
-
-def spread(pictures: list[Picture], most: int) -> list[Picture]:
-    """At most so many, evenly from the first to the last."""
-    if len(pictures) <= most:
-        return pictures
-    return [pictures[round(place * (len(pictures) - 1) / (most - 1))] for place in range(most)]
 
 
 def _shown(folder: Path, number: str) -> list[Picture]:

@@ -35,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from qvl_core.errors import BadInput, QVLError
+from qvl_core.errors import BadInput, QVLError, first_line
 from qvl_core.files import write_atomic, writing
 
 HEAD = "store.json"
@@ -171,7 +171,7 @@ class Store:
                 return _Index(keys, places, json.loads(index.metadata()["shards"]))
         except (OSError, SafetensorError, ValueError) as error:
             raise QVLError(
-                f"{self.folder / self.index}: is damaged ({_line(error)}); remove it, and start again."
+                f"{self.folder / self.index}: is damaged ({first_line(error)}); remove it, and start again."
             ) from None
 
     def _write_index(self, file: Path, shards: list[str]) -> None:
@@ -218,7 +218,7 @@ class Store:
             with safe_open(self._file(name), "pt") as shard:
                 yield shard
         except (OSError, SafetensorError, ValueError, IndexError, RuntimeError) as error:
-            raise self._damaged(name, _line(error)) from None
+            raise self._damaged(name, first_line(error)) from None
 
     def _damaged(self, name: str, said: str) -> QVLError:
         return QVLError(
@@ -236,7 +236,3 @@ def _sum(key: bytes, value: Tensor) -> int:
     """CRC-32 of a tensor and its key: neither another's values nor others' bits pass for it."""
     head = f"{value.dtype} {tuple(value.shape)}".encode()
     return zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy().data, zlib.crc32(key + head))
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 
 from ..dataset import Dataset
 from ..job import NAME as JOURNAL
@@ -151,7 +151,7 @@ def _by_cosine(data: Dataset, file: Path, cosine: float) -> tuple[Ints, Floats]:
     try:
         vectors = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise BadInput(f"{file}: no readable .npy file of vectors ({str(error).splitlines()[0]}).") from None
+        raise BadInput(f"{file}: no readable .npy file of vectors ({first_line(error)}).") from None
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != len(data):
         found = f"{vectors.dtype} of shape {vectors.shape}"
         raise BadInput(f"{file}: {found}; needs one vector of floats for each of the {len(data)} samples.")

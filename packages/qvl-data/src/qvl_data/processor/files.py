@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 
 from .parts import ImageProcessor, Processor, Tokenizer, VideoProcessor
 
@@ -52,7 +52,7 @@ def _tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     try:
         tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(file)))
     except Exception as error:  # the library raises a bare Exception
-        raise BadInput(f"{file}: cannot be read ({str(error).splitlines()[0]}); copy it again.") from None
+        raise BadInput(f"{file}: cannot be read ({first_line(error)}); copy it again.") from None
     if not tokenizer.splits_like_qwen():
         raise BadInput(f"{file}: splits text otherwise than Qwen's tokenizer; copy the base model's processor files.")
     known = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}

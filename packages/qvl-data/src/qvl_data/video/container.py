@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, first_line
 
 from ..errors import BadSample
 from ..limits import Limits
@@ -53,7 +53,9 @@ def opened(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
     except MemoryError:
         raise BadSample("video_too_large", "asks for more memory than there is; replace the file", name) from None
     except Exception as error:  # on damage PyAV raises errors of many kinds, an IndexError among them
-        problem = f"truncated or damaged video ({_first_line(error)}); replace the file"
+        problem = (
+            f"truncated or damaged video ({getattr(error, 'strerror', None) or first_line(error)}); replace the file"
+        )
         raise BadSample("video_truncated", problem, name) from None
     finally:
         if container is not None:
@@ -117,7 +119,3 @@ def at(file: BinaryIO, offset: int, count: int) -> bytes:
     """Bytes of the file from an offset."""
     file.seek(offset)
     return file.read(count)
-
-
-def _first_line(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
