@@ -29,7 +29,8 @@ from qvl_edit.batch import Example, collate
 from qvl_edit.cut import Bucket, Size
 from qvl_edit.groups import groups
 from qvl_edit.loss import edit_loss
-from qvl_edit.packing import tokens_of
+from qvl_edit.model import TwoStreams
+from qvl_edit.packing import Grid
 from qvl_edit.plan import predict
 from qvl_edit.recipe import RECIPE
 from qvl_edit.tiny import tiny_transformer
@@ -38,7 +39,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 RATE = 790e12  # bf16 operations per second that large products reach on an H200
 AIM = 0.4  # part of it
 TEXT = 227  # tokens of an embedding with one source
-SCALE = 8
+CALL = TwoStreams(Grid())
 SECONDS = {False: 1.5, True: 2.1}  # of a step on an H200, without and with recompute
 MEMORY = {False: 120, True: 60}  # GiB
 
@@ -46,8 +47,6 @@ MEMORY = {False: 120, True: 60}  # GiB
 @dataclass(frozen=True)
 class Latents:
     """Latents that are latents already, where `edit_loss` has an autoencoder."""
-
-    scale: int = SCALE
 
     def normed(self, raw: torch.Tensor) -> torch.Tensor:
         return raw.float()
@@ -66,9 +65,9 @@ class Measured:
 def example(size: Size, channels: int, width: int) -> Example:
     """A sample with one source of its target's size."""
     rng = np.random.default_rng(0)
-    latent = (channels, size[0] // SCALE, size[1] // SCALE)
+    latent = (channels, *CALL.grid.places(size))
     target, source = rng.standard_normal((2, *latent), dtype=np.float32)
-    noise = rng.standard_normal((tokens_of(size, SCALE), 4 * channels), dtype=np.float32)
+    noise = rng.standard_normal((CALL.grid.tokens(size), 4 * channels), dtype=np.float32)
     told = torch.from_numpy(rng.standard_normal((TEXT, width), dtype=np.float32))
     return Example(id="0", bucket=Bucket(size, (size,)), pictures=(target, source), told=told, noise=noise, level=0.5)
 
@@ -89,7 +88,7 @@ def measure(transformer: Any, device: str, size: Size, recompute: bool, steps: i
         model=transformer,
         groups=parameter_groups(transformer, recipe.tune, recipe.optim, patterns),
         batches=[],  # type: ignore[arg-type]  # the engine is handed its micro-batches
-        loss=partial(edit_loss, vae=Latents()),  # type: ignore[arg-type]  # pictures are latents already
+        loss=partial(edit_loss, vae=Latents(), call=CALL),  # type: ignore[arg-type]  # pictures are latents already
         steps=steps,
         identity={},
         base="random",
@@ -149,5 +148,5 @@ def test_the_same_on_a_cpu() -> None:
         assert 0 < found.loss < 20
         assert found.seconds > 0
         frozen = sum(p.numel() for p in transformer.transformer_blocks.parameters())
-        tokens = TEXT + 2 * tokens_of((128, 128), SCALE)
+        tokens = TEXT + 2 * CALL.grid.tokens((128, 128))
         assert found.operations > (2 + recompute) * frozen * tokens / 2  # each token passes half of the weights

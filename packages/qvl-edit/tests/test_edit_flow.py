@@ -11,9 +11,8 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from qvl_core.errors import BadInput
-from qvl_edit.cut import Bucket
 from qvl_edit.flow import between, recovered, velocity_losses
-from qvl_edit.packing import pack, shapes, tokens_of, unpack
+from qvl_edit.packing import Grid
 from qvl_edit.times import LEVELS, MODE_SCALE, Shift, Times, density, level_of, noise_of
 
 # As Qwen-Image-Edit-2509 has it.
@@ -116,19 +115,13 @@ def test_noise_and_level_repeat_after_a_resume_and_differ_elsewhere() -> None:
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 10), (2, 4)])
 def test_packing_is_that_of_diffusers(height: int, width: int) -> None:
     latents = torch.randn(2, 16, height, width)
-    tokens = pack(latents)
+    grid, size = Grid(), (height * 8, width * 8)
+    tokens = grid.pack(latents)
     assert torch.equal(tokens, QwenImageEditPlusPipeline._pack_latents(latents[:, None], 2, 16, height, width))
-    assert tokens.shape == (2, tokens_of((height * 8, width * 8), 8), 64)
-    theirs = QwenImageEditPlusPipeline._unpack_latents(tokens, height * 8, width * 8, 8)
-    assert torch.equal(unpack(tokens, (height, width)), theirs[:, :, 0])
-    assert torch.equal(unpack(tokens, (height, width)), latents)
-
-
-def test_shapes_of_a_batch_are_of_one_bucket() -> None:
-    bucket = Bucket((512, 768), ((512, 512), (1024, 512)))
-    assert shapes([bucket, bucket], 8) == [[(1, 32, 48), (1, 32, 32), (1, 64, 32)]] * 2
-    with pytest.raises(ValueError, match="samples of one bucket"):
-        shapes([bucket, Bucket((512, 768))], 8)
+    assert tokens.shape == (2, grid.tokens(size), 64)
+    theirs = QwenImageEditPlusPipeline._unpack_latents(tokens, *size, 8)
+    assert torch.equal(grid.unpack(tokens, size), theirs[:, :, 0])
+    assert torch.equal(grid.unpack(tokens, size), latents)
 
 
 def test_a_perfect_velocity_has_no_loss_and_recovers_the_picture() -> None:

@@ -22,12 +22,13 @@ from qvl_edit.embed import Asked, Embedder
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_loss, edit_losses
-from qvl_edit.model import velocity
-from qvl_edit.packing import pack, tokens_of
+from qvl_edit.model import TwoStreams
+from qvl_edit.packing import Grid
 from qvl_edit.profile import Profile
 from qvl_edit.recipe import RECIPE
 
 AREA = 64 * 128
+CALL = TwoStreams(Grid())
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -93,7 +94,7 @@ def test_a_steps_prediction_is_that_of_the_pipeline_at_the_same_time(
     vae = Vae(pipe.vae)
     sizes = (bucket.target, *bucket.sources)
     pictures = tuple(numbers(resized(one, size)) for one, size in zip((target, *sources), sizes, strict=True))
-    latents = pack(vae.encode(torch.from_numpy(pictures[0])[None]))  # (1, N, F)
+    latents = CALL.grid.pack(vae.encode(torch.from_numpy(pictures[0])[None]))  # (1, N, F)
     for named, theirs in drawn:
         level = named["timestep"]
         noisy = named["hidden_states"][:, : latents.shape[1]]
@@ -103,12 +104,14 @@ def test_a_steps_prediction_is_that_of_the_pipeline_at_the_same_time(
         )
         other = replace(example, told=told[:-3])  # makes padding of the first
         batch = collate([other, example], coded=False)
-        ((ours, predicted),) = calls(pipe.transformer, lambda batch=batch: edit_losses(pipe.transformer, batch, vae))
+        ((ours, predicted),) = calls(
+            pipe.transformer, lambda batch=batch: edit_losses(pipe.transformer, batch, vae, CALL)
+        )
         assert ours["img_shapes"] == named["img_shapes"] * 2
         assert torch.allclose(ours["hidden_states"][1:], named["hidden_states"], atol=1e-5)
         n = latents.shape[1]
         assert torch.allclose(predicted[1:, :n], theirs[:, :n], atol=1e-5)
-        loss = edit_losses(pipe.transformer, batch, vae)[1].item()
+        loss = edit_losses(pipe.transformer, batch, vae, CALL)[1].item()
         assert loss == pytest.approx(float((theirs[:, :n] - (noise - latents)).square().mean()), rel=1e-4)
 
 
@@ -118,10 +121,10 @@ def test_padding_is_not_read(pipeline: Callable[[str], Any]) -> None:
     assert batch.told_mask is not None
     alone = some(pipe, [7, 4], only=1)
     assert alone.told_mask is None
-    together = edit_losses(pipe.transformer, batch, vae)
-    assert torch.allclose(together[1], edit_losses(pipe.transformer, alone, vae)[0], atol=1e-5)
+    together = edit_losses(pipe.transformer, batch, vae, CALL)
+    assert torch.allclose(together[1], edit_losses(pipe.transformer, alone, vae, CALL)[0], atol=1e-5)
     blind = replace(batch, told_mask=torch.ones_like(batch.told_mask))
-    assert abs(edit_losses(pipe.transformer, blind, vae)[1] - together[1]) > 1e-4
+    assert abs(edit_losses(pipe.transformer, blind, vae, CALL)[1] - together[1]) > 1e-4
 
 
 def test_texts_of_one_length_have_no_mask(pipeline: Callable[[str], Any]) -> None:
@@ -129,7 +132,7 @@ def test_texts_of_one_length_have_no_mask(pipeline: Callable[[str], Any]) -> Non
     batch, vae = some(pipe, [5, 5]), Vae(pipe.vae)
     assert batch.to("cpu").told_mask is None
     masked = replace(batch, told_mask=torch.ones(2, 5, dtype=torch.bool))
-    losses = [edit_losses(pipe.transformer, one, vae) for one in (batch, masked)]
+    losses = [edit_losses(pipe.transformer, one, vae, CALL) for one in (batch, masked)]
     assert torch.allclose(*losses, atol=1e-5)
 
 
@@ -143,7 +146,7 @@ def test_all_of_the_transformer_may_be_in_fewer_bits(kind: str, checkpoint: Call
         recipe = load(RECIPE, "tiny", [f"model.quantization={quantization}", "tune={attn: {mode: lora}}"], "qvl_edit")
         model, _ = open_transformer(recipe, checkpoint() / "transformer", torch.float32, torch.device("cpu"))
         with torch.no_grad():
-            predicted.append(velocity(model, noisy, [source], told, None, torch.tensor([0.6]), bucket, 8))
+            predicted.append(CALL(model, noisy, [source], told, None, torch.tensor([0.6]), bucket))
     assert 1e-3 < (predicted[1] - predicted[0]).norm() / predicted[0].norm() < 0.2
 
 
@@ -158,7 +161,7 @@ def some(pipe: Any, lengths: list[int], shares: list[int] | None = None, only: i
             bucket=bucket,
             pictures=tuple(numbers(picture(size, seed=number)) for size in (bucket.target, *bucket.sources)),
             told=torch.from_numpy(rng.standard_normal((length, 64), dtype=np.float32)),
-            noise=rng.standard_normal((tokens_of(bucket.target, 8), features), dtype=np.float32),
+            noise=rng.standard_normal((CALL.grid.tokens(bucket.target), features), dtype=np.float32),
             level=0.2 + 0.3 * number,
             share=1 if shares is None else shares[number],
         )
@@ -170,15 +173,17 @@ def some(pipe: Any, lengths: list[int], shares: list[int] | None = None, only: i
 def test_the_loss_is_a_sum_over_targets_without_witnesses(pipeline: Callable[[str], Any]) -> None:
     pipe = pipeline("edit-plus")
     vae = Vae(pipe.vae)
-    each = edit_losses(pipe.transformer, some(pipe, [5, 3, 4]), vae)
-    assert torch.allclose(edit_loss(pipe.transformer, some(pipe, [5, 3, 4], [1, 0, 1]), vae).total, each[0] + each[2])
+    each = edit_losses(pipe.transformer, some(pipe, [5, 3, 4]), vae, CALL)
+    assert torch.allclose(
+        edit_loss(pipe.transformer, some(pipe, [5, 3, 4], [1, 0, 1]), vae, CALL).total, each[0] + each[2]
+    )
 
 
 def test_latents_that_were_computed_before_are_the_same(pipeline: Callable[[str], Any]) -> None:
     pipe = pipeline("edit-plus")
     vae, batch = Vae(pipe.vae), some(pipe, [5, 3])
     coded = replace(batch, pictures=tuple(vae.raw(pictures) for pictures in batch.pictures), coded=True)
-    assert torch.equal(edit_losses(pipe.transformer, coded, vae), edit_losses(pipe.transformer, batch, vae))
+    assert torch.equal(edit_losses(pipe.transformer, coded, vae, CALL), edit_losses(pipe.transformer, batch, vae, CALL))
 
 
 def test_latents_are_normalised_and_come_back(pipeline: Callable[[str], Any]) -> None:
@@ -189,7 +194,7 @@ def test_latents_are_normalised_and_come_back(pipeline: Callable[[str], Any]) ->
     assert float(latents.mean()) == pytest.approx((float(pixels.mean()) - 0.5) / 2, abs=1e-5)
     assert torch.allclose(vae.decode(latents), pixels, atol=1e-6)
     real = Vae(pipeline("edit-plus").vae)
-    assert (real.channels, real.scale) == (16, 8)
+    assert real.channels == 16
     assert real.decode(real.encode(pixels[:, :, :8, :8])).shape == (2, 3, 8, 8)
 
 

@@ -17,6 +17,8 @@ from qvl_core.training.optim import Optimizer
 from qvl_edit.counting import PART, Work, _forward, count
 from qvl_edit.cut import Bucket
 from qvl_edit.groups import groups
+from qvl_edit.model import TwoStreams
+from qvl_edit.packing import Grid
 from qvl_edit.plan import EditPlan, predict
 from qvl_edit.recipe import RECIPE, EditRecipe
 from qvl_edit.released import configs, shapes
@@ -138,7 +140,7 @@ def kept(model: Any, forward: Callable[[], Tensor]) -> int:
 @pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_what_autograd_keeps(tune: str, samples: int, recompute: bool) -> None:
-    work = Work(samples, 40, BUCKET, 12, 2)
+    work = Work(samples, 40, BUCKET, 12, TwoStreams(Grid(2)))
     _, transformer = real(tune, samples, recompute)
     found = kept(transformer, partial(_forward, transformer, work, torch.float32))
     _, other = real(tune, samples, recompute)
@@ -149,7 +151,7 @@ def test_what_autograd_keeps(tune: str, samples: int, recompute: bool) -> None:
 def test_bytes_after_a_real_step() -> None:
     recipe, transformer = real("{attn: {mode: lora, rank: 4}}", 1, recompute=False)
     plan = predict(recipe, device="cpu")
-    _forward(transformer, Work(1, 40, BUCKET, 12, 2), torch.float32).backward()
+    _forward(transformer, Work(1, 40, BUCKET, 12, TwoStreams(Grid(2))), torch.float32).backward()
     layers = len(transformer.transformer_blocks)
     optimizer = Optimizer(parameter_groups(transformer, recipe.tune, recipe.optim, groups(recipe.tune, layers)), recipe)
     optimizer.update(1.0, None, torch.tensor(1.0), torch.tensor(0.0))

@@ -22,7 +22,8 @@ from qvl_edit.denoise import denoise
 from qvl_edit.embed import Asked, Embedder
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
-from qvl_edit.packing import pack, unpack
+from qvl_edit.model import TwoStreams
+from qvl_edit.packing import Grid
 from qvl_edit.pipeline import EditPipeline
 from qvl_edit.profile import Profile
 from qvl_edit.sampling import Sampling
@@ -73,7 +74,7 @@ def test_one_step_goes_from_noise_to_the_end() -> None:
 def test_a_perfect_direction_recovers_the_picture(steps: int) -> None:
     vae = Vae(PatchCoder())
     pixels = torch.from_numpy(numbers(picture((32, 48))))[None]
-    target = pack(vae.encode(pixels))
+    target = Grid(2).pack(vae.encode(pixels))
     noise = first_noise(target.shape[1:], [0])
     asked: list[float] = []
 
@@ -84,13 +85,14 @@ def test_a_perfect_direction_recovers_the_picture(steps: int) -> None:
     levels = Shift().grid(steps, target.shape[1])
     *_, latents = denoise(perfect, noise, levels)
     assert asked == levels[:-1]
-    torch.testing.assert_close(vae.decode(unpack(latents, (16, 24))), pixels, rtol=0, atol=1e-4)
+    torch.testing.assert_close(vae.decode(Grid(2).unpack(latents, (32, 48))), pixels, rtol=0, atol=1e-4)
 
 
 def ours_of(pipe: Any, kind: Profile, geometry: Geometry) -> EditPipeline:
     seen = pipe.processor.image_processor if kind.pictures else None
     embedder = Embedder(pipe.text_encoder, pipe.tokenizer, seen, kind)
-    return EditPipeline(pipe.transformer, Vae(pipe.vae), embedder, geometry, Shift.of(pipe.scheduler.config))
+    call = TwoStreams(Grid(2 ** len(pipe.vae.temperal_downsample)))
+    return EditPipeline(pipe.transformer, call, Vae(pipe.vae), embedder, geometry, Shift.of(pipe.scheduler.config))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -136,7 +138,7 @@ def test_it_draws_what_diffusers_draws(
         guidance_scale=guidance,
         num_inference_steps=3,
         seed=7,
-        on_step=lambda number, after: latents.append(pack(after)),
+        on_step=lambda number, after: latents.append(ours.call.grid.pack(after)),
     ).images
     for one, other in zip(latents, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)

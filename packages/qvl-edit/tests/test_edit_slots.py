@@ -20,6 +20,7 @@ from qvl_data.sources import mixtures
 from qvl_edit.batch import EditBatch
 from qvl_edit.geometry import Geometry
 from qvl_edit.mixture import Mixture
+from qvl_edit.packing import Grid
 from qvl_edit.slots import Corruption, EditBatches, Reading
 from qvl_edit.tasks import Tasks, expanded, tasks_of
 from qvl_edit.times import Shift
@@ -51,7 +52,7 @@ def batches(
     meta: Path, size: int = 8, sources: Mapping[int, float] | None = None, micro: int | None = None, **more: Any
 ) -> EditBatches:
     tasks = opened(str(meta))
-    corruption = Corruption(channels=12, scale=2, shift=Shift())
+    corruption = Corruption(channels=12, grid=Grid(2), shift=Shift())
     reading = Reading(
         told, WIDTH, Geometry(area=64 * 64, vl_area=64 * 64, step=16), corruption, more.pop("inverse", True)
     )

@@ -31,8 +31,9 @@ from qvl_edit.groups import groups
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_loss
 from qvl_edit.mixture import Mixture
+from qvl_edit.model import Call
 from qvl_edit.opening import FOR_TRAINING, geometry_of
-from qvl_edit.parts import open_shift, open_vae
+from qvl_edit.parts import open_call, open_shift, open_vae
 from qvl_edit.preview import Preview
 from qvl_edit.profile import Profile, read_config, read_profile
 from qvl_edit.recipe import EditModel, EditRecipe
@@ -62,14 +63,15 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     profile = read_profile(folder)
     check(recipe, lists["train"], mixture, profile)
     vae = open_vae(folder, DTYPES[precision], recipe.pictures.vae_batch).to(world.device)
-    reading = reading_of(recipe, lists, folder, profile, vae, DTYPES[precision], world)
+    call = open_call(folder)
+    reading = reading_of(recipe, lists, folder, profile, vae.channels, call, DTYPES[precision], world)
     begun = transformer_of(recipe.model, folder)
     settings = settings_of(recipe, folder, begun)
     transformer, table = open_transformer(recipe, begun, DTYPES[precision], world.device)
     batches = EditBatches(tasks, mixture, reading, recipe.mixture.dropout, recipe.batch.micro)
     steps = batches.steps_of(recipe.train)
     held_out = {name: samples for name, samples in lists.items() if name != "train"}
-    measured = validation(held_out, reading, vae, recipe.evaluate.samples)
+    measured = validation(held_out, reading, vae, call, recipe.evaluate.samples)
     if world.rank == 0:
         settings.write(run.path)  # a checkpoint can edit before there is a final/
         Console().print(table.rich(), shares(mixture, tasks), pace(mixture, steps), sep="\n")
@@ -78,7 +80,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
         model=transformer,
         groups=parameter_groups(transformer, recipe.tune, recipe.optim, patterns),
         batches=batches,
-        loss=partial(edit_loss, vae=vae),
+        loss=partial(edit_loss, vae=vae, call=call),
         steps=steps,
         identity=identity(
             recipe,
@@ -96,7 +98,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
             "profile": profile.name,
         },
         evaluate=partial(measured.measure, run=run) if held_out else None,
-        preview=preview_of(recipe, lists, reading, vae),
+        preview=preview_of(recipe, lists, reading, vae, call),
         preview_every=recipe.sampling.preview,
         export=partial(
             _export,
@@ -111,12 +113,12 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     )
 
 
-def preview_of(recipe: EditRecipe, lists: Mapping[str, Samples], reading: Reading, vae: Vae) -> Preview:
+def preview_of(recipe: EditRecipe, lists: Mapping[str, Samples], reading: Reading, vae: Vae, call: Call) -> Preview:
     """Pictures of data.validation; where there is none, of data.train, of which the empty text is stored alone."""
     sampling = Sampling.of(recipe.sampling)
     if "validation" in lists:
-        return Preview(lists["validation"], reading, vae, sampling)
-    return Preview(lists["train"], reading, vae, replace(sampling, negative=""))
+        return Preview(lists["validation"], reading, vae, call, sampling)
+    return Preview(lists["train"], reading, vae, call, replace(sampling, negative=""))
 
 
 def checkpoint_of(recipe: EditRecipe, run: RunFolder, world: World) -> Path:
@@ -167,7 +169,8 @@ def reading_of(
     lists: Mapping[str, Samples],
     folder: Path,
     profile: Profile,
-    vae: Vae,
+    channels: int,
+    call: Call,
     dtype: torch.dtype,
     world: World,
 ) -> Reading:
@@ -184,11 +187,11 @@ def reading_of(
         )
     width = read_config(folder / "transformer" / "config.json")["joint_attention_dim"]
     told = _told(recipe, lists, width, origin, world)
-    corruption = Corruption(vae.channels, vae.scale, open_shift(folder), recipe.flow.times)
+    corruption = Corruption(channels, call.grid, open_shift(folder), recipe.flow.times)
     coded = None
     if recipe.stored.latents is not None:
         latents, origin = Path(recipe.stored.latents).expanduser(), about_latents(geometry, folder, dtype)
-        coded = StoredLatents(world.on_first(lambda: Store.open(latents, origin, LATENTS_FIX)), vae.scale)
+        coded = StoredLatents(world.on_first(lambda: Store.open(latents, origin, LATENTS_FIX)), call.grid)
     return Reading(told, width, geometry, corruption, recipe.mixture.inverse, coded)
 
 

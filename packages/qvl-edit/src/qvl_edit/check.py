@@ -34,7 +34,7 @@ from qvl_edit.groups import groups
 from qvl_edit.looking import Looking
 from qvl_edit.mixture import Mixture
 from qvl_edit.opening import sized
-from qvl_edit.packing import tokens_of
+from qvl_edit.packing import Grid
 from qvl_edit.questions import Asking, sources_of, target_of
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.released import WIDTH, Configs, configs
@@ -59,9 +59,8 @@ class Tokens:
         return self.whole
 
     @classmethod
-    def of(cls, bucket: Bucket, scale: int) -> "Tokens":
-        """scale: pixels along a side of a latent place."""
-        return cls(sum(tokens_of(size, scale) for size in bucket.sizes), tokens_of(bucket.target, scale))
+    def of(cls, bucket: Bucket, grid: Grid) -> "Tokens":
+        return cls(sum(map(grid.tokens, bucket.sizes)), grid.tokens(bucket.target))
 
 
 def check(recipe: EditRecipe, out: Path | None = None) -> None:
@@ -78,15 +77,15 @@ def check(recipe: EditRecipe, out: Path | None = None) -> None:
     mixture = Mixture(tasks.sources, recipe.batch.size, recipe.train.seed, weights.tasks, weights.sources)
     made = configs(recipe.model)
     check_data(recipe, lists["train"], mixture, made.profile)
-    geometry = sized(recipe.pictures, made.profile, made.scale)
+    geometry = sized(recipe.pictures, made.profile, made.grid)
     looking = Looking({}, Asking(weights.inverse, weights.sources), made.profile, geometry)
     facts = {
-        name: read_list(one, partial(_tokens, one, name == "train", looking, made.scale)) for name, one in lists.items()
+        name: read_list(one, partial(_tokens, one, name == "train", looking, made.grid)) for name, one in lists.items()
     }
     show_lists(facts, console)
 
     stored = _stored(recipe, made)
-    corruption = Corruption(made.channels, made.scale, made.shift, recipe.flow.times)
+    corruption = Corruption(made.channels, made.grid, made.shift, recipe.flow.times)
     reading = Reading(stored or _nothing, 0, geometry, corruption, weights.inverse)
     batches = EditBatches(tasks, mixture, reading, weights.dropout, recipe.batch.micro)
     console.print(f"first step (seed {recipe.train.seed}), as it is learned from:", style="bold")
@@ -112,10 +111,10 @@ def warnings(recipe: EditRecipe, table: TuneTable) -> Iterator[str]:
     yield from unsaved(recipe)
 
 
-def _tokens(samples: Samples, train: bool, looking: Looking, scale: int, item: Item) -> Tokens:
+def _tokens(samples: Samples, train: bool, looking: Looking, grid: Grid, item: Item) -> Tokens:
     """What is learned of a sample, whose pictures are opened. Raises LeftOut."""
     try:
-        return Tokens.of(looking.learned(samples.sample(item), train)[1], scale)
+        return Tokens.of(looking.learned(samples.sample(item), train)[1], grid)
     except BadSample as error:
         raise LeftOut(samples.bad(item, error)) from None
 
@@ -166,7 +165,7 @@ def _panel(batches: EditBatches, wanted: Wanted, stored: Told | None) -> Panel:
     sizes = [f"{width} x {height}" for height, width in wanted.bucket.sizes]
     line.append(f"from {', '.join(sizes[1:])} pixels " if sizes[1:] else "from noise alone ", style="cyan")
     line.append(f"to {sizes[0]}, ", style="cyan")
-    tokens = Tokens.of(wanted.bucket, batches.reading.corruption.scale)
+    tokens = Tokens.of(wanted.bucket, batches.reading.corruption.grid)
     line.append(f"{len(tokens):,} tokens, {tokens.count:,} learned; noise {batches.level(0, wanted):.2f} of 1")
     if stored is not None:
         _, sources = directed(text, target_of(sample), sources_of(sample))

@@ -17,8 +17,7 @@ from qvl_core.training.keeping import Counted, counted, fused_attention, of_laye
 from qvl_core.training.operations import counting
 from qvl_edit.cut import Bucket
 from qvl_edit.flow import between, velocity_losses
-from qvl_edit.model import velocity
-from qvl_edit.packing import pack, tokens_of
+from qvl_edit.model import Call
 
 PART = "transformer"
 
@@ -30,19 +29,18 @@ class Work:
     samples   B
     text      L
     channels  of latents
-    scale     pixels along a side of a latent place
     """
 
     samples: int
     text: int
     bucket: Bucket
     channels: int
-    scale: int
+    call: Call
 
     @property
     def tokens(self) -> int:
         """Of one sample: its text and all its pictures."""
-        return self.text + sum(tokens_of(size, self.scale) for size in self.bucket.sizes)
+        return self.text + sum(self.call.grid.tokens(size) for size in self.bucket.sizes)
 
 
 def count(transformer: Any, work: Work, half: bool, device: str = "cuda") -> Counted:
@@ -80,17 +78,13 @@ def count_encoding(vae: Any, work: Work) -> float:
 
 def _forward(transformer: Any, work: Work, dtype: torch.dtype) -> Tensor:
     """As `loss.edit_losses`, of pictures that were encoded."""
-    latents = [
-        pack(torch.empty(work.samples, work.channels, height // work.scale, width // work.scale))
-        for height, width in work.bucket.sizes
-    ]
+    grid = work.call.grid
+    latents = [grid.pack(torch.empty(work.samples, work.channels, *grid.places(size))) for size in work.bucket.sizes]
     target, *sources = latents
     noise, levels = torch.empty(target.shape), torch.empty(work.samples)
     told = torch.empty(work.samples, work.text, transformer.config.joint_attention_dim, dtype=dtype)
     mask = torch.empty(work.samples, work.text, dtype=torch.bool) if work.samples > 1 else None
-    predicted = velocity(
-        transformer, between(target, noise, levels), sources, told, mask, levels, work.bucket, work.scale
-    )
+    predicted = work.call(transformer, between(target, noise, levels), sources, told, mask, levels, work.bucket)
     losses: Tensor = velocity_losses(predicted, target, noise)
     return losses.sum()
 

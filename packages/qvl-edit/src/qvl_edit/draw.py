@@ -19,8 +19,7 @@ from qvl_edit.cut import Bucket
 from qvl_edit.denoise import denoise, guided
 from qvl_edit.embed import padded
 from qvl_edit.latents import Vae
-from qvl_edit.model import velocity
-from qvl_edit.packing import pack, tokens_of, unpack
+from qvl_edit.model import Call
 from qvl_edit.sampling import Sampling
 from qvl_edit.times import Shift
 
@@ -43,6 +42,7 @@ class Wish:
 
 def draw(
     transformer: Any,
+    call: Call,
     vae: Vae,
     wishes: Sequence[Wish],
     shift: Shift,
@@ -57,7 +57,7 @@ def draw(
     found: dict[int, Tensor] = {}
     for places in together(wishes):
         latents = torch.empty(0)
-        steps = drawn_latents(transformer, vae, [wishes[place] for place in places], shift, sampling)
+        steps = drawn_latents(transformer, call, vae, [wishes[place] for place in places], shift, sampling)
         for number, latents in enumerate(steps, 1):
             if on_step is not None:
                 on_step(number, latents)
@@ -75,30 +75,34 @@ def together(wishes: Sequence[Wish]) -> list[list[int]]:
 
 @torch.no_grad()
 def drawn_latents(
-    transformer: Any, vae: Vae, wishes: Sequence[Wish], shift: Shift, sampling: Sampling
+    transformer: Any, call: Call, vae: Vae, wishes: Sequence[Wish], shift: Shift, sampling: Sampling
 ) -> Iterator[Tensor]:
     """Latents (B, C, h, w) after each step, of wishes of one bucket."""
-    device, bucket = next(transformer.parameters()).device, wishes[0].bucket
-    size = (bucket.target[0] // vae.scale, bucket.target[1] // vae.scale)
+    device, bucket, grid = next(transformer.parameters()).device, wishes[0].bucket, call.grid
     shown = zip(*(wish.sources for wish in wishes), strict=True)
-    sources = [pack(vae.encode(torch.from_numpy(np.stack(each)).to(device))) for each in shown]  # (B, M, F)
-    told = _stacked([wish.told for wish in wishes], device)
-    untold = None
+    sources = [grid.pack(vae.encode(torch.from_numpy(np.stack(each)).to(device))) for each in shown]  # (B, M, F)
+
+    def saying(embeddings: Sequence[Tensor]) -> Callable[[Tensor, float], Tensor]:
+        (states, mask), step = _stacked(embeddings, device), call.drawing(transformer)
+
+        def direction(latents: Tensor, level: float) -> Tensor:
+            levels = torch.full((len(latents),), level, device=device)
+            return step(transformer, latents, sources, states, mask, levels, bucket).float()
+
+        return direction
+
+    told = direction = saying([wish.told for wish in wishes])
     if sampling.guided:
-        untold = _stacked([wish.untold for wish in wishes if wish.untold is not None], device)
+        untold = saying([wish.untold for wish in wishes if wish.untold is not None])
 
-    def direction(latents: Tensor, level: float) -> Tensor:
-        levels = torch.full((len(latents),), level, device=device)
+        def direction(latents: Tensor, level: float) -> Tensor:
+            return guided(told(latents, level), untold(latents, level), sampling.guidance)
 
-        def said(states: Tensor, mask: Tensor | None) -> Tensor:
-            return velocity(transformer, latents, sources, states, mask, levels, bucket, vae.scale).float()
-
-        return said(*told) if untold is None else guided(said(*told), said(*untold), sampling.guidance)
-
-    noise = pack(first_noise((vae.channels, *size), [wish.seed for wish in wishes])).to(device)  # (B, N, F)
+    shape = (vae.channels, *grid.places(bucket.target))
+    noise = grid.pack(first_noise(shape, [wish.seed for wish in wishes])).to(device)  # (B, N, F)
     moved = shift if sampling.shift is None else Shift.constant(sampling.shift)
-    for latents in denoise(direction, noise, moved.grid(sampling.steps, tokens_of(bucket.target, vae.scale))):
-        yield unpack(latents, size)
+    for latents in denoise(direction, noise, moved.grid(sampling.steps, grid.tokens(bucket.target))):
+        yield grid.unpack(latents, bucket.target)
 
 
 def _stacked(embeddings: Sequence[Tensor], device: Any) -> tuple[Tensor, Tensor | None]:

@@ -30,9 +30,9 @@ from qvl_edit.cut import Size
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
 from qvl_edit.opening import ABOUT, checkpoint, geometry_of
-from qvl_edit.packing import pack
+from qvl_edit.packing import Grid
 from qvl_edit.parts import open_vae
-from qvl_edit.profile import Profile, read_profile
+from qvl_edit.profile import Profile, read_grid, read_profile
 from qvl_edit.questions import Asking, bucket_of, buckets_of, sources_of, target_of, texts_of
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.stored import about_latents, content, latent_key
@@ -52,7 +52,7 @@ def encode(recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, 
     dtype = DTYPES[resolve_precision(recipe.train.precision, world.device)]
     with checkpoint(recipe.model, FILES) as folder:
         profile = read_profile(folder)
-        geometry = geometry_of(recipe.pictures, profile, folder)
+        geometry, grid = geometry_of(recipe.pictures, profile, folder), read_grid(folder)
         vae = open_vae(folder, dtype, 1).to(world.device)
         origin = about_latents(geometry, folder, dtype)
     said = {"torch": torch.__version__, "device": world.device.type}
@@ -64,7 +64,7 @@ def encode(recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, 
     bad = left_out(store, [name for name in names if name in there])
     own = [number for number in range(len(names)) if names[number] not in there][world.rank :: world.size]
     watched = None if world.rank else track(own, f"encode {out}", len(own))
-    entries = partial(_encoded, vae=vae, device=world.device, seen=set())
+    entries = partial(_encoded, vae=vae, grid=grid, device=world.device, seen=set())
     world.on_each(
         lambda: fill(store, walk, own, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
     )
@@ -92,13 +92,13 @@ class _Pixels:
 
 
 def _encoded(
-    batch: _Pixels, known: Mapping[bytes, Tensor], vae: Vae, device: torch.device, seen: set[bytes]
+    batch: _Pixels, known: Mapping[bytes, Tensor], vae: Vae, grid: Grid, device: torch.device, seen: set[bytes]
 ) -> dict[bytes, Tensor]:
     """Latents as tokens (N, F) of the pictures that were not seen before, which they are then."""
     found: dict[bytes, Tensor] = {}
     for key, pixels in zip(batch.keys, batch.pixels, strict=True):
         if key not in seen:
-            found[key] = pack(vae.raw(pixels.to(device)[None]))[0].cpu()
+            found[key] = grid.pack(vae.raw(pixels.to(device)[None]))[0].cpu()
             seen.add(key)
     return found
 

@@ -1,7 +1,7 @@
 """Between pictures and latents: a checkpoint's autoencoder, frozen.
 
     vae = Vae(pipeline.vae)
-    latents = vae.encode(pixels)        # (B, 3, H, W) in [-1, 1] to (B, C, H / scale, W / scale)
+    latents = vae.encode(pixels)        # (B, 3, H, W) in [-1, 1] to (B, C, h, w)
     pixels = vae.decode(latents)
 
 Latents have a mean of about 0 and a deviation of about 1, by the checkpoint's `latents_mean` and `latents_std`. Targets
@@ -27,14 +27,12 @@ class Vae(nn.Module):
         super().__init__()
         self.model, self.batch = model.eval().requires_grad_(False), batch
         self.channels: int = model.config.z_dim
-        self.scale: int = 2 ** len(model.temperal_downsample)
-        """Pixels along one side of a latent place."""
         self.register_buffer("mean", self._by_channel(model.config.latents_mean), persistent=False)
         self.register_buffer("std", self._by_channel(model.config.latents_std), persistent=False)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, C, H / scale, W / scale) in fp32."""
+        """(B, C, h, w) in fp32."""
         return self.normed(self.raw(pixels))
 
     @torch.no_grad()
@@ -45,7 +43,7 @@ class Vae(nn.Module):
             return torch.cat([self.model.encode(part).latent_dist.mode() for part in parts]).squeeze(2)
 
     def normed(self, raw: Tensor) -> Tensor:
-        """(B, C, H / scale, W / scale) in fp32, of what `raw` gave."""
+        """(B, C, h, w) in fp32, of what `raw` gave."""
         return (raw.float() - self.mean) / self.std
 
     @torch.no_grad()

@@ -8,21 +8,18 @@ from qvl_core.training.parts import Loss
 from qvl_edit.batch import EditBatch
 from qvl_edit.flow import between, velocity_losses
 from qvl_edit.latents import Vae
-from qvl_edit.model import velocity
-from qvl_edit.packing import pack
+from qvl_edit.model import Call
 
 
-def edit_loss(transformer: Any, batch: EditBatch, vae: Vae) -> Loss:
+def edit_loss(transformer: Any, batch: EditBatch, vae: Vae, call: Call) -> Loss:
     """The flow-matching loss, summed over targets, of which each counts the same, whatever its size."""
-    return Loss((edit_losses(transformer, batch, vae) * batch.shares).sum(), {})
+    return Loss((edit_losses(transformer, batch, vae, call) * batch.shares).sum(), {})
 
 
-def edit_losses(transformer: Any, batch: EditBatch, vae: Vae) -> Tensor:
+def edit_losses(transformer: Any, batch: EditBatch, vae: Vae, call: Call) -> Tensor:
     """(B,) the flow-matching loss of each target."""
     code = vae.normed if batch.coded else vae.encode
-    target, *sources = (pack(code(each)) for each in batch.pictures)  # (B, N, F)
+    target, *sources = (call.grid.pack(code(each)) for each in batch.pictures)  # (B, N, F)
     noisy = between(target, batch.noise, batch.levels)
-    predicted = velocity(
-        transformer, noisy, sources, batch.told, batch.told_mask, batch.levels, batch.bucket, vae.scale
-    )
+    predicted = call(transformer, noisy, sources, batch.told, batch.told_mask, batch.levels, batch.bucket)
     return velocity_losses(predicted, target, batch.noise)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from qvl_core.qwen3vl.load import find_folder
 from qvl_edit.geometry import STEP, Geometry
-from qvl_edit.profile import Profile, named, read_config, read_profile, read_scale
+from qvl_edit.packing import Grid
+from qvl_edit.profile import Profile, named, read_config, read_grid, read_profile
 from qvl_edit.recipe import EditModel, Pictures
 from qvl_edit.tiny import tiny
 
@@ -19,18 +20,15 @@ FOR_TEXTS = (*ABOUT, "text_encoder/*.safetensors")
 
 
 class Described(NamedTuple):
-    """What decides the sizes of pictures: the kind of a checkpoint, and its latents.
-
-    scale  pixels along a side of a latent place
-    """
+    """What decides the sizes of pictures: the kind of a checkpoint, and its latents."""
 
     profile: Profile
     channels: int
-    scale: int
+    grid: Grid
 
 
 RELEASED = {
-    name: Described(named(kind), channels=16, scale=8)
+    name: Described(named(kind), channels=16, grid=Grid())
     for name, kind in {
         "Qwen/Qwen-Image": "t2i",
         "Qwen/Qwen-Image-2512": "t2i",
@@ -40,7 +38,7 @@ RELEASED = {
     }.items()
 }
 """Qwen's own checkpoints, by hub id."""
-TINY = Described(named("edit-plus"), channels=12, scale=2)
+TINY = Described(named("edit-plus"), channels=12, grid=Grid(2))
 
 
 @contextmanager
@@ -60,7 +58,7 @@ def geometry_of(pictures: Pictures, profile: Profile, folder: Path) -> Geometry:
     Sides are rounded as the pipelines do: to two tokens of Qwen-Image's autoencoder. What is drawn through a finer
     one is small, and would be bent by that: it is rounded to tokens.
     """
-    return sized(pictures, profile, read_scale(folder))
+    return sized(pictures, profile, read_grid(folder))
 
 
 def described(model: EditModel) -> Described:
@@ -69,12 +67,12 @@ def described(model: EditModel) -> Described:
         return known
     folder = find_folder(model.name, model.revision, "model.name", ABOUT)
     channels = read_config(folder / "vae" / "config.json")["z_dim"]
-    return Described(read_profile(folder), channels, read_scale(folder))
+    return Described(read_profile(folder), channels, read_grid(folder))
 
 
-def sized(pictures: Pictures, profile: Profile, scale: int) -> Geometry:
-    """The same of an autoencoder with so many pixels along a side of a latent place."""
-    token = 2 * scale
+def sized(pictures: Pictures, profile: Profile, grid: Grid) -> Geometry:
+    """The same of a checkpoint that cuts pictures so."""
+    token = grid.unit
     return Geometry(
         area=pictures.size**2 if pictures.size else profile.area,
         vl_area=pictures.vl_size**2 if pictures.vl_size else profile.vl_area,

@@ -9,7 +9,8 @@ from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.whole import load_part
 from qvl_edit.coder import PatchCoder
 from qvl_edit.latents import Vae
-from qvl_edit.profile import read_config
+from qvl_edit.model import Call, TwoStreams
+from qvl_edit.profile import read_config, read_grid
 from qvl_edit.times import Shift
 
 
@@ -20,6 +21,11 @@ def open_vae(folder: Path, dtype: torch.dtype, batch: int | None = None) -> Vae:
     if name not in kinds:
         raise BadInput(f"{folder / 'vae' / 'config.json'}: {name} is not known; use one of {', '.join(kinds)}.")
     return Vae(load_part(kinds[name], folder / "vae", dtype), batch)
+
+
+def open_call(folder: Path) -> Call:
+    """How the checkpoint's transformer is called."""
+    return TwoStreams(read_grid(folder))
 
 
 def open_shift(folder: Path) -> Shift:

@@ -23,8 +23,9 @@ from qvl_edit.draw import Wish, draw
 from qvl_edit.embed import Asked, Embedder
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
+from qvl_edit.model import Call
 from qvl_edit.opening import geometry_of
-from qvl_edit.parts import open_shift, open_vae
+from qvl_edit.parts import open_call, open_shift, open_vae
 from qvl_edit.profile import read_profile
 from qvl_edit.sampling import Sampling
 from qvl_edit.times import Shift
@@ -42,13 +43,14 @@ class EditPipeline:
     def __init__(
         self,
         transformer: Any,
+        call: Call,
         vae: Vae,
         embedder: Embedder,
         geometry: Geometry,
         shift: Shift,
         sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
     ) -> None:
-        self.transformer, self.vae, self.embedder = transformer.eval(), vae, embedder
+        self.transformer, self.call, self.vae, self.embedder = transformer.eval(), call, vae, embedder
         self.geometry, self.shift, self.sampling = geometry, shift, sampling
 
     @classmethod
@@ -70,6 +72,7 @@ class EditPipeline:
         profile = read_profile(found.checkpoint)
         return cls(
             open_trained(found, dtype, lora),
+            open_call(found.checkpoint),
             open_vae(found.checkpoint, dtype, batch=1),
             Embedder.open(found.checkpoint, profile, dtype),
             geometry_of(found.settings.pictures, profile, found.checkpoint),
@@ -128,7 +131,7 @@ class EditPipeline:
             untold = told[sampling.negative, _key(shown)] if sampling.guided else None
             own = seeds[number * num_images :][:num_images]
             wishes += [Wish(told[text, _key(shown)], untold, bucket, sources, seed) for seed in own]
-        drawn = draw(self.transformer, self.vae, wishes, self.shift, sampling, on_step)
+        drawn = draw(self.transformer, self.call, self.vae, wishes, self.shift, sampling, on_step)
         if not all(bool(pixels.isfinite().all()) for pixels in drawn):
             dtype = str(self.transformer.dtype).removeprefix("torch.")
             raise QVLError(f"pictures have numbers in {dtype} that are not finite; draw in another type (torch_dtype).")

@@ -191,14 +191,15 @@ def sources_at_most(recipe: EditRecipe, profile: Profile) -> int:
 def _work(recipe: EditRecipe, made: "Configs", pictures: int) -> "Work":
     """One forward: square pictures, texts of usual length."""
     from qvl_edit.counting import Work
+    from qvl_edit.model import TwoStreams
     from qvl_edit.opening import sized
 
-    geometry = sized(recipe.pictures, made.profile, made.scale)
+    geometry = sized(recipe.pictures, made.profile, made.grid)
     sources = sources_at_most(recipe, made.profile)
     side = round(geometry.area**0.5)
     bucket = geometry.fit((side, side), [(side, side)] * sources)
     seen = round(geometry.vl_area**0.5 / VL_TOKEN) ** 2
-    return Work(pictures, TEXT + sources * (FRAME + seen), bucket, made.channels, made.scale)
+    return Work(pictures, TEXT + sources * (FRAME + seen), bucket, made.channels, TwoStreams(made.grid))
 
 
 def _in_fewer_bits(recipe: EditRecipe, transformer: Any) -> list[Any]:

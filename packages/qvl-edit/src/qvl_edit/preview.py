@@ -14,6 +14,7 @@ from qvl_data.sources import Item, Mixture
 from qvl_edit.draw import Wish, draw
 from qvl_edit.geometry import numbers
 from qvl_edit.latents import Vae
+from qvl_edit.model import Call
 from qvl_edit.questions import sources_of, target_of
 from qvl_edit.sampling import Sampling
 from qvl_edit.slots import Reading, said
@@ -44,12 +45,13 @@ class Preview:
     mixture: Mixture
     reading: Reading
     vae: Vae
+    call: Call
     sampling: Sampling
 
     def __call__(self, model: nn.Module, folder: Path, step: int) -> None:
         """Draw all prompts, and write them to `folder`. Nothing that cannot be drawn ends a run."""
         wishes = [prompt.wish for prompt in self.prompts]
-        drawn = draw(model, self.vae, wishes, self.reading.corruption.shift, self.sampling)
+        drawn = draw(model, self.call, self.vae, wishes, self.reading.corruption.shift, self.sampling)
         for number, (prompt, pixels) in enumerate(zip(self.prompts, drawn, strict=True)):
             if not bool(pixels.isfinite().all()):
                 log.warning("step %d: no picture of %r: its numbers are not finite", step, prompt.text)

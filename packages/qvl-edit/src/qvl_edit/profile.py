@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl_core.errors import BadInput
+from qvl_edit.packing import Grid
 from qvl_edit.template import Template
 
 FRAME = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -110,13 +111,14 @@ def read_profile(folder: Path) -> Profile:
     return found[0]
 
 
-def read_scale(folder: Path) -> int:
-    """Pixels along a side of a latent place, of a checkpoint's autoencoder. Raises BadInput."""
+def read_grid(folder: Path) -> Grid:
+    """How finely a checkpoint cuts pictures, as its autoencoder and transformer say. Raises BadInput."""
     file = folder / "vae" / "config.json"
     halved = read_config(file).get("temperal_downsample")  # diffusers' spelling
     if not isinstance(halved, list):
         raise BadInput(f"{file}: does not say how often sides are halved (temperal_downsample); copy it again.")
-    return int(2 ** len(halved))
+    side = read_config(folder / "transformer" / "config.json").get("patch_size", Grid.side)
+    return Grid(2 ** len(halved), side)
 
 
 def read_config(file: Path) -> dict[str, Any]:

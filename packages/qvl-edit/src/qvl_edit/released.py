@@ -6,6 +6,7 @@ So data and recipes are checked before 58 GB are fetched.
 from typing import Any, NamedTuple
 
 from qvl_edit.opening import ABOUT, RELEASED, checkpoint, described
+from qvl_edit.packing import Grid
 from qvl_edit.parts import open_shift
 from qvl_edit.profile import Profile, read_config
 from qvl_edit.recipe import EditModel
@@ -17,13 +18,13 @@ WIDTH = 3584  # of an embedding
 class Configs(NamedTuple):
     """What decides sizes, levels and shapes.
 
-    channels, scale  of latents, and pixels along one side of a latent place
-    transformer      arguments of `QwenImageTransformer2DModel`; its defaults are those of the released ones
+    channels     of latents
+    transformer  arguments of `QwenImageTransformer2DModel`; its defaults are those of the released ones
     """
 
     profile: Profile
     channels: int
-    scale: int
+    grid: Grid
     shift: Shift
     transformer: dict[str, Any]
 

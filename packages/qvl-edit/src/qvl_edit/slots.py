@@ -23,7 +23,7 @@ from qvl_edit.batch import Array, EditBatch, Example, collate
 from qvl_edit.cut import Bucket, Size, cut, deal
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.mixture import Draw, Mixture
-from qvl_edit.packing import SIDE, tokens_of
+from qvl_edit.packing import Grid
 from qvl_edit.questions import bucket_of, sources_of, target_of, texts_of
 from qvl_edit.recipe import Times
 from qvl_edit.tasks import Tasks
@@ -59,22 +59,22 @@ class Plan:
 class Corruption:
     """How noise and its level are drawn.
 
-    channels, scale  of latents, and pixels along one side of a latent place
+    channels  of latents
     """
 
     channels: int
-    scale: int
+    grid: Grid
     shift: Shift
     times: Times = "uniform"
 
     @property
     def features(self) -> int:
         """Of a token."""
-        return self.channels * SIDE**2
+        return self.grid.features(self.channels)
 
     def tokens(self, bucket: Bucket) -> int:
         """Of a target."""
-        return tokens_of(bucket.target, self.scale)
+        return self.grid.tokens(bucket.target)
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,16 @@ class Reading:
         return collate(examples, coded=self.coded is not None)
 
     def witness(self) -> Example:
-        """What changes no gradient: one token, for a process that has nothing to learn while others do."""
-        side = self.corruption.scale * SIDE
-        shape = (3, side, side) if self.coded is None else (self.corruption.channels, SIDE, SIDE)
+        """What changes no gradient: the smallest picture, for a process that has nothing to learn while others do."""
+        corruption, side = self.corruption, self.corruption.grid.unit
+        bucket = Bucket((side, side))
+        shape = (3, side, side) if self.coded is None else (corruption.channels, *corruption.grid.places(bucket.target))
         return Example(
             id="witness",
-            bucket=Bucket((side, side)),
+            bucket=bucket,
             pictures=(np.zeros(shape, np.float32),),
             told=torch.zeros(1, self.width),
-            noise=np.zeros((1, self.corruption.features), np.float32),
+            noise=np.zeros((corruption.tokens(bucket), corruption.features), np.float32),
             level=1.0,
             share=0,
         )
@@ -211,7 +212,7 @@ class EditBatches:
             except BadSample as error:
                 bad.append(self.bad_of(wanted.draw, error))
         ids, count = tuple(example.id for example in examples), len(examples)
-        tokens = sum(tokens_of(size, self.reading.corruption.scale) for one in examples for size in one.bucket.sizes)
+        tokens = sum(self.reading.corruption.grid.tokens(size) for one in examples for size in one.bucket.sizes)
         if not examples and plan.together:
             examples = [self.reading.witness()]
         slot = forward[0].slot if forward else 0

@@ -24,7 +24,7 @@ from qvl_data.media import media_name
 from qvl_data.sample import Sample
 from qvl_edit.cut import Size
 from qvl_edit.geometry import STEP, Geometry
-from qvl_edit.packing import unpack
+from qvl_edit.packing import Grid
 from qvl_edit.profile import Profile
 
 LATENTS_FIX = "name another folder in stored.latents, or write one: qvl-edit extract RECIPE stored.latents=FOLDER"
@@ -54,13 +54,10 @@ class StoredEmbeddings:
 
 @dataclass(frozen=True)
 class StoredLatents:
-    """A store of latents, as tokens, for they differ in size; shapes as in `latents`.
-
-    scale  pixels along one side of a latent place
-    """
+    """A store of latents, as tokens, for they differ in size; shapes as in `latents`."""
 
     store: Store
-    scale: int
+    grid: Grid
 
     def __call__(self, sample: Sample, index: int, size: Size) -> NDArray[np.float32]:
         """(C, H, W) of one of a sample's media at a size in pixels. Raises BadSample."""
@@ -72,8 +69,7 @@ class StoredLatents:
                 f"({self.store.folder}); add it with `qvl-edit extract`"
             )
             raise BadSample("not_encoded", problem, sample.place, sample.id)
-        height, width = size
-        return unpack(found[None].float(), (height // self.scale, width // self.scale))[0].numpy()
+        return self.grid.unpack(found[None].float(), size)[0].numpy()
 
 
 def latent_key(picture: bytes, size: Size) -> bytes:

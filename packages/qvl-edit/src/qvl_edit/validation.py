@@ -13,6 +13,7 @@ from qvl_data.sources import Item, Mixture
 from qvl_edit.batch import Example
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_losses
+from qvl_edit.model import Call
 from qvl_edit.slots import Reading
 from qvl_edit.texts import Choice
 from qvl_edit.times import level_at, noise_of
@@ -21,10 +22,10 @@ HELD = 16  # samples that are opened together; each is a forward of its own, for
 
 
 def validation(
-    lists: Mapping[str, Mixture], reading: Reading, vae: Vae, samples: int | None = None
+    lists: Mapping[str, Mixture], reading: Reading, vae: Vae, call: Call, samples: int | None = None
 ) -> HeldOut[Example]:
     """Held-out lists, of which `samples` are measured before the end."""
-    return HeldOut(lists, partial(_open, reading), partial(_losses, reading, vae), HELD, samples)
+    return HeldOut(lists, partial(_open, reading), partial(_losses, reading, vae, call), HELD, samples)
 
 
 def _open(reading: Reading, mixture: Mixture, item: Item, place: int) -> Example:
@@ -39,6 +40,8 @@ def _open(reading: Reading, mixture: Mixture, item: Item, place: int) -> Example
 
 
 @torch.no_grad()
-def _losses(reading: Reading, vae: Vae, model: Any, device: torch.device, opened: Sequence[Example]) -> list[float]:
+def _losses(
+    reading: Reading, vae: Vae, call: Call, model: Any, device: torch.device, opened: Sequence[Example]
+) -> list[float]:
     batches = (reading.collate([example]).to(device) for example in opened)
-    return [edit_losses(model, batch, vae).item() for batch in batches]
+    return [edit_losses(model, batch, vae, call).item() for batch in batches]
