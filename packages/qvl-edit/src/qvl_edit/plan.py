@@ -23,6 +23,7 @@ from qvl_core.qwen3vl.plan import (
     MFU,
     PEAK_FLOPS,
     SHARDED,
+    Strategy,
     quantized_bytes,
     state_bytes,
 )
@@ -110,7 +111,8 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     casts = 2 * sum(p.numel() for p in weights if p.requires_grad and p.ndim > 1) if half else 0
     gathered, whole = 0, 0
     if "frozen weights" in SHARDED[strategy]:
-        gathered, whole = own * _gathered(transformer), own * sum(p.numel() for p in weights)
+        gathered, whole = _gathered(transformer, strategy, own), own * sum(p.numel() for p in weights)
+        whole = max(whole, gathered)
         casts = 0
 
     share = ceil((recipe.batch.size or 1) / world)
@@ -129,7 +131,7 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     coded = CODED * own * widest * min(recipe.pictures.vae_batch, pictures)
     encoded = recipe.stored.latents is not None
 
-    gradients = trained_bytes if forwards > 1 else 0
+    gradients = trained_bytes if forwards > 1 or strategy == "zero3" else 0  # which keeps room for its part of them
     in_backward: dict[str, float] = {
         "activations": saved + again,
         CASTS: casts,
@@ -222,10 +224,17 @@ def _frozen(recipe: EditRecipe, weights: Iterable[Any], low: Iterable[Any], own:
     return plain + sum(quantized_bytes(p.shape[0], p.shape[1], recipe.model.quantization, own) for p in packed.values())
 
 
-def _gathered(transformer: Any) -> int:
-    """Numbers that FSDP has whole: two blocks (one computes, one arrives) and what belongs to none."""
+def _gathered(transformer: Any, strategy: Strategy, own: int) -> int:
+    """Bytes of weights that are whole: of FSDP two blocks (one computes, one arrives) and what belongs to none, in the
+    type they compute in; of ZeRO-3 so many as it is told, in the type they are held in."""
+    held = list(transformer.parameters())
+    numel = sum(p.numel() for p in held)
+    if strategy == "zero3":
+        from qvl_core.training.zero import LIVE
+
+        return round(sum((4 if p.requires_grad else own) * p.numel() for p in held) * min(1, LIVE / numel))
     blocks = [sum(p.numel() for p in block.parameters()) for block in transformer.transformer_blocks]
-    return 2 * max(blocks) + sum(p.numel() for p in transformer.parameters()) - sum(blocks)
+    return own * (2 * max(blocks) + numel - sum(blocks))
 
 
 def _in_full(rows: Iterable[Row]) -> int:

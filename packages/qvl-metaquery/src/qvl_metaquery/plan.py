@@ -4,8 +4,7 @@ Weights, gradients and optimizer states come from the real modules on the meta d
 running these modules on tensors without storage and adding up what autograd keeps (counting.py). Assumed are prompts of
 the longest caption with the pictures of the task, and that the allocator needs what is alive at the largest moment: the
 beginning or the end of the backward, the encoding of pictures before it, or the drawing of previews, for which a model
-that is shared between devices is gathered whole. (Loading needs less: FSDP takes module after module, and ZeRO-3 holds
-the model whole, but no optimizer states yet.)
+that is shared between devices is gathered whole. (Loading needs less: FSDP and ZeRO-3 take module after module.)
 """
 
 from collections.abc import Iterator, Mapping

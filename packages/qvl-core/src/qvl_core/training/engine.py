@@ -4,7 +4,7 @@ Nothing here waits for the device: what a step computed stays in `Figures` until
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from qvl_core.training.optim import Optimizer
 from qvl_core.training.parts import Loss, Micro, ParameterGroup, Parts
 from qvl_core.training.schedule import lr_factor
 from qvl_core.training.seeds import reseed
-from qvl_core.training.sharding import full_shape, like, local, whole
+from qvl_core.training.sharding import full_shape, like, local, whole, widen
 from qvl_core.training.world import World
 from qvl_core.training.zero import Zero
 
@@ -62,11 +62,11 @@ class Engine:
         self.precision = resolve_precision(recipe.train.precision, world.device)
         set_products(recipe, world.device)
         self._trained = {parameter for group in parts.groups for parameter in group.parameters.values()}
-        if world.strategy != "fsdp2":  # which moves and widens module by module, and leaves a part of each
+        if world.strategy not in ("fsdp2", "zero3"):  # which do it module by module, and leave a part of each
             parts.model.to(world.device)
-            _widen(self._trained, world.device)
+            widen(self._trained, world.device)
         self._root = Root(parts.model)
-        self._zero = Zero(self._root, parts.groups, recipe, world) if world.strategy.startswith("zero") else None
+        self._zero = Zero(self._root, parts, recipe, world) if world.strategy.startswith("zero") else None
         self._forward = self._zero.forward if self._zero else self._wrap(self._root)
         self._sharded = [module for module in self._root.modules() if isinstance(module, FSDPModule)]
         self.groups = self._wrapped_groups()
@@ -223,7 +223,7 @@ class Engine:
         large model, which may lie in the memory map of its file, the host never holds more than a module in fp32.
         Whole weights go, though `Parts.groups` still names them."""
         weights = [p for p in module.parameters() if not isinstance(p, DTensor)]
-        _widen(self._trained.intersection(weights), self.world.device)
+        widen(self._trained.intersection(weights), self.world.device)
         fully_shard(module, **how)
         for parameter in weights:
             parameter.data = parameter.new_empty(0)
@@ -240,13 +240,6 @@ class Engine:
         if isinstance(self._forward, DistributedDataParallel) and not last:
             return self._forward.no_sync()
         return nullcontext()
-
-
-def _widen(trained: Iterable[nn.Parameter], device: torch.device) -> None:
-    """Put weights on a device, in fp32 and in one order: small updates vanish in 16 bits, and a fused update walks
-    through weight and averages alike."""
-    for parameter in trained:
-        parameter.data = parameter.data.to(device).float().contiguous()
 
 
 def _assert_apart(root: nn.Module, shards: Sequence[nn.Module]) -> None:

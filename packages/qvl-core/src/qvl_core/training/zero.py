@@ -10,7 +10,7 @@ takes a run on CPUs for one process.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,35 +21,40 @@ from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Recipe
 from qvl_core.training import adamw_8bit
 from qvl_core.training.optim import STATE, by_parameter
-from qvl_core.training.parts import ParameterGroup
-from qvl_core.training.sharding import like
+from qvl_core.training.parts import Parts
+from qvl_core.training.sharding import like, widen
 from qvl_core.training.world import World
 
 BUCKET = 5 * 10**7  # values that travel together: buffers of 200 MB, a tenth of DeepSpeed's own
+LIVE = 5 * 10**8  # values of weights that ZeRO-3 has whole at a time, if no module has more: 2 GB, half of its own
+UPDATED = 10**8  # of a process that are updated together, of which gradients are there twice: 400 MB
 
 
 class Zero:
     """A root module that DeepSpeed trains, and its optimizer (see `Optimizer`, whose doors it has)."""
 
-    def __init__(self, root: nn.Module, groups: Sequence[ParameterGroup], recipe: Recipe, world: World) -> None:
+    def __init__(self, root: nn.Module, parts: Parts, recipe: Recipe, world: World) -> None:
         if recipe.optim.name != "adamw" or not recipe.speed.fused_optimizer:
             raise BadInput(
                 f"parallel.strategy: {world.strategy} shares the averages of fused AdamW alone; leave optim.name and "
                 "speed.fused_optimizer as they are, or choose fsdp2."
             )
-        self.groups = groups
-        self._parameters = {name: p for group in groups for name, p in group.parameters.items()}
+        self.groups = parts.groups
+        self._parameters = {name: p for group in self.groups for name, p in group.parameters.items()}
         self._adamw = _Shared(
             [
                 {"params": list(group.parameters.values()), "lr": group.lr, "weight_decay": group.weight_decay}
-                for group in groups
+                for group in self.groups
             ],
             betas=recipe.optim.betas,
             eps=recipe.optim.eps,
             fused=True,
         )
         stage = int(world.strategy.removeprefix("zero"))
-        self._engine, _, _, _ = _library(world).initialize(
+        library = _library(world)
+        if stage == 3:
+            partition(root, parts.shards, set(self._parameters.values()), world.device)
+        self._engine, _, _, _ = library.initialize(
             model=root, optimizer=self._adamw, config=_config(stage), dist_init_required=False
         )
         self._zero = self._engine.optimizer
@@ -127,6 +132,20 @@ class Zero:
         return [self._adamw.state[flat] for flat in self._flat()]
 
 
+def partition(
+    root: nn.Module, shards: Sequence[nn.Module], trained: Collection[nn.Parameter], device: torch.device
+) -> None:
+    """Leave this process's part of each weight on its device, module by module. What is trained becomes fp32 just
+    before: beside the parts, no device ever holds more than a module."""
+    from deepspeed.runtime.zero import Init
+
+    for module in (*shards, root):
+        widen([p for p in module.parameters() if p in trained and not hasattr(p, "ds_id")], device)
+        Init(module=module, config_dict_or_path=_config(3))
+    for buffer in root.buffers():
+        buffer.data = buffer.data.to(device)
+
+
 class _Shared(torch.optim.AdamW):
     """AdamW on flat parts, which DeepSpeed calls once for each: clipped by the norm of all gradients."""
 
@@ -153,6 +172,9 @@ def _config(stage: int) -> dict[str, Any]:
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_max_live_parameters": LIVE,
+            "stage3_max_reuse_distance": LIVE,
+            "sub_group_size": UPDATED,
             "stage3_param_persistence_threshold": 0,  # else small weights would lie in two places
         },
         "zero_allow_untested_optimizer": True,
