@@ -11,7 +11,7 @@ from qvl_core.demo_testing import demos, missed
 from qvl_data.example.recoloured import CHANGES, inked
 from qvl_edit.demo import Size, another, demo
 from qvl_edit.demo_report import BARS
-from qvl_edit.judge import CLOSE, judge
+from qvl_edit.outcomes import CLOSE, outcomes
 
 
 def test_right_is_nearest_to_what_was_asked_and_close_to_it() -> None:
@@ -19,20 +19,20 @@ def test_right_is_nearest_to_what_was_asked_and_close_to_it() -> None:
     edits = [change.make(source) for change in CHANGES.values()]
     off = Image.fromarray((np.asarray(edits[0], int) * 0 + 128).astype(np.uint8))
     drawn = [*edits, source, edits[1], off]
-    judged = judge(drawn, [0, 1, 2, 2, 0, 0], [edits] * 6, [source] * 6)
-    assert judged.right.tolist() == [True, True, True, False, False, False]
-    assert judged.errors[:3].tolist() == [0, 0, 0]
+    found = outcomes(drawn, [0, 1, 2, 2, 0, 0], [edits] * 6, [source] * 6)
+    assert found.right.tolist() == [True, True, True, False, False, False]
+    assert found.errors[:3].tolist() == [0, 0, 0]
     pixels = [np.asarray(one, float) / 127.5 - 1 for one in (edits[0], edits[1])]
-    assert judged.errors[4] == pytest.approx(np.abs(pixels[0] - pixels[1]).mean())
+    assert found.errors[4] == pytest.approx(np.abs(pixels[0] - pixels[1]).mean())
 
 
 def test_what_is_nearest_but_far_is_not_right() -> None:
     black, grey, white = (Image.new("RGB", (4, 4), (value,) * 3) for value in (0, 30, 255))
-    judged = judge([grey], [0], [[black, white]], [white])
-    assert judged.errors[0] == pytest.approx(2 * 30 / 255)
-    assert judged.errors[0] > CLOSE
-    assert not judged.right[0]
-    assert judged.success == 0
+    found = outcomes([grey], [0], [[black, white]], [white])
+    assert found.errors[0] == pytest.approx(2 * 30 / 255)
+    assert found.errors[0] > CLOSE
+    assert not found.right[0]
+    assert found.success == 0
 
 
 def test_shuffled_instructions_are_as_often_each_others_as_their_own() -> None:

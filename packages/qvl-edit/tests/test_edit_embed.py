@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qvl_core.errors import BadInput
 from qvl_edit.cut import Bucket
-from qvl_edit.embed import Asked, Embedder, padded
+from qvl_edit.embed import Embedder, EncoderInput, padded
 from qvl_edit.packing import shapes
 from qvl_edit.profile import Profile, read_profile
 
@@ -54,7 +54,7 @@ def plain(embedder: Embedder, text: str, pictures: Sequence[Image.Image] = (), t
 def test_what_is_shared_is_computed_once_and_changes_nothing(embedder: Any, pictures: Any) -> None:
     edit = embedder("edit-plus")
     sets = [tuple(pictures[:1]), tuple(pictures), (), tuple(pictures[1:]), ()]
-    found = edit([Asked(TEXTS[: 1 + number % 4], shown) for number, shown in enumerate(sets)])
+    found = edit([EncoderInput(TEXTS[: 1 + number % 4], shown) for number, shown in enumerate(sets)])
     for number, (one, shown) in enumerate(zip(found, sets, strict=True)):
         assert len(one.texts) == 1 + number % 4
         for text in range(len(one.texts)):
@@ -64,7 +64,7 @@ def test_what_is_shared_is_computed_once_and_changes_nothing(embedder: Any, pict
 def test_pictures_are_looked_at_once(embedder: Any, pictures: Any) -> None:
     edit = embedder("edit-plus")
     with patch.object(edit.model.model.visual, "forward", wraps=edit.model.model.visual.forward) as looked:
-        edit([Asked(TEXTS, tuple(pictures)), Asked(TEXTS, tuple(pictures[:1]))])
+        edit([EncoderInput(TEXTS, tuple(pictures)), EncoderInput(TEXTS, tuple(pictures[:1]))])
     assert looked.call_count == 1
 
 
@@ -72,14 +72,14 @@ def test_pictures_are_looked_at_once(embedder: Any, pictures: Any) -> None:
 def test_other_profiles(embedder: Any, pictures: Any, name: str) -> None:
     other = embedder(name)
     shown = tuple(pictures[:1]) if name == "edit" else ()
-    (one,) = other([Asked(TEXTS, shown)])
+    (one,) = other([EncoderInput(TEXTS, shown)])
     for number, text in enumerate(TEXTS):
         torch.testing.assert_close(one.whole(number), plain(other, text, shown), **CLOSE)
 
 
 def test_a_batch_changes_nothing(embedder: Any, pictures: Any) -> None:
     edit = embedder("edit-plus")
-    asked = [Asked(TEXTS[:2], tuple(pictures[:count])) for count in (1, 3, 0, 2)]
+    asked = [EncoderInput(TEXTS[:2], tuple(pictures[:count])) for count in (1, 3, 0, 2)]
     for one, alone in zip(edit(asked), [edit([single])[0] for single in asked], strict=True):
         for number in range(2):
             torch.testing.assert_close(one.whole(number), alone.whole(number), **CLOSE)
@@ -87,20 +87,20 @@ def test_a_batch_changes_nothing(embedder: Any, pictures: Any) -> None:
 
 def test_stored_is_online(embedder: Any, pictures: Any, tmp_path: Path) -> None:
     edit = embedder("edit-plus")
-    (one,) = edit([Asked(TEXTS, tuple(pictures))])
+    (one,) = edit([EncoderInput(TEXTS, tuple(pictures))])
     save_file({"shared": one.shared, **{str(n): text for n, text in enumerate(one.texts)}}, tmp_path / "a.safetensors")
     kept = load_file(tmp_path / "a.safetensors")
-    (again,) = edit([Asked(TEXTS[:1], tuple(pictures))])
+    (again,) = edit([EncoderInput(TEXTS[:1], tuple(pictures))])
     torch.testing.assert_close(torch.cat([kept["shared"], kept["0"]]), again.whole(0), **CLOSE)
 
 
 def test_positions_of_pictures_change_the_result(embedder: Any, pictures: Any) -> None:
     """Without token types transformers counts through, which is what diffusers' pipelines have."""
     edit = embedder("edit-plus")
-    (one,) = edit([Asked(TEXTS[:1], tuple(pictures))])
+    (one,) = edit([EncoderInput(TEXTS[:1], tuple(pictures))])
     without = plain(edit, TEXTS[0], pictures, types=False)
     assert (one.whole(0) - without).abs().max() > 1e-2
-    (alone,) = edit([Asked(TEXTS[:1])])
+    (alone,) = edit([EncoderInput(TEXTS[:1])])
     torch.testing.assert_close(alone.whole(0), plain(edit, TEXTS[0], types=False), **CLOSE)
 
 
@@ -111,7 +111,7 @@ def test_the_pipeline_says_the_same_if_it_passes_token_types(
     ours, theirs = embedder(name), pipeline(name)
     shown = pictures[:count]
     image = {"image": shown} if count else {}
-    (one,) = ours([Asked(TEXTS[:1], tuple(shown))])
+    (one,) = ours([EncoderInput(TEXTS[:1], tuple(shown))])
     without, _ = theirs.encode_prompt(TEXTS[0], **image)
     forward, seen = theirs.text_encoder.forward, ours.tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
@@ -130,7 +130,7 @@ def test_the_transformer_sees_no_padding(
     embedder: Any, pipeline: Callable[[str], Any], pictures: Any, name: str
 ) -> None:
     edit, transformer = embedder(name), pipeline(name).transformer
-    (one,) = edit([Asked(TEXTS[:2], tuple(pictures[:1]))])
+    (one,) = edit([EncoderInput(TEXTS[:2], tuple(pictures[:1]))])
     states, mask = padded([one.whole(0), one.whole(1)])
     assert mask.sum(1).tolist() == [len(one.whole(0)), len(one.whole(1))]
     bucket = Bucket((32, 32), ((32, 32),))

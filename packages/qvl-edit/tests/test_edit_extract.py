@@ -18,7 +18,7 @@ from qvl_core.training.store import Store
 from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
 from qvl_edit import extract as extraction
-from qvl_edit.embed import Asked, Embedder
+from qvl_edit.embed import Embedder, EncoderInput
 from qvl_edit.extract import extract
 from qvl_edit.geometry import resized
 from qvl_edit.opening import geometry_of
@@ -97,7 +97,7 @@ def test_what_is_stored_is_what_the_encoder_says(recipe: Any, data: Path, tmp_pa
         for question in questions(sample, profile):
             pictures = [sample.opener.open(sample.media[index]) for index in question.pictures]
             seen = tuple(resized(one, geometry.vl((one.height, one.width))) for one in pictures)
-            (online,) = embedder([Asked(question.texts, seen)])
+            (online,) = embedder([EncoderInput(question.texts, seen)])
             for number, text in enumerate(question.texts):
                 kept = stored.whole(sample, question.pictures, text)
                 torch.testing.assert_close(kept, online.whole(number), rtol=0, atol=1e-5)

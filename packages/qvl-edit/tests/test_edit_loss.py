@@ -18,7 +18,7 @@ from qvl_edit.batch import EditBatch, Example, collate
 from qvl_edit.build import open_transformer
 from qvl_edit.coder import PatchCoder
 from qvl_edit.cut import Bucket
-from qvl_edit.embed import Asked, Embedder
+from qvl_edit.embed import Embedder, EncoderInput
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_loss, edit_losses
@@ -73,7 +73,7 @@ def test_a_steps_prediction_is_that_of_the_pipeline_at_the_same_time(
     bucket = geometry.fit((96, 96), [(one.height, one.width) for one in sources])
     shown = tuple(resized(one, geometry.vl((one.height, one.width))) for one in sources)
     seen = pipe.processor.image_processor if count else None
-    (embedded,) = Embedder(pipe.text_encoder, pipe.tokenizer, seen, kind)([Asked(("make it red",), shown)])
+    (embedded,) = Embedder(pipe.text_encoder, pipe.tokenizer, seen, kind)([EncoderInput(("make it red",), shown)])
     told = embedded.whole(0)
 
     drawn = calls(

@@ -19,7 +19,7 @@ from qvl_core.errors import BadInput
 from qvl_core.training.seeds import first_noise
 from qvl_edit.coder import PatchCoder
 from qvl_edit.denoise import denoise
-from qvl_edit.embed import Asked, Embedder
+from qvl_edit.embed import Embedder, EncoderInput
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
 from qvl_edit.model import TwoStreams
@@ -117,7 +117,7 @@ def test_it_draws_what_diffusers_draws(
     shown = SOURCES[:count]
     size = ours.geometry.asked([(one.height, one.width) for one in shown]).target
     seen = tuple(resized(one, ours.geometry.vl((one.height, one.width))) for one in shown)
-    (told,) = ours.embedder([Asked(("make it red", " "), seen)])
+    (told,) = ours.embedder([EncoderInput(("make it red", " "), seen)])
     untold = {"negative_prompt_embeds": told.whole(1)[None]} if guidance > 1 else {}
     theirs: list[Tensor] = []
     wanted = pipe(

@@ -37,7 +37,7 @@ class ListFacts:
     bad: list[Bad] = field(default_factory=list)
 
 
-class Counted(Protocol):
+class Learnable(Protocol):
     """What is learned of a sample: its length in tokens, and how many of them are learned."""
 
     def __len__(self) -> int: ...
@@ -47,7 +47,7 @@ class Counted(Protocol):
 
 
 def read_list(
-    mixture: Mixture, encode: Callable[[Item], Counted], meet: Callable[[Item, Bad | None], None] | None = None
+    mixture: Mixture, encode: Callable[[Item], Learnable], meet: Callable[[Item, Bad | None], None] | None = None
 ) -> ListFacts:
     """Encode the samples of a list, at most ENCODED; `meet` is told of each, and why it cannot be used if so.
 

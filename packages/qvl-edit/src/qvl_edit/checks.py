@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from qvl_core.run import Scalar
 from qvl_data.drawing.scores import Scorers
 from qvl_data.example.recoloured import CHANGES
-from qvl_edit.judge import judge
+from qvl_edit.outcomes import outcomes
 from qvl_edit.wanted import Edited
 
 CHECKS = Scorers[Edited]("--check")
@@ -23,7 +23,7 @@ register_check = CHECKS.register
 def recoloured(edited: Sequence[Edited]) -> list[dict[str, Scalar]]:
     """`red`, `invert` and `flip`: is what was asked for what was done? Of other instructions nothing is said.
 
-    It is by the rule of `judge`.
+    It is by the rule of `outcomes`.
     """
     return [_recoloured(one) for one in edited]
 
@@ -35,4 +35,4 @@ def _recoloured(one: Edited) -> dict[str, Scalar]:
     if asked is None or source is None:
         return {}
     edits = [CHANGES[name].make(source) for name in names]
-    return {asked: bool(judge([one.output()], [names.index(asked)], [edits], [source]).right[0])}
+    return {asked: bool(outcomes([one.output()], [names.index(asked)], [edits], [source]).right[0])}

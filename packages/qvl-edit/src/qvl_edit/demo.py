@@ -31,7 +31,7 @@ from qvl_data.example.split import Split
 from qvl_data.order import order
 from qvl_edit.demo_report import BARS, write_report
 from qvl_edit.extract import extract
-from qvl_edit.judge import Judged, judge
+from qvl_edit.outcomes import Outcomes, outcomes
 from qvl_edit.pipeline import EditPipeline
 from qvl_edit.recipe import RECIPE, EditRecipe
 from qvl_edit.tiny import tiny
@@ -52,7 +52,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Edited:
+class Trial:
     """Every edit of some pictures, picture by picture.
 
     drawn, asked  what was drawn, and which edit it should have been
@@ -61,11 +61,11 @@ class Edited:
     sources: Sequence[Image.Image]
     wanted: Sequence[Image.Image]
     drawn: Sequence[Image.Image]
-    judged: Judged
+    outcomes: Outcomes
 
     def success(self, change: str) -> float:
         """The part of one edit's drawings that are right."""
-        return float(self.judged.right[list(CHANGES).index(change) :: len(CHANGES)].mean())
+        return float(self.outcomes.right[list(CHANGES).index(change) :: len(CHANGES)].mean())
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, size: Size = Size()) -> dict[str, Any]:
@@ -92,11 +92,11 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, size: Size = Size()) -> d
     shuffled = edit(editor, digits, said=another(len(digits), seed))
     figures: dict[str, Scalar] = {
         **{f"success_{change}": edited.success(change) for change in CHANGES},
-        "mean_error": edited.judged.error,
-        "untrained_success": before.judged.success,
-        "shuffled_success": shuffled.judged.success,
-        "photo_success": of_photos.judged.success,
-        "photo_error": of_photos.judged.error,
+        "mean_error": edited.outcomes.error,
+        "untrained_success": before.outcomes.success,
+        "shuffled_success": shuffled.outcomes.success,
+        "photo_success": of_photos.outcomes.success,
+        "photo_error": of_photos.outcomes.error,
     }
     values = result("qvl-edit", seed=seed, complete=True, figures=figures)
     values |= judged(values, BARS)
@@ -134,7 +134,7 @@ def recipe_of(out: Path, seed: int, steps: int) -> EditRecipe:
     return recipe
 
 
-def edit(editor: EditPipeline, pictures: Sequence[Image.Image], said: Sequence[int] | None = None) -> Edited:
+def edit(editor: EditPipeline, pictures: Sequence[Image.Image], said: Sequence[int] | None = None) -> Trial:
     """Every edit of each picture; `said` is the number of the instruction that stands in an edit's place, if others do
     than its own."""
     count = len(CHANGES)
@@ -150,7 +150,7 @@ def edit(editor: EditPipeline, pictures: Sequence[Image.Image], said: Sequence[i
         num_inference_steps=STEPS,
     ).images
     edits = [wanted[place - place % count :][:count] for place in range(len(sources))]
-    return Edited(sources, wanted, drawn, judge(drawn, asked, edits, sources))
+    return Trial(sources, wanted, drawn, outcomes(drawn, asked, edits, sources))
 
 
 def another(pictures: int, seed: int) -> list[int]:

@@ -26,10 +26,10 @@ from qvl_data.drawing.sheets import sheet
 from qvl_data.example.pictures import PHOTOS
 from qvl_data.example.recoloured import CHANGES
 from qvl_data.shown import png
-from qvl_edit.judge import CLOSE
+from qvl_edit.outcomes import CLOSE
 
 if TYPE_CHECKING:
-    from qvl_edit.demo import Edited
+    from qvl_edit.demo import Trial
 
 BARS = {  # for the mean over five seeds, of a single one for `seconds`
     **{f"success_{change}": Bar(0.97) for change in CHANGES},
@@ -49,7 +49,7 @@ COLUMNS = 7  # pictures of a sheet, of which there are more
 COMMAND = "qvl-edit extract lora_2509 data.train=my_pairs.jsonl && qvl-edit train lora_2509 data.train=my_pairs.jsonl"
 
 
-def write_report(out: Path, values: Mapping[str, Any], digits: "Edited", photos: "Edited") -> Path:
+def write_report(out: Path, values: Mapping[str, Any], digits: "Trial", photos: "Trial") -> Path:
     """Write out/report.html.
 
     digits, photos  every edit of held-out digits, and of crops of photographs
@@ -84,13 +84,13 @@ def _explanation() -> Text:
     )
 
 
-def _sheets(edited: "Edited") -> Cards:
+def _sheets(edited: "Trial") -> Cards:
     """For each edit sources, below them what is right, and below that what was drawn."""
     cards = []
     for place, (name, change) in enumerate(CHANGES.items()):
         shown = slice(place, place + COLUMNS * len(CHANGES), len(CHANGES))
         rows = [edited.sources[shown], edited.wanted[shown], edited.drawn[shown]]
-        columns, right = len(rows[0]), edited.judged.right[shown]
+        columns, right = len(rows[0]), edited.outcomes.right[shown]
         marks = np.concatenate([np.ones(2 * columns, bool), right])
         title = f"{change.said['en']}: {edited.success(name):.0%} of {len(edited.drawn) // len(CHANGES)}"
         picture = sheet([image for row in rows for image in row], marks, columns)
@@ -98,9 +98,9 @@ def _sheets(edited: "Edited") -> Cards:
     return Cards(cards)
 
 
-def _errors(edited: "Edited") -> Histogram:
+def _errors(edited: "Trial") -> Histogram:
     edges = [round(0.01 * step, 2) for step in range(16)]
-    errors = edited.judged.errors
+    errors = edited.outcomes.errors
     counts = [int(((errors >= low) & (errors < high)).sum()) for low, high in pairwise(edges)]
     beyond = int((errors >= edges[-1]).sum())
     note = f"{beyond} of {len(errors)} are beyond {edges[-1]:g}." if beyond else ""

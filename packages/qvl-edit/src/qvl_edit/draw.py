@@ -1,6 +1,6 @@
 """Pictures from embeddings: what a pipeline and the previews of a training run draw by.
 
-Wishes of one bucket are drawn together. Each has a seed of its own, so that its picture does not depend on the others.
+Pictures of one bucket are drawn together. Each has a seed of its own, so that it does not depend on the others.
 
 Shapes: B pictures, N tokens of F features, C channels of h x w latents, L tokens of a text of width D.
 """
@@ -25,8 +25,8 @@ from qvl_edit.times import Shift
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A picture that is to be drawn.
+class Conditions:
+    """What a picture is drawn from.
 
     told     (L, D) embedding of the text and the sources
     untold   the same of the negative text; None where nothing is guided
@@ -44,43 +44,43 @@ def draw(
     transformer: Any,
     call: Call,
     vae: Vae,
-    wishes: Sequence[Wish],
+    each: Sequence[Conditions],
     shift: Shift,
     sampling: Sampling,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> list[Tensor]:
-    """(3, H, W) in about [-1, 1] of each wish.
+    """(3, H, W) in about [-1, 1] of each picture.
 
     shift    of noise levels, where `sampling` names none
     on_step  is called with the number of a step and the latents (B, C, h, w) of those that are drawn together
     """
     found: dict[int, Tensor] = {}
-    for places in together(wishes):
+    for places in together(each):
         latents = torch.empty(0)
-        steps = drawn_latents(transformer, call, vae, [wishes[place] for place in places], shift, sampling)
+        steps = drawn_latents(transformer, call, vae, [each[place] for place in places], shift, sampling)
         for number, latents in enumerate(steps, 1):
             if on_step is not None:
                 on_step(number, latents)
         found |= zip(places, vae.decode(latents), strict=True)
-    return [found[place] for place in range(len(wishes))]
+    return [found[place] for place in range(len(each))]
 
 
-def together(wishes: Sequence[Wish]) -> list[list[int]]:
-    """Places of wishes of one bucket, in the order in which buckets come first."""
+def together(each: Sequence[Conditions]) -> list[list[int]]:
+    """Places of pictures of one bucket, in the order in which buckets come first."""
     groups: dict[Bucket, list[int]] = {}
-    for place, wish in enumerate(wishes):
-        groups.setdefault(wish.bucket, []).append(place)
+    for place, one in enumerate(each):
+        groups.setdefault(one.bucket, []).append(place)
     return list(groups.values())
 
 
 @torch.no_grad()
 def drawn_latents(
-    transformer: Any, call: Call, vae: Vae, wishes: Sequence[Wish], shift: Shift, sampling: Sampling
+    transformer: Any, call: Call, vae: Vae, each: Sequence[Conditions], shift: Shift, sampling: Sampling
 ) -> Iterator[Tensor]:
-    """Latents (B, C, h, w) after each step, of wishes of one bucket."""
-    device, bucket, grid = next(transformer.parameters()).device, wishes[0].bucket, call.grid
-    shown = zip(*(wish.sources for wish in wishes), strict=True)
-    sources = [grid.pack(vae.encode(torch.from_numpy(np.stack(each)).to(device))) for each in shown]  # (B, M, F)
+    """Latents (B, C, h, w) after each step, of pictures of one bucket."""
+    device, bucket, grid = next(transformer.parameters()).device, each[0].bucket, call.grid
+    shown = zip(*(one.sources for one in each), strict=True)
+    sources = [grid.pack(vae.encode(torch.from_numpy(np.stack(one)).to(device))) for one in shown]  # (B, M, F)
 
     def saying(embeddings: Sequence[Tensor]) -> Callable[[Tensor, float], Tensor]:
         (states, mask), step = _stacked(embeddings, device), call.drawing(transformer)
@@ -91,15 +91,15 @@ def drawn_latents(
 
         return direction
 
-    told = direction = saying([wish.told for wish in wishes])
+    told = direction = saying([one.told for one in each])
     if sampling.guided:
-        untold = saying([wish.untold for wish in wishes if wish.untold is not None])
+        untold = saying([one.untold for one in each if one.untold is not None])
 
         def direction(latents: Tensor, level: float) -> Tensor:
             return guided(told(latents, level), untold(latents, level), sampling.guidance)
 
     shape = (vae.channels, *grid.places(bucket.target))
-    noise = grid.pack(first_noise(shape, [wish.seed for wish in wishes])).to(device)  # (B, N, F)
+    noise = grid.pack(first_noise(shape, [one.seed for one in each])).to(device)  # (B, N, F)
     moved = shift if sampling.shift is None else Shift.constant(sampling.shift)
     for latents in denoise(direction, noise, moved.grid(sampling.steps, grid.tokens(bucket.target))):
         yield grid.unpack(latents, bucket.target)

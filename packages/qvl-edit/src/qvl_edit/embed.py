@@ -1,7 +1,7 @@
 """Instructions and pictures as what Qwen-Image-Edit's transformer is told: hidden states of Qwen2.5-VL.
 
     embedder = Embedder.open(folder, read_profile(folder), dtype, device)
-    (one,) = embedder([Asked(("make it red", "把它变红", ""), pictures)])
+    (one,) = embedder([EncoderInput(("make it red", "把它变红", ""), pictures)])
     one.whole(0)                                        # (L, D), of the first text
     states, mask = padded([one.whole(0), one.whole(2)]) # (B, L, D), (B, L)
 
@@ -33,7 +33,7 @@ from qvl_edit.template import Tokens
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncoderInput:
     """Texts about the same pictures, each to be embedded. A text may be empty, and there may be no picture."""
 
     texts: tuple[str, ...]
@@ -79,7 +79,7 @@ class Embedder:
         return cls(model.to(device).eval().requires_grad_(False), tokenizer, pictures, profile)
 
     @torch.no_grad()
-    def __call__(self, asked: Sequence[Asked]) -> list[Embedded]:
+    def __call__(self, asked: Sequence[EncoderInput]) -> list[Embedded]:
         """The embeddings of each, in the model's type and on its device."""
         pixels, grid, seen = self._pixels([picture for one in asked for picture in one.pictures])
         rows: list[list[Tokens]] = []

@@ -33,7 +33,7 @@ from qvl_data.progress import track
 from qvl_data.sample import Sample
 from qvl_data.sources import Mixture, mixtures
 from qvl_data.windows import Windows
-from qvl_edit.embed import Asked, Embedder
+from qvl_edit.embed import Embedder, EncoderInput
 from qvl_edit.encode import encode
 from qvl_edit.filed import check_head, clear_rows, write_files, write_head
 from qvl_edit.geometry import Geometry, resized
@@ -145,7 +145,7 @@ class _Batch:
     """Questions with their pictures, and the contents of these."""
 
     shown: tuple[tuple[bytes, ...], ...]
-    asked: tuple[Asked, ...]
+    asked: tuple[EncoderInput, ...]
 
     def to(self, device: Any, non_blocking: bool = False) -> "_Batch":
         return self
@@ -182,14 +182,14 @@ class _Questions:
         batch = _Batch(*map(tuple, zip(*found, strict=True))) if found else None
         return Micro(batch, len(found), 0, (), 0, bad)
 
-    def _new(self, sample: Sample, mixture: Mixture) -> Iterator[tuple[tuple[bytes, ...], Asked]]:
+    def _new(self, sample: Sample, mixture: Mixture) -> Iterator[tuple[tuple[bytes, ...], EncoderInput]]:
         """Raises BadSample, also for what training could not resize."""
         buckets_of(sample, self.asking.inverse, self.geometry)
         for question in self.asking.of(sample, self.profile, mixture is self.windows.lists[0]):
             pictures = content(sample, question.pictures)
             if any(key(pictures, text) not in self.store for text in (None, *question.texts)):
                 seen = tuple(self._seen(sample, at) for at in question.pictures)
-                yield pictures, Asked(question.texts, seen)
+                yield pictures, EncoderInput(question.texts, seen)
 
     def _seen(self, sample: Sample, index: int) -> Image:
         picture = sample.opener.open(sample.media[index])

@@ -19,8 +19,8 @@ from torch import Tensor
 from qvl_core.errors import BadInput, QVLError
 from qvl_data.drawing.calls import Drawn, check_counts, paired, pictures, seeds_of
 from qvl_edit.cut import Size
-from qvl_edit.draw import Wish, draw
-from qvl_edit.embed import Asked, Embedder
+from qvl_edit.draw import Conditions, draw
+from qvl_edit.embed import Embedder, EncoderInput
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
 from qvl_edit.model import Call
@@ -125,13 +125,13 @@ class EditPipeline:
         seeds = seeds_of(seed, len(prompts) * num_images, num_images)
         buckets = [self.geometry.asked([_size(one) for one in shown], height, width) for _, shown in prompts]
         told = self._told(prompts, sampling)
-        wishes = []
+        each: list[Conditions] = []
         for number, ((text, shown), bucket) in enumerate(zip(prompts, buckets, strict=True)):
             sources = tuple(numbers(resized(one, size)) for one, size in zip(shown, bucket.sources, strict=True))
             untold = told[sampling.negative, _key(shown)] if sampling.guided else None
             own = seeds[number * num_images :][:num_images]
-            wishes += [Wish(told[text, _key(shown)], untold, bucket, sources, seed) for seed in own]
-        drawn = draw(self.transformer, self.call, self.vae, wishes, self.shift, sampling, on_step)
+            each += [Conditions(told[text, _key(shown)], untold, bucket, sources, seed) for seed in own]
+        drawn = draw(self.transformer, self.call, self.vae, each, self.shift, sampling, on_step)
         if not all(bool(pixels.isfinite().all()) for pixels in drawn):
             dtype = str(self.transformer.dtype).removeprefix("torch.")
             raise QVLError(f"pictures have numbers in {dtype} that are not finite; draw in another type (torch_dtype).")
@@ -153,7 +153,7 @@ class EditPipeline:
         texts: dict[tuple[int, ...], dict[str, None]] = {key: {} for key in seen}
         for text, shown in prompts:
             texts[_key(shown)] |= dict.fromkeys([text, *negative])
-        asked = [Asked(tuple(texts[key]), tuple(map(self._seen, shown))) for key, shown in seen.items()]
+        asked = [EncoderInput(tuple(texts[key]), tuple(map(self._seen, shown))) for key, shown in seen.items()]
         return {
             (text, key): one.whole(number)
             for key, wanted, one in zip(seen, asked, self.embedder(asked), strict=True)

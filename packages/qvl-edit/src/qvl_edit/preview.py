@@ -11,7 +11,7 @@ from torch import nn
 from qvl_data.drawing.calls import pictures
 from qvl_data.drawing.previews import first_ones, write_preview
 from qvl_data.sources import Item, Mixture
-from qvl_edit.draw import Wish, draw
+from qvl_edit.draw import Conditions, draw
 from qvl_edit.geometry import numbers
 from qvl_edit.latents import Vae
 from qvl_edit.model import Call
@@ -31,7 +31,7 @@ class Prompt:
     text: str
     sources: tuple[Image.Image, ...]
     target: Image.Image
-    wish: Wish
+    conditions: Conditions
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Preview:
 
     def __call__(self, model: nn.Module, folder: Path, step: int) -> None:
         """Draw all prompts, and write them to `folder`. Nothing that cannot be drawn ends a run."""
-        wishes = [prompt.wish for prompt in self.prompts]
-        drawn = draw(model, self.call, self.vae, wishes, self.reading.corruption.shift, self.sampling)
+        each = [prompt.conditions for prompt in self.prompts]
+        drawn = draw(model, self.call, self.vae, each, self.reading.corruption.shift, self.sampling)
         for number, (prompt, pixels) in enumerate(zip(self.prompts, drawn, strict=True)):
             if not bool(pixels.isfinite().all()):
                 log.warning("step %d: no picture of %r: its numbers are not finite", step, prompt.text)
@@ -72,5 +72,5 @@ class Preview:
         _, places = directed(choice.text, target_of(sample), sources_of(sample))
         told = self.reading.told(sample, places, said(sample, choice))
         untold = self.reading.told(sample, places, self.sampling.negative) if self.sampling.guided else None
-        wish = Wish(told, untold, bucket, tuple(map(numbers, sources)), seed=0)
-        return item, Prompt(said(sample, choice), tuple(sources), target, wish)
+        conditions = Conditions(told, untold, bucket, tuple(map(numbers, sources)), seed=0)
+        return item, Prompt(said(sample, choice), tuple(sources), target, conditions)

@@ -221,7 +221,7 @@ def validate(
     write_atomic(out / "report.html", page(validated, out / "findings.jsonl"))
     show(found)
     print(f"\n{met.usable:,} of {found.samples:,} rows can be used; see {out / 'report.html'}")
-    _judge(validated, recipe.data.max_bad, out)
+    _conclude(validated, recipe.data.max_bad, out)
     return validated
 
 
@@ -255,7 +255,7 @@ def _mixed(recipe: EditRecipe, met: Met) -> tuple[Mixture | None, str]:
         return None, str(error)
 
 
-def _judge(validated: Validated, max_bad: int, out: Path) -> None:
+def _conclude(validated: Validated, max_bad: int, out: Path) -> None:
     found = validated.found
     if not validated.met.tasks:
         first = [reason.first[0] for reason in found.reasons.values() if reason.severity == "error"]

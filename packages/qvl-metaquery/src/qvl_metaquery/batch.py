@@ -26,9 +26,10 @@ from qvl_data.errors import BadSample
 from qvl_data.sample import Sample
 from qvl_data.sources import Item, Mixture
 from qvl_metaquery.dropout import Task, dropped
-from qvl_metaquery.flow import Times, noise_level
+from qvl_metaquery.flow import noise_level
 from qvl_metaquery.pixels import square, stacked
 from qvl_metaquery.prompts import TOKEN, Prompt, PromptLayout, encode
+from qvl_metaquery.recipe import Times
 from qvl_metaquery.wanted import wanted
 
 Array = NDArray[np.float32]

@@ -8,13 +8,13 @@ Shapes: B pictures of C x H x W.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from qvl_metaquery.recipe import Times
+
 LEVELS = 1000
-Times = Literal["uniform", "logit_normal"]
 
 
 def noise_level(draw: float, shift: float = 1.0, times: Times = "uniform") -> float:

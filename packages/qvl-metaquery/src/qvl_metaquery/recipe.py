@@ -10,6 +10,7 @@ from qvl_metaquery.dropout import Task
 from qvl_metaquery.settings import SYSTEM, Settings
 
 GROUPS = ("queries", "connector", "transformer")
+Times = Literal["uniform", "logit_normal"]
 
 
 class Sana(blocks.Block):
@@ -52,7 +53,7 @@ class Flow(blocks.Block):
     """Side of the pictures in pixels: the shorter side is resized to it, the middle of the longer one kept."""
     dropout: Annotated[float, Field(ge=0, le=0.3)] = 0.1
     """Part of the samples whose text (pictures, both) is left out, so that guidance has something to compare with."""
-    times: Literal["uniform", "logit_normal"] = "uniform"
+    times: Times = "uniform"
     """How noise levels are drawn: all alike, or mostly the middle ones."""
     train_shift: Annotated[float, Field(gt=0)] = 1.0
     """Moves noise levels in training: 1 not at all, above 1 towards noise."""

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judged:
+class Outcomes:
     """Of each drawing its mean absolute error (D,), in [0, 2], and whether it is the edit that was asked for (D,)."""
 
     errors: Floats
@@ -30,12 +30,12 @@ class Judged:
         return float(self.errors.mean())
 
 
-def judge(
+def outcomes(
     drawn: Sequence[Image.Image],
     asked: Sequence[int],
     edits: Sequence[Sequence[Image.Image]],
     sources: Sequence[Image.Image],
-) -> Judged:
+) -> Outcomes:
     """Right is a drawing that is nearer to what was asked than to the other edits and to the source, and closer to it
     than `CLOSE`.
 
@@ -45,7 +45,7 @@ def judge(
     far = np.array([_distances(one, [*row, source]) for one, row, source in zip(drawn, edits, sources, strict=True)])
     place = np.array(asked)
     errors = far[np.arange(len(far)), place]  # (D,)
-    return Judged(errors, (far.argmin(1) == place) & (errors < CLOSE))
+    return Outcomes(errors, (far.argmin(1) == place) & (errors < CLOSE))
 
 
 def _distances(one: Image.Image, others: Sequence[Image.Image]) -> Floats:
