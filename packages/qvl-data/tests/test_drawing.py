@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvl_core.errors import BadInput
-from qvl_data.drawing.calls import paired, pictures, seeds_of
+from qvl_core.errors import BadInput, QVLError
+from qvl_data.drawing.calls import check_finite, paired, pictures, seeds_of
 from qvl_data.drawing.files import Wish, draw_missing, file_name, how_drawn, wishes_of, write_picture
 from qvl_data.drawing.prompts import Asked, read_prompts
 
@@ -158,3 +158,11 @@ def test_what_is_missing_is_drawn_and_listed(tmp_path: Path) -> None:
     assert lines == [{"file": file.name, **said} for file, (_, said) in zip(files, how, strict=True)]
     draw_missing(tmp_path, [(wishes[0], {"prompt": "red", "seed": 5, "steps": 9})], draw, batch=3)
     assert (tmp_path / "00000-red-seed5-2.png").is_file()
+
+
+def test_what_is_not_finite_is_no_picture() -> None:
+    check_finite(True, "torch.float16")
+    with pytest.raises(QVLError, match="float16 ends at 65,504"):
+        check_finite(False, "torch.float16")
+    with pytest.raises(QVLError, match="earlier checkpoint"):
+        check_finite(False, "torch.bfloat16")

@@ -5,22 +5,32 @@ import base64
 import io
 import json
 import shutil
-from collections.abc import Iterator
+import tracemalloc
+from _thread import interrupt_main
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from edit_rows import row
 from editing_verbs import qvl_edit
 from PIL import Image
 
 from qvl_core.run import read_records
+from qvl_data.media import Opener
 from qvl_data.order import chosen
+from qvl_data.sample import Media
+from qvl_edit.benchmarks import open_benchmark
+from qvl_edit.cut import Bucket
 from qvl_edit.endpoint import Judge, Unusable, read_marks
+from qvl_edit.geometry import Geometry
 from qvl_edit.pipeline import EditPipeline
+from qvl_edit.wanted import Edited, Shown, Wanted, digest
 
 FEW = ("--steps", 1, "--guidance", 1)
 
@@ -180,6 +190,71 @@ def test_gedit_bench_is_drawn_where_its_scorer_looks(model: Path, gedit: Path, t
     assert [(line["list"], line["id"]) for line in lines(out)] == [("subject-add", "0f3"), ("ps_human", "1a")]
 
 
+def released(folder: Path, sizes: Sequence[tuple[int, int]]) -> Path:
+    """GEdit-Bench as its data set is: Parquet in data/, pictures in their columns, each in English and Chinese."""
+    rows = []
+    for number, size in enumerate(sizes):
+        file = folder / f"{number}.png"
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)).save(file)
+        picture = {"bytes": file.read_bytes(), "path": file.name}
+        for language, text in (("en", "Make it red."), ("cn", "变成红色")):
+            key = f"{number:032x}{language}"
+            row = {"key": key, "task_type": "color_alter", "instruction": text, "instruction_language": language}
+            rows.append(row | {"input_image": picture, "input_image_raw": picture, "Intersection_exist": True})
+    (folder / "data").mkdir()
+    for shard in range(2):
+        table = pa.Table.from_pylist(rows[shard * len(sizes) :][: len(sizes)])
+        pq.write_table(table, folder / "data" / f"train-{shard:05d}-of-00002.parquet")
+    return folder
+
+
+def test_gedit_bench_is_read_as_it_is_released(model: Path, tmp_path: Path) -> None:
+    folder, out = released(tmp_path, [(80, 48), (48, 80)]), tmp_path / "out"
+    done = qvl_edit("evaluate", model, folder, "--benchmark", "gedit", *FEW, "--out", out)
+    assert (done.code, done.err) == (0, "")
+    names = {
+        f"images/fullset/color_alter/{language}/{number:032x}{language}{end}.png"
+        for language in ("en", "cn")
+        for number in range(2)
+        for end in ("", "_SRCIMG")
+    }
+    assert set(pictures(out)) == names
+    for number, language in ((0, "cn"), (1, "en")):
+        beside = out / f"images/fullset/color_alter/{language}/{number:032x}{language}_SRCIMG.png"
+        assert np.array_equal(Image.open(beside), Image.open(tmp_path / f"{number}.png"))
+    assert [line["instruction"] for line in lines(out)] == ["Make it red.", "变成红色"] * 2
+
+
+def test_pictures_of_a_benchmark_are_not_held(tmp_path: Path) -> None:
+    folder = released(tmp_path, [(512, 512)] * 6)  # of 0.8 MB each
+    tracemalloc.start()
+    benchmark = open_benchmark("gedit", folder)
+    wanted = benchmark.wanted(Geometry())
+    assert len(digest(wanted)) == 64
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(wanted) == 12
+    assert held < 0.8e6
+    assert most < 5e6
+
+
+def test_a_benchmark_takes_what_it_can_use_and_refuses_the_rest(model: Path, gedit: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in gedit.read_text("utf-8").splitlines()]
+    away = tmp_path / "elsewhere" / "s.png"
+    source(away)
+    gedit.write_text(json.dumps(rows[0] | {"input_image": str(away)}) + "\n", encoding="utf-8")
+    command = ("evaluate", model, gedit, "--benchmark", "gedit", *FEW, "--out", tmp_path / "out")
+    for more, said in (
+        (("--split", "test"), "--split test: gedit has no splits"),
+        ((gedit.parent,), f"leave {gedit.parent} out"),
+        ((), "--allow-root"),
+    ):
+        done = qvl_edit(*command, *more)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert said in done.err
+    assert qvl_edit(*command, "--allow-root", away.parent).code == 0
+
+
 def test_samples_of_a_benchmark_are_of_every_part_of_it(model: Path, tmp_path: Path) -> None:
     source(tmp_path / "a.png")
     kinds = {f"{number}": "add" if number < 6 else "style" for number in range(12)}
@@ -224,9 +299,14 @@ def test_what_is_no_benchmark_is_one_sentence(rows: Any, said: str, model: Path,
 # A judge
 
 
+HANGS = 0  # for a status: nothing is answered, and somebody presses Ctrl-C
+
+
 class Server(ThreadingHTTPServer):
     """Answers by a list of (status, text) and then the last one, and keeps what it was asked."""
 
+    daemon_threads = True
+    over: Event
     answers: list[tuple[int, str]]
     asked: list[tuple[str, dict[str, str], dict[str, Any]]]
 
@@ -239,6 +319,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, dict(self.headers), body))
         answers = self.server.answers
         status, text = answers.pop(0) if len(answers) > 1 else answers[0]
+        if status == HANGS:
+            interrupt_main()
+            self.server.over.wait(60)
+            return
         said = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(said)))
@@ -252,9 +336,10 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as running:
-        running.asked = []
+        running.asked, running.over = [], Event()
         Thread(target=running.serve_forever, daemon=True).start()
         yield running
+        running.over.set()
         running.shutdown()
 
 
@@ -297,7 +382,10 @@ def test_what_a_judge_fails_at_is_tried_again_and_counted(
     monkeypatch.setattr(Judge.__init__, "__defaults__", (2, 0.01, 5.0, 1))
     command = ("evaluate", model, pairs, *FEW, "--judge", url(server), "--out", tmp_path / "out")
     server.answers = [(503, ""), (200, GOOD), (200, "I would say nine out of ten")]
-    assert qvl_edit(*command).code == 0
+    done = qvl_edit(*command)
+    assert (done.code, done.err) == (0, "")
+    assert "judge: 1 of 2 stay without marks: the answer has no JSON object with marks\n" in done.out
+    assert sum("judge_reason" in line["scores"] for line in lines(tmp_path / "out")) == 1
     found = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
     assert found["judge_failed"] == 0.5
     assert found["judge_overall"] == pytest.approx(6)
@@ -317,29 +405,64 @@ def test_a_judge_that_refuses_ends_it_in_one_sentence(model: Path, pairs: Path, 
     assert "is no address" in qvl_edit("evaluate", model, pairs, "--judge", "x", "--out", tmp_path / "a").err
 
 
-@pytest.mark.parametrize("answer", [GOOD, f"```json\n{GOOD}\n```", f"\n {GOOD} \n"])
-def test_marks_are_read(answer: str) -> None:
-    assert read_marks(answer) == {"instruction": 9, "preservation": 4, "quality": 9, "overall": 6.0, "why": "well"}
+DRAFT = '{"instruction": 0, "preservation": 0, "quality": 0, "why": "one sentence"}'
+TURNED = '{"why": "well", "quality": 9, "preservation": 4, "instruction": 9}'
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        "",
-        "9 4 9",
-        f"Here: {GOOD}",
-        GOOD.replace("9", "11"),
-        GOOD.replace("9", "9.5"),
-        GOOD.replace("9", '"9"'),
-        GOOD.replace("9", "true"),
-        GOOD.replace("instruction", "prompt"),
-        "[1, 2]",
-        "{",
+        GOOD,
+        f"\n {GOOD} \n",
+        TURNED,
+        f"```json\n{GOOD}\n```",
+        f"The hat {{a red one}} is there.\n\n```json\n{GOOD}\n```\nThat is all.",
+        f'<think>As {DRAFT}? The sky moved: {{"quality": 3}}.</think>\n{GOOD}',
+        f"The form is {DRAFT}.\n{TURNED}",
+        f'{{"marks": {GOOD}}}',
     ],
 )
-def test_what_is_no_mark_is_none(answer: str) -> None:
-    with pytest.raises(Unusable):
+def test_marks_are_read_at_the_end_of_an_answer(answer: str) -> None:
+    assert read_marks(answer) == {"instruction": 9, "preservation": 4, "quality": 9, "overall": 6.0, "why": "well"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("", "no JSON object"),
+        ("9 4 9", "no JSON object"),
+        ("[1, 2]", "no JSON object"),
+        ("{" * 2000, "no JSON object"),
+        (f"<think>Maybe {GOOD}", "ends in thoughts"),
+        (f"<think>Maybe {GOOD}</think> Nine.", "no JSON object"),
+        (GOOD.replace("9", "11"), "`instruction` is no whole number"),
+        (GOOD.replace("4", "4.5"), "`preservation` is no whole number"),
+        (GOOD.replace("9", '"9"'), "`instruction` is no whole number"),
+        (GOOD.replace("9", "true"), "`instruction` is no whole number"),
+        (GOOD.replace("instruction", "prompt"), "`instruction` is no whole number"),
+        (f'{GOOD} or rather {{"quality": 2}}', "`instruction` is no whole number"),
+    ],
+)
+def test_what_is_no_mark_is_none(answer: str, reason: str) -> None:
+    with pytest.raises(Unusable, match=reason):
         read_marks(answer)
+
+
+def test_ctrl_c_ends_judging_at_once_and_what_is_judged_stays(tmp_path: Path, server: Server) -> None:
+    shown = Shown((Media(kind="image", path=source(tmp_path / "s.png")),), None, Opener(tmp_path))
+    size = Bucket((48, 80), ((48, 80),))
+    edited = [
+        Edited(Wanted("test", text, "s.png", text, size, lambda: shown), tmp_path / "s.png")
+        for text in ("first", "second")
+    ]
+    judge = Judge(url(server), "looker", tmp_path / "judged.jsonl", together=1)
+    server.answers = [(200, GOOD), (HANGS, "")]
+    with pytest.raises(KeyboardInterrupt):
+        judge(edited)
+    assert len(read_records(judge.file)) == 1
+    server.answers = [(200, GOOD)]
+    assert [one["overall"] for one in judge(edited)] == [6, 6]
+    assert len(server.asked) == 3
 
 
 def test_nobody_is_asked_without_a_picture(tmp_path: Path) -> None:

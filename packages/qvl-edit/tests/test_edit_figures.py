@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
-from qvl_data.drawing.prompts import Asked
 from qvl_data.example.recoloured import CHANGES
 from qvl_data.sample import Media
 from qvl_edit.checks import recoloured
 from qvl_edit.cut import Bucket
 from qvl_edit.figures import background, error, measured, psnr, ssim, unchanged
-from qvl_edit.wanted import Edited, Wanted, pixels
+from qvl_edit.wanted import Edited, Shown, Wanted, pixels
 
 SIZE = 96
 
@@ -37,9 +36,8 @@ def edited(folder: Path, source: Image.Image, target: Image.Image, output: Image
         media.append(Media(kind="image", path=str(folder / f"{name}.png")))
     from qvl_data.media import Opener
 
-    asked = Asked("0", text, (media[0],), opener=Opener(folder, (folder,)))
-    size = (source.height, source.width)
-    wanted = Wanted("test", "0", "0.png", asked, Bucket(size, (size,)), media[1])
+    shown, size = Shown((media[0],), media[1], Opener(folder, (folder,))), (source.height, source.width)
+    wanted = Wanted("test", "0", "0.png", text, Bucket(size, (size,)), lambda: shown)
     return Edited(wanted, folder / "output.png")
 
 

@@ -6,28 +6,30 @@
     imgedit  FOLDER/KEY.png. A JSON object of {KEY: {"id": PATH, "prompt": ..., "edit_type": ...}}, the sources in a
              folder that the paths start at: basic_edit.json of ImgEdit
 
+A row's picture is looked at when the benchmark is opened, and read anew when it is needed: none stays in memory.
+
 Read in November 2026: GEdit-Bench/generate_image_example.py of stepfun-ai/Step1X-Edit and, for the sources, the scripts
 of models that call its scorer; Benchmark/Basic of PKU-YuanGroup/ImgEdit. Importing this loads no torch.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from qvl_core.errors import BadInput
-from qvl_data.dataset import Shards, data_files, open_rows
+from qvl_data.dataset import Rows, Shards, data_files, open_rows
 from qvl_data.drawing.files import write_picture
-from qvl_data.drawing.prompts import Asked
 from qvl_data.errors import BadSample
 from qvl_data.formats.cells import pictures_in
 from qvl_data.media import Opener
 from qvl_data.order import chosen
 from qvl_data.sample import Media
 from qvl_edit.geometry import Geometry
-from qvl_edit.wanted import Wanted
+from qvl_edit.wanted import Shown, Wanted
 
 Name = Literal["gedit", "imgedit"]
 GEDIT = ("key", "task_type", "instruction", "instruction_language", "input_image")
@@ -37,12 +39,13 @@ IMGEDIT = ("id", "prompt", "edit_type")
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its kind of edit, and the file of its picture."""
+    """One row: its kind of edit, the file of its picture, its instruction, and how its source is found."""
 
     key: str
     kind: str
     file: str
-    asked: Asked
+    text: str
+    read: Callable[[], Shown]
     record: dict[str, Any]
 
 
@@ -58,9 +61,9 @@ class Benchmark:
         it. Raises BadSample."""
         found = []
         for row in chosen(list(self.rows), most):
-            width, height = row.asked.opener.size(row.asked.pictures[0])
-            bucket = geometry.asked([(height, width)])
-            found.append(Wanted(row.kind, row.key, row.file, row.asked, bucket, record=row.record))
+            shown = row.read()
+            bucket = geometry.asked([shown.opener.size(shown.sources[0])[::-1]])
+            found.append(Wanted(row.kind, row.key, row.file, row.text, bucket, row.read, row.record))
         return found
 
     def complete(self, folder: Path, wanted: Sequence[Wanted]) -> None:
@@ -73,57 +76,64 @@ class Benchmark:
                 write_picture(beside, one.sources()[0], {"source_of": one.file})
 
 
-def open_benchmark(name: Name, path: Path, images: Path | None = None) -> Benchmark:
+def open_benchmark(name: Name, path: Path, images: Path | None = None, allow_root: Sequence[Path] = ()) -> Benchmark:
     """The rows of a benchmark.
 
-    images  folder that the paths of ImgEdit's sources start at; default: that of the file
+    images      folder that relative paths of sources start at; default: that of the file
+    allow_root  further folders, for absolute ones
 
     Raises BadInput for what is not the benchmark's.
     """
     if not path.exists():
         raise BadInput(f"{path}: there is no such file or folder of {name}.")
-    rows = _gedit(path) if name == "gedit" else _imgedit(path, images or path.parent)
+    opener = Opener(images or (path if path.is_dir() else path.parent), tuple(allow_root))
+    rows = _gedit(path, opener) if name == "gedit" else _imgedit(path, opener)
     if not rows:
         raise BadInput(f"{path}: has no rows of {name}.")
     return Benchmark(name, rows)
 
 
-def _gedit(path: Path) -> list[Row]:
+def _gedit(path: Path, opener: Opener) -> list[Row]:
     files = [path] if path.is_file() else list(data_files(path, "train"))
-    rows, opener = Shards([open_rows(file) for file in files]), Opener(path if path.is_dir() else path.parent)
-    found = []
+    rows, found = Shards([open_rows(file) for file in files]), []
     for number in range(len(rows)):
         row, place = rows[number], rows.place(number)
         kind, language, key = (_name(row, field, GEDIT, place) for field in NAMES)
+        text, read = _text(row["instruction"], place), partial(_shown, rows, opener, number)
         try:
-            media, _ = pictures_in([("input_image", row["input_image"])], place)
+            read()
         except BadSample as error:
             raise BadInput(str(error)) from None
-        asked = _asked(key, row["instruction"], media[0], opener, place)
-        found.append(Row(key, kind, f"fullset/{kind}/{language}/{key}.png", asked, {"language": language}))
+        found.append(Row(key, kind, f"fullset/{kind}/{language}/{key}.png", text, read, {"language": language}))
     return found
 
 
-def _imgedit(path: Path, images: Path) -> list[Row]:
+def _shown(rows: Rows, opener: Opener, number: int) -> Shown:
+    """The source of a row of GEdit-Bench. Raises BadSample for what is no picture."""
+    media, _ = pictures_in([("input_image", rows[number]["input_image"])], rows.place(number))
+    return Shown(tuple(media), None, opener)
+
+
+def _imgedit(path: Path, opener: Opener) -> list[Row]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         said = None
     if not isinstance(said, dict):
         raise BadInput(f'{path}: is no JSON object of {{KEY: {{"id": ..., "prompt": ..., "edit_type": ...}}}}.')
-    opener, found = Opener(images), []
+    found = []
     for key, row in said.items():
         place = f"{path}: {key}"
         kind, key = _name(row, "edit_type", IMGEDIT, place), _name({"key": key}, "key", ("key",), place)
-        asked = _asked(key, row["prompt"], Media(kind="image", path=row["id"]), opener, place)
-        found.append(Row(key, kind, f"{key}.png", asked, {}))
+        shown = Shown((Media(kind="image", path=row["id"]),), None, opener)
+        found.append(Row(key, kind, f"{key}.png", _text(row["prompt"], place), partial(Shown, *shown), {}))
     return found
 
 
-def _asked(key: str, text: Any, media: Media, opener: Opener, place: str) -> Asked:
-    if not isinstance(text, str) or not text.strip():
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
         raise BadInput(f"{place}: the instruction is empty; say what is to be done.")
-    return Asked(key, text.strip(), (media,), opener=opener)
+    return value.strip()
 
 
 def _name(row: Any, field: str, fields: Sequence[str], place: str) -> str:

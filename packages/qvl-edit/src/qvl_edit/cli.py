@@ -173,7 +173,9 @@ def evaluate(
     benchmark: Annotated[
         Literal["gedit", "imgedit"] | None, Option(help="DATA is GEdit-Bench or ImgEdit: drawn where its scorer looks.")
     ] = None,
-    split: Annotated[str, Option(help="Of names and folders; a recipe's list, else data.validation.")] = "test",
+    split: Annotated[
+        str | None, Option(help="Of names and folders; a recipe's list, else data.validation. Default: test.")
+    ] = None,
     check: Annotated[
         list[str] | None, Option(help="Check of edits: recoloured, or one of a --plugin file; repeatable.")
     ] = None,
@@ -199,19 +201,16 @@ def evaluate(
 ) -> None:
     """Draw held-out pairs and measure them, or a benchmark's pictures; the same command goes on with what is
     missing."""
-    from qvl_edit.benchmarks import open_benchmark
     from qvl_edit.checks import CHECKS
     from qvl_edit.endpoint import Judge
-    from qvl_edit.lists import lists_of
+    from qvl_edit.lists import data_of
 
     checks = CHECKS.named(check or ())
     if judge is not None:
         checks["judge"] = Judge(judge, judge_model, out / "judged.jsonl")
     app.room("evaluate").evaluate(
         model,
-        open_benchmark(benchmark, Path(data[0]), media_root)
-        if benchmark
-        else lists_of(data, split, media_root, allow_root or ()),
+        data_of(data, benchmark, split, media_root, allow_root or ()),
         out,
         given={"negative": negative, "guidance": guidance, "steps": steps, "shift": shift},
         lora=lora or (),

@@ -5,8 +5,8 @@
 It is shown the source, the output and the instruction, and gives three marks from 0 to 10: was the instruction
 followed, is the rest preserved, does the picture look right? Their `overall` is that of VIEScore (Ku et al. 2023,
 arXiv:2312.14867): the square root of the lesser of the first two times the third. Nothing is asked twice: answers are
-kept in a file, and those that failed are asked again by the next run. Nothing is sent before pictures are drawn, and
-only to the address that is given; a key is read from the environment variable QVL_JUDGE_KEY.
+kept in a file as they come, and those that failed are asked again by the next run. Nothing is sent before pictures are
+drawn, and only to the address that is given; a key is read from the environment variable QVL_JUDGE_KEY.
 """
 
 import base64
@@ -15,16 +15,18 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from qvl_core.errors import BadInput, QVLError
+from qvl_core.abreast import abreast
+from qvl_core.errors import BadInput, QVLError, first_line
 from qvl_core.evaluation import write_lines
 from qvl_core.files import writing
 from qvl_core.run import Scalar, read_records
@@ -52,7 +54,7 @@ Answer with one JSON object and nothing else:
 
 
 class Unusable(QVLError):
-    """An answer that another try may mend."""
+    """An answer that another try may mend; its text is the reason, the same for all that fail alike."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Judge:
             raise BadInput("httpx is not installed; run: pip install 'qvl-edit[judge]'")
 
     def __call__(self, edited: Sequence[Edited]) -> list[dict[str, Scalar]]:
-        """Marks of each picture, `overall` and whether the judge `failed`; of one without a source nothing is said.
+        """Marks of each picture and their `overall`, or that the judge `failed` and the `reason`; of one without a
+        source nothing is said. Reasons are counted, printed, and asked about again by the next run.
 
         Raises BadInput where the server refuses what is asked: a wrong address, model or key.
         """
@@ -88,45 +91,38 @@ class Judge:
         known = {record["key"]: record["marks"] for record in read_records(self.file)}
         kept = {key: known[key] for key in keys if key in known}
         write_lines(self.file, [{"key": key, "marks": marks} for key, marks in kept.items()])
-        shown = {key: one for key, one in zip(keys, edited, strict=True) if one.wanted.asked.pictures}
-        kept |= self._ask({key: one for key, one in shown.items() if key not in kept})
-        return [
-            ({"failed": False, **kept[key]} if key in kept else {"failed": True}) if one.wanted.asked.pictures else {}
-            for key, one in zip(keys, edited, strict=True)
-        ]
+        shown = {key: one for key, one in zip(keys, edited, strict=True) if one.wanted.bucket.sources}
+        found = {key: {"failed": False, **marks} for key, marks in kept.items()}
+        found |= self._ask({key: one for key, one in shown.items() if key not in kept})
+        for reason, count in Counter(said["reason"] for said in found.values() if said["failed"]).items():
+            print(f"judge: {count} of {len(shown)} stay without marks: {reason}")
+        return [found[key] if one.wanted.bucket.sources else {} for key, one in zip(keys, edited, strict=True)]
 
     def _ask(self, asked: "dict[str, Edited]") -> dict[str, dict[str, Scalar]]:
-        """The marks of those that could be judged, each kept as soon as it is there."""
+        """What is said of pictures. Marks are kept as they come, and whoever stops it waits for no others."""
         import httpx
 
+        secret = os.environ.get(KEY)
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         found: dict[str, dict[str, Scalar]] = {}
-        key = os.environ.get(KEY)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        with (
-            httpx.Client(timeout=self.timeout, headers=headers) as client,
-            ThreadPoolExecutor(self.together) as pool,
-        ):
-            waiting = {pool.submit(self._judged, client, one): key for key, one in asked.items()}
-            try:
-                for done in as_completed(waiting):
-                    if (marks := done.result()) is not None:
-                        found[waiting[done]] = marks
-                        self._keep(waiting[done], marks)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with httpx.Client(timeout=self.timeout, headers=headers) as client:
+            for (key, _), said in abreast(partial(self._judged, client), list(asked.items()), self.together):
+                found[key] = said
+                if not said["failed"]:
+                    self._keep(key, {name: value for name, value in said.items() if name != "failed"})
         return found
 
-    def _judged(self, client: "httpx.Client", one: Edited) -> dict[str, Scalar] | None:
-        """The marks of a picture; None if no try gave any."""
+    def _judged(self, client: "httpx.Client", asked: "tuple[str, Edited]") -> dict[str, Scalar]:
+        """The marks of a picture, or why the last try gave none."""
+        reason = ""
         for attempt in range(self.tries):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                return read_marks(self._answer(client, one))
-            except Unusable:
-                continue
-        return None
+                return {"failed": False, **read_marks(self._answer(client, asked[1]))}
+            except Unusable as error:
+                reason = str(error)
+        return {"failed": True, "reason": reason}
 
     def _answer(self, client: "httpx.Client", one: Edited) -> str:
         import httpx
@@ -138,9 +134,9 @@ class Judge:
         try:
             answer = client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
         except httpx.TransportError as error:
-            raise Unusable(f"{self.url}: {error}") from None
+            raise Unusable(f"the server cannot be reached ({first_line(error)})") from None
         if answer.status_code in AGAIN:
-            raise Unusable(f"{self.url}: {answer.status_code}")
+            raise Unusable(f"the server answers {answer.status_code}")
         if answer.is_error or answer.is_redirect:
             said = " ".join(answer.text.split())[:200]
             raise BadInput(
@@ -148,9 +144,15 @@ class Judge:
                 f"{self.model} and {KEY}."
             )
         try:
-            return str(answer.json()["choices"][0]["message"]["content"])
+            choice = answer.json()["choices"][0]
+            text = choice["message"]["content"]
         except (ValueError, LookupError, TypeError):
-            raise Unusable(f"{self.url}: gives no chat completion") from None
+            raise Unusable("the server gives no chat completion") from None
+        if choice.get("finish_reason") == "length":
+            raise Unusable("the answer is cut off; let the server give longer ones")
+        if not isinstance(text, str):
+            raise Unusable("the answer has no text")
+        return text
 
     def _keep(self, key: str, marks: dict[str, Scalar]) -> None:
         with writing(self.file), self.file.open("a", encoding="utf-8", newline="\n") as file:
@@ -163,25 +165,37 @@ class Judge:
 
 
 def read_marks(answer: str) -> dict[str, Scalar]:
-    """The marks in a judge's answer: one JSON object, alone or in a fence, with whole numbers from 0 to 10.
+    """The marks at the end of a judge's answer: whole numbers from 0 to 10 in a JSON object, the last one that has any.
 
-    Raises Unusable for anything else: a mark that is guessed from other words is none.
+    Before and behind it there may be anything: thoughts, a draft, a fence. Raises Unusable where there is none: a mark
+    that is guessed from other words is no mark.
     """
-    inner = re.fullmatch(r"\s*(?:```(?:json)?\s*\n)?(\{.*\})\s*(?:\n```)?\s*", answer, re.DOTALL)
-    try:
-        found = json.loads(inner[1]) if inner else None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise Unusable("the answer is no JSON object")
+    *_, said = answer.rpartition("</think>")
+    if "<think>" in said:
+        raise Unusable("the answer ends in thoughts")
+    found = [one for one in _objects(said) if any(name in one for name in MARKS)]
+    if not found:
+        raise Unusable("the answer has no JSON object with marks")
     marks: dict[str, Scalar] = {}
     for name in MARKS:
-        value = found.get(name)
+        value = found[-1].get(name)
         if type(value) is not int or not 0 <= value <= MOST:
             raise Unusable(f"`{name}` is no whole number from 0 to {MOST}")
         marks[name] = value
-    marks["overall"] = (min(found["instruction"], found["preservation"]) * found["quality"]) ** 0.5
-    return marks | ({"why": found["why"]} if isinstance(found.get("why"), str) else {})
+    instruction, preservation, quality = (found[-1][name] for name in MARKS)
+    marks["overall"] = (min(instruction, preservation) * quality) ** 0.5
+    why = found[-1].get("why")
+    return marks | ({"why": why} if isinstance(why, str) else {})
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """All JSON objects in a text, in the order in which they begin."""
+    decoder = json.JSONDecoder()
+    for brace in re.finditer("{", text):
+        try:
+            yield decoder.raw_decode(text, brace.start())[0]
+        except (ValueError, RecursionError):
+            continue
 
 
 def _data(picture: Image.Image) -> str:

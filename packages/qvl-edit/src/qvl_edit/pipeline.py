@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qvl_core.errors import BadInput, QVLError
-from qvl_data.drawing.calls import Drawn, check_counts, paired, pictures, seeds_of
+from qvl_core.errors import BadInput
+from qvl_data.drawing.calls import Drawn, check_counts, check_finite, paired, pictures, seeds_of
 from qvl_edit.cut import Size
 from qvl_edit.draw import Conditions, draw
 from qvl_edit.embed import Embedder, EncoderInput
@@ -132,9 +132,7 @@ class EditPipeline:
             own = seeds[number * num_images :][:num_images]
             each += [Conditions(told[text, _key(shown)], untold, bucket, sources, seed) for seed in own]
         drawn = draw(self.transformer, self.call, self.vae, each, self.shift, sampling, on_step)
-        if not all(bool(pixels.isfinite().all()) for pixels in drawn):
-            dtype = str(self.transformer.dtype).removeprefix("torch.")
-            raise QVLError(f"pictures have numbers in {dtype} that are not finite; draw in another type (torch_dtype).")
+        check_finite(all(bool(pixels.isfinite().all()) for pixels in drawn), self.transformer.dtype)
         return Drawn([picture for pixels in drawn for picture in pictures(pixels[None].cpu().numpy())])
 
     def _check_pictures(self, prompts: Sequence[Prompt]) -> None:

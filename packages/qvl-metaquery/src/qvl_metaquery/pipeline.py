@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qvl_core.errors import BadInput, QVLError
+from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.batch import collate
 from qvl_core.qwen3vl.budgets import apply_media
 from qvl_core.qwen3vl.encoded import Encoded
 from qvl_core.qwen3vl.load import Precision
 from qvl_core.recipe.blocks import Model
 from qvl_core.training.seeds import first_noise
-from qvl_data.drawing.calls import Drawn, check_counts, paired, pictures, seeds_of
+from qvl_data.drawing.calls import Drawn, check_counts, check_finite, paired, pictures, seeds_of
 from qvl_metaquery.checkpoint import Whole, find_whole
 from qvl_metaquery.coder import Coder, open_coder
 from qvl_metaquery.denoise import denoise, scheduler
@@ -139,9 +139,7 @@ class MetaQueryPipeline:
             if on_step is not None:
                 on_step(number, latents)
         pixels = self.coder.decode(latents)
-        if not bool(pixels.isfinite().all()):
-            dtype = str(self.model.mllm.dtype).removeprefix("torch.")
-            raise QVLError(f"pictures have numbers in {dtype} that are not finite; draw in another type (torch_dtype).")
+        check_finite(bool(pixels.isfinite().all()), self.model.mllm.dtype)
         return Drawn(pictures(pixels.float().cpu().numpy()))
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, QVLError
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,18 @@ def pictures(pixels: NDArray[np.float32]) -> list[Image.Image]:
     """RGB pictures of (B, 3, H, W) in [-1, 1]; what lies beyond is cut off."""
     values = np.rint((pixels.clip(-1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
     return [Image.fromarray(one) for one in values.transpose(0, 2, 3, 1)]
+
+
+def check_finite(finite: bool, dtype: Any) -> None:
+    """Raise QVLError for pictures of a model in a type of torch that have numbers which are not finite."""
+    if finite:
+        return
+    if str(dtype) == "torch.float16":
+        raise QVLError(
+            "pictures have numbers that are not finite, for float16 ends at 65,504; draw on a device that has "
+            "bfloat16, or in Python with from_pretrained(..., torch_dtype=torch.float32)."
+        )
+    raise QVLError(
+        "pictures have numbers that are not finite: the model's weights are damaged, or its training went astray; draw "
+        "with an earlier checkpoint."
+    )
