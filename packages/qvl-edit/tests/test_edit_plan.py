@@ -14,15 +14,17 @@ from qvl_core.qwen3vl.lora import apply_tune, parameter_groups
 from qvl_core.recipe.load import load
 from qvl_core.recipe.shipped import shipped
 from qvl_core.training.optim import Optimizer
+from qvl_edit import counting
 from qvl_edit.counting import PART, Work, _forward, count
 from qvl_edit.cut import Bucket
 from qvl_edit.groups import groups
-from qvl_edit.model import TwoStreams
+from qvl_edit.model import OneStream, TwoStreams
 from qvl_edit.packing import Grid
 from qvl_edit.plan import EditPlan, predict
 from qvl_edit.recipe import RECIPE, EditRecipe
 from qvl_edit.released import configs, shapes
 from qvl_edit.tiny import tiny_transformer
+from qvl_edit.tiny_21 import tiny_parts_21
 
 GB = 1e9
 WHOLE = 20_430_401_088
@@ -110,10 +112,10 @@ def test_operations_are_those_of_the_matrices(planned: Callable[..., EditPlan]) 
 # The tiny transformer, really
 
 
-def real(tune: str, samples: int, recompute: bool) -> tuple[EditRecipe, Any]:
+def real(tune: str, samples: int, recompute: bool, one_stream: bool = False) -> tuple[EditRecipe, Any]:
     recipe = of(f"tune={tune}", f"batch={{size: {samples}}}", f"train.recompute={recompute}", name="tiny")
     torch.manual_seed(0)
-    transformer = tiny_transformer(12, False)
+    transformer = tiny_parts_21("patches")["transformer"] if one_stream else tiny_transformer(12, False)
     apply_tune(transformer, recipe.tune, 0, recipe.optim, groups(recipe.tune, len(transformer.transformer_blocks)))
     if recompute:
         transformer.enable_gradient_checkpointing()
@@ -136,14 +138,21 @@ def kept(model: Any, forward: Callable[[], Tensor]) -> int:
     return found
 
 
+@pytest.mark.parametrize("one_stream", [False, True])
 @pytest.mark.parametrize("tune", ["{transformer: {mode: full}}", "{attn: {mode: lora, rank: 4}}"])
 @pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_what_autograd_keeps(tune: str, samples: int, recompute: bool) -> None:
-    work = Work(samples, 40, BUCKET, 12, TwoStreams(Grid(2)))
-    _, transformer = real(tune, samples, recompute)
-    found = kept(transformer, partial(_forward, transformer, work, torch.float32))
-    _, other = real(tune, samples, recompute)
+def test_what_autograd_keeps(
+    tune: str, samples: int, recompute: bool, one_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = OneStream(Grid(2, 1), (6,)) if one_stream else TwoStreams(Grid(2))
+    work = Work(samples, 40, BUCKET, 16 if one_stream else 12, call)
+    _, transformer = real(tune, samples, recompute, one_stream)
+    with monkeypatch.context() as patched:  # its own forward
+        levels = torch.rand(samples)
+        patched.setattr(counting, "forward_21", lambda model, call, *given: call(model, *given, levels, BUCKET))
+        found = kept(transformer, partial(_forward, transformer, work, torch.float32))
+    _, other = real(tune, samples, recompute, one_stream)
     counted = count(other.to("meta"), work, half=False, device="cpu")
     assert counted.saved[PART] == pytest.approx(found, rel=0.02)
 

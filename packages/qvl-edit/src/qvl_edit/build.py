@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import QwenImageTransformer2DModel
 from rich.console import Console
 from torch import Tensor
 from transformers import AutoImageProcessor
@@ -17,7 +16,6 @@ from qvl_core.qwen3vl.learning import check_weights_only
 from qvl_core.qwen3vl.load import commit_of, find_folder, fingerprint
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune, parameter_groups
 from qvl_core.qwen3vl.quantize import check_library, quantize, quantized_layers
-from qvl_core.qwen3vl.whole import load_part
 from qvl_core.run import RunFolder
 from qvl_core.training.engine import DTYPES, resolve_precision
 from qvl_core.training.identity import identity
@@ -33,7 +31,7 @@ from qvl_edit.loss import edit_loss
 from qvl_edit.mixture import Mixture
 from qvl_edit.model import Call
 from qvl_edit.opening import FOR_TRAINING, geometry_of
-from qvl_edit.parts import open_call, open_shift, open_vae
+from qvl_edit.parts import load_transformer, open_call, open_shift, open_vae
 from qvl_edit.preview import Preview
 from qvl_edit.profile import Profile, read_config, read_profile
 from qvl_edit.recipe import EditModel, EditRecipe
@@ -63,7 +61,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     profile = read_profile(folder)
     check(recipe, lists["train"], mixture, profile)
     vae = open_vae(folder, DTYPES[precision], recipe.pictures.vae_batch).to(world.device)
-    call = open_call(folder)
+    call = open_call(folder, profile)
     reading = reading_of(recipe, lists, folder, profile, vae.channels, call, DTYPES[precision], world)
     begun = transformer_of(recipe.model, folder)
     settings = settings_of(recipe, folder, begun)
@@ -98,7 +96,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
             "profile": profile.name,
         },
         evaluate=partial(measured.measure, run=run) if held_out else None,
-        preview=preview_of(recipe, lists, reading, vae, call),
+        preview=preview_of(recipe, lists, reading, vae, call, profile.guidance),
         preview_every=recipe.sampling.preview,
         export=partial(
             _export,
@@ -113,9 +111,14 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     )
 
 
-def preview_of(recipe: EditRecipe, lists: Mapping[str, Samples], reading: Reading, vae: Vae, call: Call) -> Preview:
-    """Pictures of data.validation; where there is none, of data.train, of which the empty text is stored alone."""
-    sampling = Sampling.of(recipe.sampling)
+def preview_of(
+    recipe: EditRecipe, lists: Mapping[str, Samples], reading: Reading, vae: Vae, call: Call, guidance: float
+) -> Preview:
+    """Pictures of data.validation; where there is none, of data.train, of which the empty text is stored alone.
+
+    guidance  the checkpoint's, if the recipe says none
+    """
+    sampling = Sampling.of(recipe.sampling, guidance)
     if "validation" in lists:
         return Preview(lists["validation"], reading, vae, call, sampling)
     return Preview(lists["train"], reading, vae, call, replace(sampling, negative=""))
@@ -185,7 +188,7 @@ def reading_of(
             style="yellow",
             markup=False,
         )
-    width = read_config(folder / "transformer" / "config.json")["joint_attention_dim"]
+    width = read_config(folder / "transformer" / "config.json")[call.width]
     told = _told(recipe, lists, width, origin, world)
     corruption = Corruption(channels, call.grid, open_shift(folder), recipe.flow.times)
     coded = None
@@ -220,7 +223,7 @@ def open_transformer(
     quantization = recipe.model.quantization
     if quantization is not None:
         check_library(quantization)
-    transformer = load_part(QwenImageTransformer2DModel, folder, dtype)
+    transformer = load_transformer(folder, dtype)
     layers = len(transformer.transformer_blocks)
     patterns = groups(recipe.tune, layers)
     table = apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, patterns, wide=False)
@@ -282,4 +285,4 @@ def _export(
     """What diffusers loads. The transformer is read anew, because the one in training may be sharded."""
     settings.write(folder, run)
     save_adapters(folder, weights, adapters)
-    save_transformer(folder, weights, lambda: load_part(QwenImageTransformer2DModel, begun, dtype))
+    save_transformer(folder, weights, lambda: load_transformer(begun, dtype))

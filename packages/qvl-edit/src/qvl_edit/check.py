@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import QwenImageTransformer2DModel
 from PIL import Image
 from rich.console import Console
 from rich.panel import Panel
@@ -33,11 +32,13 @@ from qvl_edit.filed import FiledEmbeddings
 from qvl_edit.groups import groups
 from qvl_edit.looking import Looking
 from qvl_edit.mixture import Mixture
+from qvl_edit.model import call_class
 from qvl_edit.opening import sized
 from qvl_edit.packing import Grid
 from qvl_edit.questions import Asking, sources_of, target_of
 from qvl_edit.recipe import EditRecipe
-from qvl_edit.released import WIDTH, Configs, configs
+from qvl_edit.released import Configs, configs, transformer_shapes
+from qvl_edit.sampling import Sampling
 from qvl_edit.slots import Corruption, EditBatches, Reading, Told, Wanted, said
 from qvl_edit.stored import FIX, StoredEmbeddings
 from qvl_edit.tasks import expanded, tasks_of
@@ -92,20 +93,20 @@ def check(recipe: EditRecipe, out: Path | None = None) -> None:
     shown = list(_first(batches))
     for wanted in shown:
         console.print(_panel(batches, wanted, stored))
-    table = _tuned(recipe, made.transformer)
+    table = _tuned(recipe, made)
     console.print(table.rich(), shares(mixture, tasks), pace(mixture, batches.steps_of(recipe.train)), sep="\n")
-    notes = (*warnings(recipe, table), *_about_stored(recipe, stored), *leaks(lists))
+    notes = (*warnings(recipe, table, made.profile.guidance), *_about_stored(recipe, stored), *leaks(lists))
     pictures = {f"first-{wanted.slot}.png": png(_side_by_side(batches, wanted)) for wanted in shown} if out else {}
     conclude(console, notes, facts, recipe.data.max_bad, out, pictures)
 
 
-def warnings(recipe: EditRecipe, table: TuneTable) -> Iterator[str]:
-    """One sentence for each doubt about a recipe."""
+def warnings(recipe: EditRecipe, table: TuneTable, guidance: float) -> Iterator[str]:
+    """One sentence for each doubt about a recipe; guidance: the checkpoint's, if the recipe says none."""
     for row in table.rows:
         full = row.mode == "full" and row.trainable > LARGE
         if full and row.lr is not None and row.lr > HIGH:
             yield f"tune.{row.group}: {row.lr:g} is high for {row.trainable / 1e9:.1f}B parameters; 2e-5 is usual."
-    if recipe.mixture.dropout == 0 and recipe.sampling.guidance > 1:
+    if recipe.mixture.dropout == 0 and Sampling.of(recipe.sampling, guidance).guided:
         yield "mixture.dropout is 0: guidance compares with an empty text, which is then never learned; 0.05 is usual."
     yield from unwarmed(recipe)
     yield from unsaved(recipe)
@@ -122,7 +123,7 @@ def _tokens(samples: Samples, train: bool, looking: Looking, grid: Grid, item: I
 def _stored(recipe: EditRecipe, made: Configs) -> Told | None:
     """The embeddings, if they are there. Raises BadInput for those of another template."""
     if recipe.stored.layout == "files":
-        return FiledEmbeddings(made.transformer.get("joint_attention_dim", WIDTH)).whole
+        return FiledEmbeddings(transformer_shapes(made).config[call_class(made.profile).width]).whole
     folder = Path(str(recipe.stored.embeddings)).expanduser()
     if not (folder / HEAD).is_file():
         return None
@@ -196,9 +197,8 @@ def _side_by_side(batches: EditBatches, wanted: Wanted) -> Image.Image:
     return strip
 
 
-def _tuned(recipe: EditRecipe, config: dict[str, Any]) -> TuneTable:
+def _tuned(recipe: EditRecipe, made: Configs) -> TuneTable:
     """The table of what is trained, from shapes alone."""
-    with torch.device("meta"):
-        transformer = QwenImageTransformer2DModel(**config)
+    transformer = transformer_shapes(made)
     patterns = groups(recipe.tune, len(transformer.transformer_blocks))
     return apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, patterns)

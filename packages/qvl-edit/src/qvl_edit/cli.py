@@ -30,8 +30,8 @@ def tiny(
     folder: Annotated[Path, Argument(help="Where to write it.")],
     seed: Annotated[int, Option(help="Decides its random weights.")] = 0,
     kind: Annotated[
-        Literal["t2i", "edit", "edit-plus", "edit-2511"],
-        Option(help="Qwen-Image, or Qwen-Image-Edit of 2508, 2509 or 2511."),
+        Literal["t2i", "edit", "edit-plus", "edit-2511", "image-2.1"],
+        Option(help="Qwen-Image, Qwen-Image-Edit of 2508, 2509 or 2511, or Qwen-Image-2.1."),
     ] = "edit-plus",
     coder: Annotated[
         Literal["vae", "patches"], Option(help="Qwen-Image's autoencoder, random; or pixels rearranged, exact.")

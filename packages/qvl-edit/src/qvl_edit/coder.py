@@ -34,7 +34,7 @@ class Exact:
 
 
 class PatchCoder(ModelMixin, ConfigMixin):
-    """Each 2 x 2 pixels become the 12 channels of one place; exactly invertible.
+    """Each 2 x 2 pixels become the 12 channels of one place (16, with a fourth channel); exactly invertible.
 
     `latents_mean` and `latents_std` bring the latents of its pictures to a mean of 0 and a deviation of 1.
     """
@@ -46,6 +46,7 @@ class PatchCoder(ModelMixin, ConfigMixin):
         latents_mean: Sequence[float] = (0.0,) * 12,
         latents_std: Sequence[float] = (1.0,) * 12,
         temperal_downsample: Sequence[bool] = (False,),
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.temperal_downsample = (

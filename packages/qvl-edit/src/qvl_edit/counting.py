@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from qvl_core.training.keeping import Counted, counted, fused_attention, of_layers
 from qvl_core.training.operations import counting
+from qvl_edit.counting_21 import forward_21
 from qvl_edit.cut import Bucket
 from qvl_edit.flow import between, velocity_losses
-from qvl_edit.model import Call
+from qvl_edit.model import Call, OneStream
 
 PART = "transformer"
 
@@ -70,9 +71,10 @@ def count_encoding(vae: Any, work: Work) -> float:
     """Operations for the latents of a sample's pictures; the autoencoder, if any, is on the meta device."""
     if vae is None:
         return 0.0
+    channels = getattr(vae.config, "in_channels", 3)
     with torch.no_grad(), counting() as counter:
         for height, width in work.bucket.sizes:
-            vae.encode(torch.empty(1, 3, 1, height, width, device="meta"))
+            vae.encode(torch.empty(1, channels, 1, height, width, device="meta"))
     return float(counter.get_total_flops())
 
 
@@ -82,16 +84,18 @@ def _forward(transformer: Any, work: Work, dtype: torch.dtype) -> Tensor:
     latents = [grid.pack(torch.empty(work.samples, work.channels, *grid.places(size))) for size in work.bucket.sizes]
     target, *sources = latents
     noise, levels = torch.empty(target.shape), torch.empty(work.samples)
-    told = torch.empty(work.samples, work.text, transformer.config.joint_attention_dim, dtype=dtype)
+    told = torch.empty(work.samples, work.text, transformer.config[work.call.width], dtype=dtype)
     mask = torch.empty(work.samples, work.text, dtype=torch.bool) if work.samples > 1 else None
-    predicted = work.call(transformer, between(target, noise, levels), sources, told, mask, levels, work.bucket)
+    noisy = between(target, noise, levels)
+    if isinstance(work.call, OneStream):
+        predicted = forward_21(transformer, work.call, noisy.to(dtype), sources, told, mask)
+    else:
+        predicted = work.call(transformer, noisy, sources, told, mask, levels, work.bucket)
     losses: Tensor = velocity_losses(predicted, target, noise)
     return losses.sum()
 
 
 def _frequencies(transformer: Any) -> nn.Module:
     """The rotary embedding with its tables, which are no buffers and were made on the meta device."""
-    from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
-
     own = transformer.pos_embed
-    return QwenEmbedRope(own.theta, own.axes_dim, own.scale_rope)
+    return type(own)(own.theta, own.axes_dim, *([own.scale_rope] if hasattr(own, "scale_rope") else []))

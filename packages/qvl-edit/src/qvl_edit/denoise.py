@@ -26,12 +26,14 @@ def denoise(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, levels: 
         yield latents
 
 
-def guided(told: Tensor, untold: Tensor, guidance: float) -> Tensor:
-    """(B, N, F): away from what the negative text says, at each token as long as what the text says.
+def guided(told: Tensor, untold: Tensor, guidance: float, rescaled: bool = True) -> Tensor:
+    """(B, N, F): away from what the negative text says; `rescaled`: at each token as long as what the text says.
 
     u + g (c - u) of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598), rescaled to the norm of c as
-    diffusers' Qwen-Image pipelines do it.
+    diffusers' Qwen-Image pipelines do it, but for that of 2.1.
     """
     combined = untold + guidance * (told - untold)
+    if not rescaled:
+        return combined
     length: Tensor = told.norm(dim=-1, keepdim=True)  # (B, N, 1)
     return combined * (length / combined.norm(dim=-1, keepdim=True))

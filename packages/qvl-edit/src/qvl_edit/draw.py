@@ -6,7 +6,7 @@ Shapes: B pictures, N tokens of F features, C channels of h x w latents, L token
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -96,11 +96,11 @@ def drawn_latents(
         untold = saying([one.untold for one in each if one.untold is not None])
 
         def direction(latents: Tensor, level: float) -> Tensor:
-            return guided(told(latents, level), untold(latents, level), sampling.guidance)
+            return guided(told(latents, level), untold(latents, level), sampling.guidance, call.rescaled)
 
     shape = (vae.channels, *grid.places(bucket.target))
     noise = grid.pack(first_noise(shape, [one.seed for one in each])).to(device)  # (B, N, F)
-    moved = shift if sampling.shift is None else Shift.constant(sampling.shift)
+    moved = shift if sampling.shift is None else replace(Shift.constant(sampling.shift), own=shift.own)
     for latents in denoise(direction, noise, moved.grid(sampling.steps, grid.tokens(bucket.target))):
         yield grid.unpack(latents, bucket.target)
 

@@ -17,7 +17,6 @@ from qvl_data.drawing.files import Wish, draw_missing, wishes_of
 from qvl_data.drawing.prompts import Asked
 from qvl_data.hashing import media_key
 from qvl_edit.pipeline import EditPipeline
-from qvl_edit.sampling import Sampling
 from qvl_edit.trained import Trained, find_trained
 
 PARTS = ("scheduler", "tokenizer", "processor", "text_encoder", "vae")  # of a checkpoint, beside its transformer
@@ -45,7 +44,7 @@ def edit(
     Pictures that are there already, drawn from the same files in the same way, are left as they are. Raises BadInput.
     """
     found = find_trained(model)
-    sampling = Sampling.of(found.settings.sampling).but(**(given or {}))
+    sampling = found.sampling.but(**(given or {}))
     how = {"model": model, "lora": list(map(str, lora)), **sampling.said(), "height": height, "width": width}
     state = state_of(found, lora)
     wishes = wishes_of(prompts, number, seed)

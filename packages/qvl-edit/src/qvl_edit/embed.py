@@ -1,4 +1,4 @@
-"""Instructions and pictures as what Qwen-Image-Edit's transformer is told: hidden states of Qwen2.5-VL.
+"""Instructions and pictures as what Qwen-Image's transformer is told: hidden states of Qwen2.5-VL, or of Qwen3-VL.
 
     embedder = Embedder.open(folder, read_profile(folder), dtype, device)
     (one,) = embedder([EncoderInput(("make it red", "把它变红", ""), pictures)])
@@ -10,7 +10,9 @@ part is computed once and its keys and values are read by each text, as attentio
 same (1e-5 in fp32) as of one forward for each text. So a batch is a number of picture sets, whatever texts they have.
 
 Pictures are given as `Geometry.vl` has them. Positions are those of their rows and columns: transformers 5 counts
-through without `mm_token_type_ids`, which diffusers' pipelines do not pass, so theirs differ.
+through without `mm_token_type_ids`, which of diffusers' pipelines only that of 2.1 passes, so the others' differ.
+
+Qwen-Image-2.1 is told what there is before the encoder's last norm, and of texts alone.
 
 Shapes: B rows of L tokens of width D; P of them shared, S of a text.
 """
@@ -56,7 +58,7 @@ class Embedded:
 class Embedder:
     """A text encoder and what reads for it.
 
-    model      Qwen2.5-VL (`Qwen2_5_VLForConditionalGeneration`)
+    model      of the class that the profile names
     pictures   its image processor; None where there are never pictures
     """
 
@@ -68,19 +70,28 @@ class Embedder:
     @classmethod
     def open(cls, folder: Path, profile: Profile, dtype: torch.dtype, device: Any = "cpu") -> Self:
         """Of a checkpoint in the layout of diffusers. Raises BadInput for what cannot be read, or does not belong."""
-        from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+        import transformers
+        from transformers import AutoImageProcessor
 
         from qvl_core.qwen3vl.whole import load_part
 
-        tokenizer = _reader(AutoTokenizer, folder / "tokenizer")
+        tokenizer = open_tokenizer(folder)
         profile.check(tokenizer)
         pictures = _reader(AutoImageProcessor, folder / "processor") if profile.pictures else None
-        model = load_part(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", dtype)
+        model = load_part(getattr(transformers, profile.encoder), folder / "text_encoder", dtype)
         return cls(model.to(device).eval().requires_grad_(False), tokenizer, pictures, profile)
 
-    @torch.no_grad()
     def __call__(self, asked: Sequence[EncoderInput]) -> list[Embedded]:
-        """The embeddings of each, in the model's type and on its device."""
+        """The embeddings of each, in the model's type and on its device. Raises BadInput for pictures of sizes that the
+        image processor changes, where the autoencoder has to be shown them as they are."""
+        if not self.profile.one_stream:
+            return self._embedded(asked)
+        norm = self.model.model.language_model.norm
+        with norm.register_forward_hook(lambda module, given, made: given[0]):
+            return self._embedded(asked)
+
+    @torch.no_grad()
+    def _embedded(self, asked: Sequence[EncoderInput]) -> list[Embedded]:
         pixels, grid, seen = self._pixels([picture for one in asked for picture in one.pictures])
         rows: list[list[Tokens]] = []
         at = 0
@@ -118,10 +129,13 @@ class Embedder:
         states = iter(zip(texts.last_hidden_state, ends_mask.sum(1).tolist(), strict=True))
         found = []
         for one, row, tokens in zip(asked, rows, shared.last_hidden_state, strict=True):
-            dropped = self.profile.template(len(one.pictures)).dropped
+            dropped = self.profile.template(len(one.pictures)).unshown(self.tokenizer)
             length = row[0].shared
             own = [state[max(0, dropped - length) : end] for state, end in (next(states) for _ in row)]
-            found.append(Embedded(tokens[dropped:length], tuple(own)))
+            before = tokens[dropped:length]
+            if self.profile.one_stream:
+                before = before[torch.from_numpy(row[0].types[dropped:length] == 0).to(before.device)]
+            found.append(Embedded(before, tuple(own)))
         return found
 
     def _pixels(self, pictures: Sequence[Image.Image]) -> tuple[Tensor | None, Tensor | None, list[int]]:
@@ -130,7 +144,20 @@ class Embedder:
             return None, None, []
         read = self.pictures(images=list(pictures), return_tensors="pt").to(self.model.device)
         grid = read["image_grid_thw"]
+        if self.profile.one_stream:
+            self._check_sizes(pictures, grid)
         return read["pixel_values"], grid, (grid.prod(-1) // self.pictures.merge_size**2).tolist()
+
+    def _check_sizes(self, pictures: Sequence[Image.Image], grid: Tensor) -> None:
+        """Each token stands for the same pixels as four of the autoencoder's places."""
+        for picture, (_, rows, columns) in zip(pictures, grid.tolist(), strict=True):
+            size = (columns * self.pictures.patch_size, rows * self.pictures.patch_size)
+            if size != picture.size:
+                raise BadInput(
+                    f"pictures.size: the text encoder's processor makes {size[0]} x {size[1]} pixels of "
+                    f"{picture.width} x {picture.height}, which {self.profile.name} has to be shown as they are; set a "
+                    "size within the limits of processor/preprocessor_config.json."
+                )
 
     def _positions(self, ids: Tensor, types: Tensor, mask: Tensor, grid: Tensor | None) -> tuple[Tensor, Tensor]:
         """(3, B, P) time, row and column of each token, and (B,) where they go on."""
@@ -145,6 +172,14 @@ class Embedder:
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
         return padded.to(self.model.device), mask.to(self.model.device)
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """Of a checkpoint in the layout of diffusers, where it may lie with the processor alone. Raises BadInput."""
+    from transformers import AutoTokenizer
+
+    own = folder / "tokenizer"
+    return _reader(AutoTokenizer, own if own.is_dir() else folder / "processor")
 
 
 def _reader(kind: Any, folder: Path) -> Any:

@@ -79,7 +79,7 @@ def evaluate(
     Raises BadInput for what cannot be drawn, and for an `out` that holds another evaluation.
     """
     found = find_trained(model)
-    sampling = Sampling.of(found.settings.sampling).but(**(given or {}))
+    sampling = found.sampling.but(**(given or {}))
     wanted, left_out = _read(found, data, samples)
     request = {
         "model": hashlib.sha256(json.dumps(state_of(found, lora)).encode()).hexdigest(),

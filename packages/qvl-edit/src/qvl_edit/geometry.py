@@ -34,7 +34,7 @@ class Geometry:
 
     area         pixels of a target; a picture's shape decides which of about so many
     source_area  pixels of a source for the autoencoder; None: as a target
-    vl_area      pixels of a source for the text encoder
+    vl_area      pixels of a source for the text encoder; None: as for the autoencoder
     stretch      how far rounding may change the ratio of a picture's sides
     step         sides are multiples of it
     token        those that are asked for are multiples of it: a token is 2 x 2 latent places
@@ -42,7 +42,7 @@ class Geometry:
 
     area: int = MEGAPIXEL
     source_area: int | None = None
-    vl_area: int = MEGAPIXEL
+    vl_area: int | None = MEGAPIXEL
     stretch: float = 0.07
     step: int = STEP
     token: int = 16
@@ -60,7 +60,9 @@ class Geometry:
         return Bucket(fitted, tuple(self._of_source(source, name) for source in sources))
 
     def vl(self, source: Size, name: str = "") -> Size:
-        """The size for the text encoder, which rounds it once more to whole tokens. Raises BadSample."""
+        """The size for the text encoder, which may round it once more to whole tokens. Raises BadSample."""
+        if self.vl_area is None:
+            return self._of_source(source, name)
         fitted = sides(self.vl_area, source[1] / source[0])
         if min(fitted) == 0:
             raise self._refused(source, fitted, name)

@@ -9,7 +9,7 @@ Shapes: B samples; N tokens of a target and M of a source, of F features; L toke
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
@@ -17,13 +17,21 @@ from torch import Tensor
 
 from qvl_edit.cut import Bucket
 from qvl_edit.packing import Grid
+from qvl_edit.profile import Profile
 
 
 @dataclass(frozen=True)
 class Call(ABC):
-    """How a transformer is called; `grid` cuts pictures into its tokens."""
+    """How a transformer is called.
+
+    grid      cuts pictures into its tokens
+    rescaled  what guidance combines is brought back to its length
+    width     key of the transformer's config with the width of what it is told
+    """
 
     grid: Grid
+    rescaled: ClassVar[bool] = True
+    width: ClassVar[str] = "joint_attention_dim"
 
     @abstractmethod
     def __call__(
@@ -87,6 +95,9 @@ class OneStream(Call):
     gaps   tokens of text before each picture, the first one's from the beginning
     """
 
+    rescaled: ClassVar[bool] = False
+    width: ClassVar[str] = "context_in_dim"
+
     gaps: tuple[int, ...] = ()
     remembered: QwenImage21KVCache | None = field(default=None, compare=False)
 
@@ -142,3 +153,8 @@ class OneStream(Call):
             parts += [torch.zeros(gap, dtype=torch.bool), torch.ones(count, dtype=torch.bool)]
         before = sum(self.gaps[: len(slots)])
         return torch.cat([*parts, torch.zeros(length - before, dtype=torch.bool)])
+
+
+def call_class(profile: Profile) -> type[Call]:
+    """How checkpoints of a kind are called."""
+    return OneStream if profile.one_stream else TwoStreams

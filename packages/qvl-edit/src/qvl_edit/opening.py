@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import find_folder
 from qvl_edit.geometry import STEP, Geometry
 from qvl_edit.packing import Grid
@@ -28,13 +29,14 @@ class Described(NamedTuple):
 
 
 RELEASED = {
-    name: Described(named(kind), channels=16, grid=Grid())
+    name: Described(named(kind), *((64, Grid(16, 1)) if named(kind).one_stream else (16, Grid())))
     for name, kind in {
         "Qwen/Qwen-Image": "t2i",
         "Qwen/Qwen-Image-2512": "t2i",
         "Qwen/Qwen-Image-Edit": "edit",
         "Qwen/Qwen-Image-Edit-2509": "edit-plus",
         "Qwen/Qwen-Image-Edit-2511": "edit-2511",
+        "Qwen/Qwen-Image-2.1": "image-2.1",
     }.items()
 }
 """Qwen's own checkpoints, by hub id."""
@@ -71,7 +73,9 @@ def described(model: EditModel) -> Described:
 
 
 def sized(pictures: Pictures, profile: Profile, grid: Grid) -> Geometry:
-    """The same of a checkpoint that cuts pictures so."""
+    """The same of a checkpoint that cuts pictures so. Raises BadInput for a size that it has not."""
+    if pictures.vl_size and profile.vl_area is None:
+        raise BadInput(f"pictures.vl_size: {profile.name} shows its encoders one size; set pictures.size alone.")
     token = grid.unit
     return Geometry(
         area=pictures.size**2 if pictures.size else profile.area,

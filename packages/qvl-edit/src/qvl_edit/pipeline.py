@@ -72,12 +72,12 @@ class EditPipeline:
         profile = read_profile(found.checkpoint)
         return cls(
             open_trained(found, dtype, lora),
-            open_call(found.checkpoint),
+            open_call(found.checkpoint, profile),
             open_vae(found.checkpoint, dtype, batch=1),
             Embedder.open(found.checkpoint, profile, dtype),
             geometry_of(found.settings.pictures, profile, found.checkpoint),
             open_shift(found.checkpoint),
-            Sampling.of(found.settings.sampling),
+            found.sampling,
         )
 
     def to(self, device: "str | torch.device") -> Self:
@@ -118,7 +118,7 @@ class EditPipeline:
             negative=negative_prompt, guidance=guidance_scale, steps=num_inference_steps, shift=shift
         )
         prompts = [(text, tuple(map(_rgb, shown))) for text, shown in paired(prompt, image)]
-        check_counts(prompts=len(prompts), num_images=num_images, num_inference_steps=sampling.steps)
+        check_counts(prompts=len(prompts), num_images=num_images, num_inference_steps=sampling.steps or 1)
         if sampling.shift is not None and sampling.shift <= 0:
             raise BadInput(f"shift: {sampling.shift:g} moves no noise level; give a number above 0, such as 3.")
         self._check_pictures(prompts)

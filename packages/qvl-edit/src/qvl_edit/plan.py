@@ -127,7 +127,7 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
         transformer.enable_gradient_checkpointing()
         counted = count(transformer, work, half, device)
     saved, again = counted.saved[PART], block if recipe.train.recompute else 0
-    widest = 0 if vae is None else vae.config.base_dim * prod(work.bucket.target)
+    widest = 0 if vae is None else _widest(vae) * prod(work.bucket.target)
     coded = CODED * own * widest * min(recipe.pictures.vae_batch, pictures)
     encoded = recipe.stored.latents is not None
 
@@ -193,15 +193,18 @@ def sources_at_most(recipe: EditRecipe, profile: Profile) -> int:
 def _work(recipe: EditRecipe, made: "Configs", pictures: int) -> "Work":
     """One forward: square pictures, texts of usual length."""
     from qvl_edit.counting import Work
-    from qvl_edit.model import TwoStreams
+    from qvl_edit.model import Call, OneStream, TwoStreams
     from qvl_edit.opening import sized
 
     geometry = sized(recipe.pictures, made.profile, made.grid)
     sources = sources_at_most(recipe, made.profile)
     side = round(geometry.area**0.5)
     bucket = geometry.fit((side, side), [(side, side)] * sources)
-    seen = round(geometry.vl_area**0.5 / VL_TOKEN) ** 2
-    return Work(pictures, TEXT + sources * (FRAME + seen), bucket, made.channels, TwoStreams(made.grid))
+    call: Call = TwoStreams(made.grid)
+    seen = round((geometry.vl_area or 0) ** 0.5 / VL_TOKEN) ** 2
+    if made.profile.one_stream:  # where the latents stand
+        call = OneStream(made.grid, (FRAME,) * sources)
+    return Work(pictures, TEXT + sources * (FRAME + seen), bucket, made.channels, call)
 
 
 def _in_fewer_bits(recipe: EditRecipe, transformer: Any) -> list[Any]:
@@ -235,6 +238,11 @@ def _gathered(transformer: Any, strategy: Strategy, own: int) -> int:
         return round(sum((4 if p.requires_grad else own) * p.numel() for p in held) * min(1, LIVE / numel))
     blocks = [sum(p.numel() for p in block.parameters()) for block in transformer.transformer_blocks]
     return own * (2 * max(blocks) + numel - sum(blocks))
+
+
+def _widest(vae: Any) -> int:
+    """Channels of its layer of most numbers."""
+    return max(vae.config.base_dim, getattr(vae.config, "decoder_base_dim", None) or 0)
 
 
 def _in_full(rows: Iterable[Row]) -> int:

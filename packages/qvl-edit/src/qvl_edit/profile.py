@@ -32,6 +32,13 @@ EDIT = Template(
     dropped=64,
 )
 EDIT_PLUS = Template(EDIT.system, picture="Picture {}: " + FRAME, dropped=64)
+IMAGE_21 = Template(
+    "Comprehend and analyze the provided prompt.",
+    picture="<image{}>" + FRAME,
+    between=" ",
+    empty=" ",
+    kept="<|im_start|>user\n",
+)
 MEGAPIXEL = 1024 * 1024
 
 
@@ -41,39 +48,49 @@ class Profile:
 
     pipeline     class of diffusers that runs it
     pictures     most source pictures of a row
-    shown        template of a row with pictures; one without is asked as Qwen-Image is
-    vl_area      pixels of a source picture for the text encoder, before its own rounding to whole tokens
+    shown        template of a row with pictures
+    alone        of a row without
+    vl_area      pixels of a source picture for the text encoder, before its own rounding to whole tokens; None: it is
+                 shown what the autoencoder is
     area         pixels of a picture for the autoencoder, sources and target alike: what the pipeline draws
     zero_cond_t  the transformer takes sources for noise-free
+    encoder      class of transformers that reads texts
+    one_stream   texts and pictures are one sequence of the transformer, which is told hidden states before the last
+                 norm, and none of pictures: their latents stand there
+    guidance     at which the pipeline draws if nothing is said
     """
 
     name: str
     pipeline: str
     pictures: int
     shown: Template = T2I
-    vl_area: int = MEGAPIXEL
+    alone: Template = T2I
+    vl_area: int | None = MEGAPIXEL
     area: int = MEGAPIXEL
     zero_cond_t: bool = False
+    encoder: str = "Qwen2_5_VLForConditionalGeneration"
+    one_stream: bool = False
+    guidance: float = 4.0
 
     def template(self, pictures: int) -> Template:
         """The template of a row with so many source pictures."""
-        return self.shown if pictures else T2I
+        return self.shown if pictures else self.alone
 
     def check(self, tokenizer: Any) -> None:
         """Raise BadInput for a tokenizer that another number of tokens would have to be dropped with."""
-        T2I.check(tokenizer)
+        self.alone.check(tokenizer)
         self.shown.check(tokenizer)
 
     def about(self) -> dict[str, Any]:
         """What decides embeddings, beside pictures' sizes and the text encoder's weights: JSON for a manifest.
 
-        The hidden state is the last one, behind the norm; positions are those of the pictures' rows and columns
-        (`mm_token_type_ids`), which transformers 5 leaves out unless it is given them.
+        Positions are those of the pictures' rows and columns (`mm_token_type_ids`), which transformers 5 leaves out
+        unless it is given them.
         """
-        texts = T2I.text("", 0) + self.shown.text("", self.pictures)
+        texts = self.alone.text("", 0) + self.shown.text("", self.pictures)
         return {
             "template": hashlib.sha256(texts.encode()).hexdigest()[:16],
-            "hidden": "last, normed",
+            "hidden": "last, before the norm, of texts" if self.one_stream else "last, normed",
             "token_types": True,
         }
 
@@ -83,6 +100,17 @@ PROFILES = (
     Profile("edit", "QwenImageEditPipeline", 1, EDIT),
     Profile("edit-plus", "QwenImageEditPlusPipeline", 3, EDIT_PLUS, vl_area=384 * 384),
     Profile("edit-2511", "QwenImageEditPlusPipeline", 3, EDIT_PLUS, vl_area=384 * 384, zero_cond_t=True),
+    Profile(
+        "image-2.1",
+        "QwenImage21Pipeline",
+        3,
+        IMAGE_21,
+        IMAGE_21,
+        vl_area=None,
+        encoder="Qwen3VLForConditionalGeneration",
+        one_stream=True,
+        guidance=1.0,
+    ),
 )
 LAYERED = ("use_layer3d_rope", "use_additional_t_cond")  # keys of a transformer that draws layers
 

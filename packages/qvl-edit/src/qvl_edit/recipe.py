@@ -64,7 +64,8 @@ class Pictures(blocks.Block):
     size: Annotated[int, Field(ge=16)] | None = None
     """Side in pixels of a square with the area of a picture in training; default: the checkpoint's (1024)."""
     vl_size: Annotated[int, Field(ge=28)] | None = None
-    """The same of a source as the text encoder is shown it; default: the checkpoint's (384, or 1024)."""
+    """The same of a source as the text encoder is shown it; default: the checkpoint's (384, or 1024); 2.1 has
+    none but `size`."""
     vae_batch: Annotated[int, Field(ge=1)] = 1
     """Pictures that the autoencoder encodes at once; more than one changes last bits, and needs memory for all."""
 
@@ -91,10 +92,11 @@ class Stored(blocks.Block):
 class Sampling(blocks.Block):
     """How pictures are drawn: in previews, and by `qvl-edit edit` if nothing else is said."""
 
-    guidance: Annotated[float, Field(ge=0)] = 4.0
-    """How much more than the negative text the text weighs; at most 1: no guidance."""
-    steps: Annotated[int, Field(ge=1)] = 40
-    """Steps from noise to picture."""
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """How much more than the negative text the text weighs; at most 1: no guidance. Default: the checkpoint's (4, or 1
+    of Qwen-Image-2.1)."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps from noise to picture; default: the checkpoint's (40, if it names no levels of its own)."""
     negative: str = " "
     """What is not to be drawn."""
     shift: Annotated[float, Field(gt=0)] | None = None

@@ -109,6 +109,6 @@ def about(profile: Profile, geometry: Geometry, folder: Path, pictures: Any, dty
     return {
         **profile.about(),
         **({"text_encoder": weights_sha256(encoder)[:16]} if any(encoder.glob("*.safetensors")) else {}),
-        "resize": [geometry.vl_area, STEP, *limits] if limits else None,
+        "resize": [geometry.vl_area or geometry.source_area or geometry.area, STEP, *limits] if limits else None,
         "dtype": str(dtype).removeprefix("torch."),
     }

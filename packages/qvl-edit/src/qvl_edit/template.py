@@ -43,12 +43,18 @@ class Template:
 
     system   text of the system turn
     picture  what stands for a picture, with `{}` for its number
-    dropped  tokens before the pictures and the text, as the pipeline has it
+    dropped  tokens that are not shown, as the pipeline has it; None: it counts them itself
+    between  what stands between two pictures
+    empty    what is said for the empty text
+    kept     end of what stands before pictures and text that is shown, too
     """
 
     system: str
     picture: str
-    dropped: int
+    dropped: int | None = None
+    between: str = ""
+    empty: str = ""
+    kept: str = ""
 
     @property
     def opening(self) -> str:
@@ -56,7 +62,7 @@ class Template:
 
     def text(self, said: str, pictures: int = 0) -> str:
         """The prompt as diffusers writes it."""
-        return self.opening + self._shown(pictures) + said + ENDING
+        return self.opening + self._shown(pictures) + (said or self.empty) + ENDING
 
     def tokens(self, said: str, pictures: Sequence[int], tokenizer: Any) -> Tokens:
         """The prompt's tokens.
@@ -71,22 +77,35 @@ class Template:
         times = np.ones(len(shared), np.int64)
         times[seen] = pictures
         shared = np.repeat(shared, times)
-        text = _ids(before + said, tokenizer, split_special_tokens=True)
+        text = _ids(before + (said or self.empty), tokenizer, split_special_tokens=True)
         ids = np.concatenate([shared, text, _ids(ENDING, tokenizer)])
         types = np.zeros(len(ids), np.int64)
         types[: len(shared)] = np.repeat(seen, times)
         return Tokens(ids, types, len(shared))
 
+    def unshown(self, tokenizer: Any) -> int:
+        """How many tokens are dropped before the transformer is shown the rest."""
+        return len(_ids(self.opening.removesuffix(self.kept), tokenizer))
+
+    def gaps(self, pictures: int, tokenizer: Any) -> tuple[int, ...]:
+        """Tokens that are shown before each of so many pictures: behind the one before it, or from the beginning."""
+        seen = self.tokens("", [1] * pictures, tokenizer).types[self.unshown(tokenizer) :]
+        return tuple((np.diff(np.flatnonzero(seen), prepend=-1) - 1).tolist())
+
     def check(self, tokenizer: Any) -> None:
         """Raise BadInput for a tokenizer with which another number of tokens would have to be dropped."""
-        if (found := len(_ids(self.opening, tokenizer))) != self.dropped:
+        dropped, found = self.dropped, self.unshown(tokenizer)
+        if dropped is None and tokenizer.chat_template:  # which the pipeline asks
+            turn = [{"role": "system", "content": [{"type": "text", "text": self.system}]}]
+            dropped = len(tokenizer.apply_chat_template(turn, return_dict=True)["input_ids"])
+        if dropped is not None and found != dropped:
             raise BadInput(
-                f"tokenizer: makes {found} tokens of the system turn, and the pipeline drops {self.dropped}; use the "
+                f"tokenizer: makes {found} tokens of the system turn, and the pipeline drops {dropped}; use the "
                 "tokenizer that the checkpoint came with."
             )
 
     def _shown(self, pictures: int) -> str:
-        return "".join(self.picture.format(number) for number in range(1, pictures + 1))
+        return self.between.join(self.picture.format(number) for number in range(1, pictures + 1))
 
 
 def _ids(text: str, tokenizer: Any, **how: Any) -> NDArray[np.int64]:

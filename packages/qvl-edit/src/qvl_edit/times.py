@@ -8,8 +8,8 @@ The levels of a step are spread evenly: each of its n slots has the n-th part of
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -22,6 +22,7 @@ from qvl_data.order import order
 from qvl_edit.recipe import Times
 
 LEVELS = 1000
+STEPS = 40  # from noise to picture, as the pipelines have it
 MODE_SCALE = 1.29
 
 
@@ -31,6 +32,8 @@ class Shift:
 
     low, high    exponents at `low_tokens` and `high_tokens`; in between, and beyond, on the line through them
     terminal     the lowest level, to which the others are stretched; None: where the shift leaves it
+    own          levels between which pictures are drawn, before they are moved, if no number of steps is asked for;
+                 none: STEPS evenly spread ones
     """
 
     low: float = 0.5
@@ -38,10 +41,12 @@ class Shift:
     low_tokens: int = 256
     high_tokens: int = 8192
     terminal: float | None = 0.02
+    own: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, scheduler: Mapping[str, Any]) -> "Shift":
-        """The one of a checkpoint's scheduler/scheduler_config.json. Raises BadInput for one that is not known."""
+    def of(cls, scheduler: Mapping[str, Any], own: Sequence[float] | None = None) -> "Shift":
+        """The one of a checkpoint's scheduler/scheduler_config.json, with the levels that its model_index.json may have
+        (`sample_sigmas`). Raises BadInput for one that is not known."""
         kinds = [name for name in ("karras", "exponential", "beta") if scheduler.get(f"use_{name}_sigmas")]
         if kinds or scheduler.get("time_shift_type", "exponential") != "exponential":
             raise BadInput(
@@ -50,13 +55,14 @@ class Shift:
             )
         terminal = scheduler.get("shift_terminal") or None
         if not scheduler.get("use_dynamic_shifting", False):
-            return cls.constant(scheduler.get("shift", 1.0), terminal)
+            return replace(cls.constant(scheduler.get("shift", 1.0), terminal), own=tuple(own or ()))
         return cls(
             scheduler.get("base_shift", 0.5),
             scheduler.get("max_shift", 1.15),
             scheduler.get("base_image_seq_len", 256),
             scheduler.get("max_image_seq_len", 4096),
             terminal,
+            tuple(own or ()),
         )
 
     @classmethod
@@ -73,9 +79,11 @@ class Shift:
             return moved
         return 1 - (1 - moved) * (1 - self.terminal) / (1 - _moved(lowest, factor))
 
-    def grid(self, steps: int, tokens: int) -> list[float]:
+    def grid(self, steps: int | None, tokens: int) -> list[float]:
         """The levels between which a picture of so many tokens is drawn, from 1 down to 0: (steps + 1,)."""
-        return [*(self(1 - step / steps, tokens, lowest=1 / steps) for step in range(steps)), 0.0]
+        count = steps or STEPS
+        levels = [1 - step / count for step in range(count)] if steps or not self.own else self.own
+        return [*(self(level, tokens, lowest=levels[-1]) for level in levels), 0.0]
 
 
 def level_of(seed: int, step: int, slot: int, slots: int, times: Times = "uniform") -> float:

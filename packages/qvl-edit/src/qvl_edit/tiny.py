@@ -1,11 +1,11 @@
 """A tiny checkpoint that loads like the released ones: `DiffusionPipeline.from_pretrained(folder)`.
 
-FOLDER/text_encoder   Qwen2.5-VL, 2 layers of width 64
+FOLDER/text_encoder   Qwen2.5-VL, 2 layers of width 64; or Qwen3-VL
 FOLDER/tokenizer      byte-level BPE, trained on the system texts: 34 and 64 tokens of them are dropped, as in the
                       released models
 FOLDER/processor      the same, with the image processor
-FOLDER/vae            Qwen-Image's autoencoder, random; or `coder.PatchCoder`, through which little is learned quickly
-FOLDER/transformer    Qwen-Image's, 3 layers of width 96
+FOLDER/vae            its kind's autoencoder, random; or `coder.PatchCoder`, through which little is learned quickly
+FOLDER/transformer    its kind's, 3 layers of width 96
 FOLDER/scheduler      with Qwen-Image-Edit's settings
 """
 
@@ -26,7 +26,7 @@ def tiny(folder: Path, seed: int = 0, kind: str = "edit-plus", coder: Coder = "v
     """Write a checkpoint to the new folder `folder`.
 
     kind   name of a profile
-    coder  vae: Qwen-Image's class, for pictures of any multiple of 16 pixels; patches: of any multiple of 4
+    coder  vae: the released class, for pictures of any multiple of 16 pixels (2.1: 32); patches: of any multiple of 4
     """
     from qvl_core.qwen3vl.load import quiet
 
@@ -41,21 +41,27 @@ def tiny_pipeline(profile: Profile, seed: int = 0, coder: Coder = "vae") -> Any:
     import diffusers
     import torch
 
+    from qvl_edit.tiny_21 import tiny_parts_21
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = tiny_parts_21(coder) if profile.one_stream else tiny_parts(profile, coder)
+    return getattr(diffusers, profile.pipeline)(**parts)
+
+
+def tiny_parts(profile: Profile, coder: Coder) -> dict[str, Any]:
+    """What its pipeline is made of, with weights by torch's random state."""
     from qvl_edit.coder import PatchCoder
 
     processor = tiny_processor()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        parts = {
-            "scheduler": tiny_scheduler(),
-            "text_encoder": tiny_text_encoder(processor.tokenizer),
-            "tokenizer": processor.tokenizer,
-            "transformer": tiny_transformer(16 if coder == "vae" else 12, profile.zero_cond_t),
-            "vae": tiny_vae() if coder == "vae" else PatchCoder(),
-        }
-    if profile.pictures:
-        parts["processor"] = processor
-    return getattr(diffusers, profile.pipeline)(**parts)
+    parts = {
+        "scheduler": tiny_scheduler(),
+        "text_encoder": tiny_text_encoder(processor.tokenizer),
+        "tokenizer": processor.tokenizer,
+        "transformer": tiny_transformer(16 if coder == "vae" else 12, profile.zero_cond_t),
+        "vae": tiny_vae() if coder == "vae" else PatchCoder(),
+    }
+    return {**parts, "processor": processor} if profile.pictures else parts
 
 
 def tiny_processor() -> Any:
@@ -71,7 +77,6 @@ def tiny_processor() -> Any:
 
 def tiny_text_encoder(tokenizer: Any) -> Any:
     """Qwen2.5-VL: 2 layers x 64 with 4 query and 2 key-value heads, tower 2 x 32."""
-    import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     image, video, start, end, pad, stop = tokenizer.convert_tokens_to_ids(
@@ -104,8 +109,14 @@ def tiny_text_encoder(tokenizer: Any) -> Any:
         vision_start_token_id=start,
         vision_end_token_id=end,
     )
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
-    usual = config.text_config.initializer_range
+    return spread(Qwen2_5_VLForConditionalGeneration(config).eval())
+
+
+def spread(model: Any) -> Any:
+    """A text encoder with its matrices made larger, so that prompts differ."""
+    import torch
+
+    usual = model.config.text_config.initializer_range
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import QwenImageTransformer2DModel
 from diffusers.loaders import QwenImageLoraLoaderMixin
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,13 +20,15 @@ from qvl_core.errors import BadInput, first_line
 from qvl_core.qwen3vl.groups import is_adapter
 from qvl_core.qwen3vl.load import find_folder, quiet
 from qvl_core.qwen3vl.lora import apply_tune
-from qvl_core.qwen3vl.whole import load_part
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_core.training.checkpoint import read, trained_folder
 from qvl_edit.groups import groups
 from qvl_edit.opening import EVERY_PART
+from qvl_edit.parts import load_transformer
+from qvl_edit.profile import read_profile
 from qvl_edit.recipe import RECIPE, EditRecipe
+from qvl_edit.sampling import Sampling
 from qvl_edit.saving import LORA
 from qvl_edit.settings import FILE, Settings
 
@@ -49,6 +50,11 @@ class Trained:
     adapters: Path | None = None
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     recipe: EditRecipe | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it draws if nothing else is said."""
+        return Sampling.of(self.settings.sampling, read_profile(self.checkpoint).guidance)
 
 
 def find_trained(path: "str | Path") -> Trained:
@@ -93,7 +99,7 @@ def open_trained(
 
     Raises BadInput for what does not belong together.
     """
-    transformer = load_part(QwenImageTransformer2DModel, found.transformer, dtype)
+    transformer = load_transformer(found.transformer, dtype)
     if found.recipe is not None:
         _put(transformer, found.recipe, found.weights, found.folder)
     for number, file in enumerate([*([found.adapters] if found.adapters else []), *lora]):
