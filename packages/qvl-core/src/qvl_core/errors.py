@@ -1,5 +1,10 @@
 """Errors a user can act on: one sentence with what, where and how to fix. The command line makes exit codes of them."""
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
+ALIKE = "the same in every process"
+
 
 class QVLError(Exception):
     """The run failed (exit 1)."""
@@ -17,6 +22,12 @@ class Preempted(QVLError):
     """The run was asked to stop; its state is saved and the same command continues it (exit 75)."""
 
     exit_code = 75
+
+
+def known_to_all(error: E) -> E:
+    """Mark an error that every process of a run has alike: only the first one shows it."""
+    error.add_note(ALIKE)
+    return error
 
 
 def first_line(error: BaseException) -> str:

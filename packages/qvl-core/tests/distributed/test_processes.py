@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import STEPS, ToyBatch, ToyBatches, network, toy_parts, toy_recipe
 
+from qvl_core.cli.failure import report
 from qvl_core.errors import BadInput, Preempted, QVLError
 from qvl_core.recipe.blocks import Parallel
 from qvl_core.run import RunFolder
@@ -360,22 +362,38 @@ def test_what_the_first_process_does_alone_may_take_longer_than_any_other_wait()
     assert together(2, slow) == [0, 0]
 
 
-def unlike(out: Path, broken: int) -> None:
+def unlike(out: Path, broken: int, busy: float = 0.5) -> None:
+    """What each process says."""
+
     def work() -> int:
         if world.rank == broken:
             raise BadInput("row 7 is broken; mend it.")
-        time.sleep(1)
+        end = time.monotonic() + busy
+        while time.monotonic() < end:
+            time.sleep(0.01)
         return world.rank
 
-    with processes(Parallel()) as world:
-        assert world.on_each(work) == world.rank
+    with processes(Parallel()) as world, (out / f"said-{world.rank}").open("w") as said, redirect_stderr(said):
+        try:
+            assert [world.on_each(work) for _ in range(2)] == [world.rank] * 2
+        except BadInput as error:
+            sys.exit(report(error, "qvl"))
         (out / f"done-{world.rank}").touch()
 
 
-def test_what_fails_on_one_process_ends_all_with_its_sentence(tmp_path: Path) -> None:
-    assert together(2, unlike, tmp_path, 1) == [2, 2]
+@pytest.mark.parametrize("broken", [0, 1])
+def test_what_fails_on_one_process_ends_all_soon_with_its_sentence(broken: int, tmp_path: Path) -> None:
+    """The others are busy for hours."""
+    start = time.monotonic()
+    assert together(3, unlike, tmp_path, broken, 10000) == [2, 2, 2]
+    assert time.monotonic() - start < 60
+    said = [(tmp_path / f"said-{rank}").read_text(encoding="utf-8") for rank in range(3)]
+    assert said == ["row 7 is broken; mend it.\n", "", ""]
+
+
+def test_each_process_waits_for_the_others(tmp_path: Path) -> None:
     assert together(2, unlike, tmp_path, 2) == [0, 0]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["done-0", "done-1"]
+    assert {"done-0", "done-1"} < {file.name for file in tmp_path.iterdir()}
 
 
 # How processes are started

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from qvl_core.cli import failure, plugin
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, known_to_all
 
 if TYPE_CHECKING:
     from qvl_core.recipe.blocks import Recipe
@@ -27,7 +27,7 @@ class Verbs(TyperGroup):
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             verbs = self.list_commands(ctx)
             sentence = f'{ctx.command_path}: unknown verb "{name}"; {failure.meant(name, verbs)}'
-            raise failure.known_to_all(BadInput(sentence))
+            raise known_to_all(BadInput(sentence))
         return super().resolve_command(ctx, args)
 
     def get_help_option(self, ctx: Any) -> Any:
@@ -94,7 +94,7 @@ class App:
         try:
             return load(self.room("recipe").RECIPE, source, overrides or (), self.package)
         except BadInput as error:
-            raise failure.known_to_all(error) from None
+            raise known_to_all(error) from None
 
     def run(self, args: Sequence[str]) -> int:
         """Run one command line and return its exit code."""

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from typer import TyperException
 
-from qvl_core.errors import BadInput, Preempted, QVLError
+from qvl_core.errors import ALIKE, Preempted, QVLError
 from qvl_core.printable import printable
 
 
@@ -20,18 +20,9 @@ def rank() -> int:
     return int(os.environ.get("RANK") or 0)
 
 
-def known_to_all(error: BadInput) -> BadInput:
-    """Mark an error that every process of a run finds alike: only the first one shows it."""
-    error.add_note(_ALIKE)
-    return error
-
-
-_ALIKE = "the same in every process"
-
-
 def report(error: Exception, command: str) -> int:
     """Show `error` on stderr and return the exit code: one sentence, or the traceback of what nobody foresaw."""
-    alike = isinstance(error, (Preempted, TyperException)) or _ALIKE in getattr(error, "__notes__", [])
+    alike = isinstance(error, (Preempted, TyperException)) or ALIKE in getattr(error, "__notes__", [])
     code, sentence = _understood(error, command)
     if alike and rank() > 0:
         return code

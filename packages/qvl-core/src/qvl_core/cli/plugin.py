@@ -9,8 +9,7 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
-from qvl_core.cli.failure import known_to_all
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, known_to_all
 
 
 def run_named(args: list[str]) -> list[str]:

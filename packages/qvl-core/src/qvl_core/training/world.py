@@ -7,17 +7,20 @@ accelerate launch or srun alike. Counts and flags travel over gloo on the host, 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
-from qvl_core.errors import BadInput, QVLError
+from qvl_core.errors import BadInput, QVLError, known_to_all
 from qvl_core.recipe.blocks import Parallel
+from qvl_core.training.each import on_each
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -36,6 +39,8 @@ class World:
     strategy: str  # single, ddp, fsdp2, zero1, zero2 or zero3
     mesh: DeviceMesh | None = None  # over all processes, for fsdp2
     patient: dist.ProcessGroup | None = None  # all processes, on the host, for long waits; None: the usual group
+    store: Store | None = None  # of small values, which all processes see
+    _calls: Iterator[int] = field(default_factory=count, repr=False)
 
     def sum(self, values: Sequence[int]) -> list[int]:
         """Add up integers over all processes, on the host."""
@@ -81,24 +86,18 @@ class World:
                 failure = error
         result, failed = self.first((result, failure))
         if failed is not None:
-            raise failure or failed
+            raise known_to_all(failure or failed)
         return cast(T, result)
 
     def on_each(self, work: Callable[[], T]) -> T:
         """Let every process do its own work, however long the others take, and go on when all are done.
 
-        A QVLError of one is then raised on every process, so that nobody waits in vain.
+        A QVLError of one ends the work of all soon, and is raised on every process; the first one tells it.
         """
-        result: T | None = None
-        failure: QVLError | None = None
-        try:
-            result = work()
-        except QVLError as error:
-            failure = error
-        failed = [error for error in self.gather(failure) if error is not None]
-        if failed:
-            raise failure or failed[0]
-        return cast(T, result)
+        if self.size == 1:
+            return work()
+        assert self.store is not None
+        return on_each(work, PrefixStore(f"on_each {next(self._calls)}", self.store), self.rank, self.size)
 
     def barrier(self) -> None:
         self.sum([0])
@@ -123,7 +122,7 @@ def processes(parallel: Parallel) -> Iterator[World]:
     try:
         patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
         mesh = init_device_mesh(device.type, (size,)) if strategy == "fsdp2" else None
-        yield World(rank, size, device, strategy, mesh, patient)
+        yield World(rank, size, device, strategy, mesh, patient, _get_default_store())
     finally:
         dist.destroy_process_group()
 
