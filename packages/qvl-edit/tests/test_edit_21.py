@@ -1,5 +1,7 @@
 """Qwen-Image-2.1: asked, called and drawn as diffusers' pipeline does it, trained and exported like the others."""
 
+import copy
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from qvl_edit import cli
 from qvl_edit.batch import Example, collate
 from qvl_edit.embed import Embedder, EncoderInput
 from qvl_edit.geometry import Geometry, numbers, resized
+from qvl_edit.groups import unused
 from qvl_edit.latents import Vae, on_white
 from qvl_edit.loss import edit_losses
 from qvl_edit.model import OneStream
@@ -196,6 +199,18 @@ def test_what_no_step_changes_is_computed_once(pipe: Any, call: OneStream) -> No
             wanted = call(pipe.transformer, noisy, [source], told, mask, levels, bucket)
             found = remembering(pipe.transformer, noisy, [source], told, mask, levels, bucket)
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_prediction_depends_on_every_parameter(pipe: Any, call: OneStream) -> None:
+    rng = torch.Generator().manual_seed(0)
+    noisy, source = (torch.randn(2, 4, 64, generator=rng) for _ in range(2))
+    told = torch.randn(2, call.gaps[0] + 5, 128, generator=rng)
+    bucket = Geometry(area=32 * 32, vl_area=None, token=32).fit((32, 32), [(32, 32)])
+    transformer = copy.deepcopy(pipe.transformer)
+    call(transformer, noisy, [source], told, None, torch.tensor([0.3, 0.9]), bucket).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in transformer.parameters())
+    layers = len(transformer.transformer_blocks)
+    assert not any(re.fullmatch(unused(layers), name) for name, _ in transformer.named_parameters())
 
 
 def test_its_own_levels_are_drawn_along() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from qvl_core.errors import BadInput
 from qvl_edit.cut import Bucket
 from qvl_edit.embed import Embedder, EncoderInput, padded
-from qvl_edit.packing import shapes
+from qvl_edit.packing import Grid
 from qvl_edit.profile import Profile, read_profile
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -144,7 +144,7 @@ def test_the_transformer_sees_no_padding(
                 encoder_hidden_states=states,
                 encoder_hidden_states_mask=mask,
                 timestep=torch.full((count,), 0.5),
-                img_shapes=shapes([bucket] * count, 8),
+                img_shapes=[[(1, *Grid().blocks(size)) for size in bucket.sizes]] * count,
                 return_dict=False,
             )
         return said[0]

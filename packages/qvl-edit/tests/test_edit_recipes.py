@@ -14,6 +14,7 @@ from qvl_core.recipe.shipped import shipped
 from qvl_core.recipe.testing import check_counts, head
 from qvl_edit.groups import groups
 from qvl_edit.recipe import RECIPE, EditRecipe
+from qvl_edit.released import configs, transformer_shapes
 
 RECIPES = {recipe.name: recipe for recipe in shipped("qvl_edit")}
 LAYERS = 60
@@ -30,7 +31,7 @@ def transformer() -> QwenImageTransformer2DModel:
 
 
 def test_those_that_are_promised_are_there() -> None:
-    assert set(RECIPES) == {"full_2509", "lora_2509", "lora_2511", "qlora", "t2i", "tiny"}
+    assert set(RECIPES) == {"full_2509", "lora_2509", "lora_2511", "lora_21", "qlora", "t2i", "tiny"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -44,8 +45,10 @@ def test_a_shipped_recipe_is_valid(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "tiny"])
 def test_its_head_counts_right(name: str) -> None:
     recipe = of(name)
-    table = apply_tune(transformer(), recipe.tune, seed=0, groups=groups(recipe.tune, LAYERS))
-    assert table.parameters == 20_430_401_088
+    transformer = transformer_shapes(configs(recipe.model))
+    layers = len(transformer.transformer_blocks)
+    table = apply_tune(transformer, recipe.tune, seed=0, groups=groups(recipe.tune, layers))
+    assert table.parameters == (7_115_124_736 if name == "lora_21" else 20_430_401_088)
     check_counts(head(RECIPES[name].text), table)
 
 

@@ -236,3 +236,9 @@ def test_a_folder_of_diffusers_is_a_model_that_edits(checkpoint: Callable[..., P
     pipe.geometry = Geometry(area=16 * 16, vl_area=56 * 56, step=4, token=4)
     shown = None if name == "t2i" else SOURCES[0]
     assert len(pipe("x", shown, num_inference_steps=1).images) == 1
+
+
+def test_transparent_pictures_lie_on_white(drawing: EditPipeline) -> None:
+    clear = Image.new("RGBA", (32, 16), (255, 0, 0, 0))
+    white = Image.new("RGB", (32, 16), "white")
+    assert torch.equal(latents_of(drawing, "make it red", clear)[0], latents_of(drawing, "make it red", white)[0])

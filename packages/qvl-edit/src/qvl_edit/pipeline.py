@@ -18,6 +18,8 @@ from torch import Tensor
 
 from qvl_core.errors import BadInput
 from qvl_data.drawing.calls import Drawn, check_counts, check_finite, paired, pictures, seeds_of
+from qvl_data.media import WHITE
+from qvl_data.pixels import rgb
 from qvl_edit.cut import Size
 from qvl_edit.draw import Conditions, draw
 from qvl_edit.embed import Embedder, EncoderInput
@@ -163,7 +165,8 @@ class EditPipeline:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    """As files are read: on white where it is transparent."""
+    return picture if picture.mode == "RGB" else rgb(picture, "image", WHITE)
 
 
 def _size(picture: Image.Image) -> Size:
