@@ -1,6 +1,7 @@
 """Training: what is frozen stays to the bit, all else learns; the same again after a kill and however it is dealt."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,14 +20,16 @@ from sketches import mixed, written
 import qvl_metaquery.build
 from qvl_core.errors import QVLError
 from qvl_core.qwen3vl.tiny import tiny as tiny_mllm
-from qvl_core.recipe.load import load
+from qvl_core.recipe.load import dump, load
 from qvl_core.run import RunFolder
 from qvl_core.training.log import peak_flops
 from qvl_core.training.optim import Optimizer
 from qvl_core.training.parts import Callbacks, Parts
+from qvl_core.training.world import processes
 from qvl_metaquery import MetaQueryPipeline, train
 from qvl_metaquery.prompts import Prompt
 from qvl_metaquery.recipe import RECIPE
+from qvl_metaquery.settings import Settings
 from qvl_metaquery.tiny import tiny
 from qvl_vision.tiny import tiny as tiny_swapped
 
@@ -337,3 +340,34 @@ def test_the_average_is_what_is_left(learn: Callable[..., Path]) -> None:
     plain, averaged = learn("plain"), learn("averaged", "optim.ema=0.9")
     assert losses(averaged) == losses(plain)
     assert difference(plain, averaged) > 0
+
+
+def test_bases_of_the_hub_stay_at_the_commits_that_were_trained(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache layout: a branch is a file that holds a commit, a commit is a folder."""
+    from huggingface_hub import constants
+
+    first, second = "0" * 40, "1" * 40
+    branches = []
+    for name in ("qwen", "sana"):
+        repository = tmp_path / f"models--qvl--{name}"
+        for commit in (first, second):
+            shutil.copytree(base / name, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        branches.append(repository / "refs" / "main")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    changes = ["model.name=qvl/qwen", "sana.name=qvl/sana", f"data={{train: {data}}}", FROZEN]
+    recipe, run = load(RECIPE, "tiny", changes, "qvl_metaquery"), RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.write_recipe(dump(recipe))
+    for commit in (first, second):  # the run goes on after both branches have moved
+        for branch in branches:
+            branch.write_text(commit, encoding="utf-8")
+        with processes(recipe.parallel) as world:
+            about = qvl_metaquery.build.build(recipe, run, world).about
+        assert (about["base_commit"], about["sana_commit"]) == (first, first)
+        found = Settings.read(run.path)
+        assert (found.mllm, found.mllm_revision) == ("qvl/qwen", first)
+        assert (found.sana, found.sana_revision) == ("qvl/sana", first)

@@ -1,14 +1,19 @@
 """`qvl-metaquery generate`: files that say what they show, whatever is drawn together; prompts in files."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from drawing_verbs import qvl_metaquery
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from qvl_core.run import read_records
 from qvl_data.drawing.files import how_drawn
+from qvl_metaquery.pipeline import MetaQueryPipeline
 
 FEW = ("--steps", "2")
 
@@ -27,8 +32,10 @@ def test_pictures_have_names_and_say_how_they_were_drawn(drawer: Path, tmp_path:
     assert (done.code, done.err) == (0, "")
     files = [tmp_path / "out" / f"A-cat-七-wearing-a-top-hat-seed{seed}.png" for seed in (42, 43, 44)]
     assert done.out.split() == [str(file) for file in files]
-    assert sorted((tmp_path / "out").iterdir()) == files
-    assert how_drawn(files[1]) == {
+    assert sorted((tmp_path / "out").glob("*.png")) == files
+    said = how_drawn(files[1])
+    assert said.pop("inputs")
+    assert said == {
         "prompt": prompt[1],
         "images": [],
         "seed": 43,
@@ -50,10 +57,40 @@ def test_another_picture_of_the_same_words_lies_beside_the_first(drawer: Path, t
     for guidance in (1, 2, 1, 2):
         done = qvl_metaquery("generate", drawer, "--prompt", "seven", *FEW, "--guidance", guidance, "--out", tmp_path)
         assert done.code == 0, done.err
-    assert {file.name: how_drawn(file)["guidance"] for file in tmp_path.iterdir()} == {
+    assert {file.name: how_drawn(file)["guidance"] for file in tmp_path.glob("*.png")} == {
         "seven-seed0.png": 1.0,
         "seven-seed0-2.png": 2.0,
     }
+
+
+def test_the_same_command_draws_what_is_missing(
+    drawer: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copytree(drawer, tmp_path / "model"))
+    command = ("generate", own, "--mode", "i2i", "--prompt", "inverted", "--image", photo, "--num-images", 3, *FEW)
+    command += ("--batch", 1, "--out", tmp_path / "out")
+    assert qvl_metaquery(*command).code == 0
+    files = sorted((tmp_path / "out").glob("*.png"))
+    whole, drawn = [file.read_bytes() for file in files], list[int]()
+    files[1].unlink()
+    call = MetaQueryPipeline.__call__
+
+    def counted(self: Any, prompts: Any, *args: Any, **options: Any) -> Any:
+        drawn.append(len(prompts))
+        return call(self, prompts, *args, **options)
+
+    monkeypatch.setattr(MetaQueryPipeline, "__call__", counted)
+    again = qvl_metaquery(*command)
+    assert (again.code, again.out.split(), drawn) == (0, [str(file) for file in files], [1])
+    assert [file.read_bytes() for file in files] == whole
+    Image.open(photo).rotate(180).save(photo)  # another picture of the same name
+    assert qvl_metaquery(*command).code == 0
+    assert sum(drawn) == 1 + 3
+    connector = load_file(own / "connector.safetensors")  # another model
+    save_file({name: 1.5 * value for name, value in connector.items()}, own / "connector.safetensors")
+    assert qvl_metaquery(*command).code == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 9
+    assert len(read_records(tmp_path / "out" / "drawn.jsonl")) == 9
 
 
 def test_pictures_that_a_prompt_speaks_of(drawer: Path, photo: Path, tmp_path: Path) -> None:
@@ -71,7 +108,7 @@ def test_a_file_of_prompts_with_and_without_pictures(drawer: Path, photo: Path, 
     plain.write_text("a seven\n\na three\n", encoding="utf-8")
     done = qvl_metaquery("generate", drawer, "--prompts", plain, *FEW, "--out", tmp_path / "plain")
     assert done.code == 0
-    assert sorted(file.name for file in (tmp_path / "plain").iterdir()) == [
+    assert sorted(file.name for file in (tmp_path / "plain").glob("*.png")) == [
         "00000-a-seven-seed0.png",
         "00001-a-three-seed0.png",
     ]

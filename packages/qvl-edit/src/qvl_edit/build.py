@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.learning import check_weights_only
-from qvl_core.qwen3vl.load import commit_of, find_folder, fingerprint
+from qvl_core.qwen3vl.load import find_folder, fingerprint
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune, parameter_groups
 from qvl_core.qwen3vl.quantize import check_library, quantize, quantized_layers
 from qvl_core.run import RunFolder
@@ -92,7 +92,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
         about={
             "tune": [asdict(row) for row in table.rows],
             "base": str(folder),
-            "base_commit": base_commit(recipe.model),
+            "base_commit": settings.revision,
             "profile": profile.name,
         },
         evaluate=partial(measured.measure, run=run) if held_out else None,
@@ -128,15 +128,11 @@ def checkpoint_of(recipe: EditRecipe, run: RunFolder, world: World) -> Path:
     """The folder of the recipe's checkpoint; `tiny` is written to the run folder once."""
     check_weights_only(recipe.model)
     if recipe.model.name != "tiny":
-        return find_folder(recipe.model.name, recipe.model.revision, "model.name", FOR_TRAINING)
+        revision = Settings.begun_with(run, recipe, "model", "base")
+        return find_folder(recipe.model.name, revision, "model.name", FOR_TRAINING)
     folder = run.path.resolve() / "base"
     world.on_first(lambda: folder.is_dir() or bool(tiny(folder, coder="patches")))
     return folder
-
-
-def base_commit(model: EditModel) -> str | None:
-    """The commit of a checkpoint that was fetched from the hub."""
-    return commit_of(model.name, model.revision, "model_index.json")
 
 
 def transformer_of(model: EditModel, checkpoint: Path) -> Path:
@@ -266,7 +262,7 @@ def settings_of(recipe: EditRecipe, checkpoint: Path, begun: Path) -> Settings:
     local = name == "tiny" or Path(name).expanduser().is_dir()
     return Settings(
         base=str(checkpoint.resolve()) if local else name,
-        revision=base_commit(recipe.model) or recipe.model.revision,
+        revision=None if local else checkpoint.name,  # the hub's cache has a folder for each commit
         transformer=None if begun == own else str(begun.resolve()),
         pictures=recipe.pictures,
         sampling=recipe.sampling,

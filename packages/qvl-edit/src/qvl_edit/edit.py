@@ -3,9 +3,8 @@
 Every picture has a seed of its own, so how many are drawn together changes speed and memory, not pictures.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import torch
 from PIL import Image
 
 from qvl_core.training.engine import DTYPES, resolve_precision
-from qvl_data.drawing.files import Wish, draw_missing, wishes_of
+from qvl_data.drawing.files import Wish, draw_missing, said_of, wishes_of
 from qvl_data.drawing.prompts import Asked
-from qvl_data.hashing import media_key
 from qvl_edit.pipeline import EditPipeline
 from qvl_edit.trained import Trained, find_trained
 
@@ -48,22 +46,18 @@ def edit(
     how = {"model": model, "lora": list(map(str, lora)), **sampling.said(), "height": height, "width": width}
     state = state_of(found, lora)
     wishes = wishes_of(prompts, number, seed)
-    said = [(wish, {**_said(wish, state), **how}) for wish in wishes]
-    opened: list[EditPipeline] = []
+    said = [(wish, {**said_of(wish, state), **how}) for wish in wishes]
+    pipeline = cache(lambda: open_pipeline(found, lora))  # only if something is missing
 
-    def draw(part: Sequence[Wish]) -> Iterator[Image.Image]:
-        if not opened:  # only if something is missing
-            opened.append(open_pipeline(found, lora))
-        return iter(
-            opened[0](
-                [wish.asked.text for wish in part],
-                [wish.asked.opened() for wish in part],
-                seed=[wish.seed for wish in part],
-                sampling=sampling,
-                height=height,
-                width=width,
-            ).images
-        )
+    def draw(part: Sequence[Wish]) -> list[Image.Image]:
+        return pipeline()(
+            [wish.asked.text for wish in part],
+            [wish.asked.opened() for wish in part],
+            seed=[wish.seed for wish in part],
+            sampling=sampling,
+            height=height,
+            width=width,
+        ).images
 
     files = draw_missing(out, said, draw, batch)
     for file in files:
@@ -88,12 +82,3 @@ def state_of(found: Trained, lora: Sequence[Path] = ()) -> list[Any]:
     tune = {name: group.model_dump(mode="json") for name, group in found.recipe.tune.items()} if found.recipe else None
     pictures = found.settings.pictures.model_dump(mode="json", exclude={"vae_batch"})  # which drawing does not use
     return [pictures, tune, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]]
-
-
-def _said(wish: Wish, state: Sequence[Any]) -> dict[str, Any]:
-    """What is drawn; `inputs` changes with the content of the files that are named. Raises BadInput."""
-    asked = wish.asked
-    shown = [media_key(one, asked.opener).hex() for one in asked.pictures]
-    inputs = hashlib.sha256(json.dumps([state, shown]).encode()).hexdigest()[:16]
-    images = [one.path or one.origin for one in asked.pictures]
-    return {"prompt": asked.text, "images": images, "seed": wish.seed, "inputs": inputs}

@@ -47,6 +47,7 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
     lists = mixtures(recipe.data)  # before the model: what is wrong with the data is known at once
     base = base_of(recipe, run, world)
     opened = open_parts(base, world)
+    base = at_commits(base)
     stored = world.on_first(lambda: open_latents(recipe, opened.coder, lists))
     shape = opened.coder.latent_shape(recipe.flow.size)
     samples = drawing_samples(recipe, lists["train"], opened.processor, shape, stored)
@@ -89,7 +90,9 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
         about={
             "tune": [asdict(row) for row in opened.table.rows],
             "base": base.model.name,
-            "base_commit": commit_of(recipe.model.name, recipe.model.revision),
+            "base_commit": base.model.revision,
+            "sana": base.sana.name,
+            "sana_commit": base.sana.revision,
         },
         evaluate=partial(measured.measure, run=run) if measured.lists else None,
         preview=preview,
@@ -118,7 +121,8 @@ class Opened:
 
 
 def base_of(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> MetaQueryRecipe:
-    """The recipe with names that last: tiny parts are written to the run folder once, folders are named whole."""
+    """The recipe with names that last: tiny parts are written to the run folder once, folders are named whole, and a
+    run that goes on stays with the commits that it was begun with."""
     check_weights_only(recipe.model)
     names = {"model": recipe.model.name, "sana": recipe.sana.name}
     if "tiny" in names.values():
@@ -127,7 +131,21 @@ def base_of(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> MetaQueryR
         names = {"model": str(folder / "qwen")} if names["model"] == "tiny" else {}
         names |= {"sana": str(folder / "sana")} if recipe.sana.name == "tiny" else {}
     whole = {block: str(Path(name).resolve()) for block, name in names.items() if Path(name).expanduser().is_dir()}
-    changed = {block: getattr(recipe, block).model_copy(update={"name": name}) for block, name in whole.items()}
+    changed = {}
+    for block, part in (("model", "mllm"), ("sana", "sana")):
+        revision = Settings.begun_with(run, recipe, block, part)
+        named = {"name": whole[block]} if block in whole else {"revision": revision}
+        changed[block] = getattr(recipe, block).model_copy(update=named)
+    return recipe.model_copy(update=changed)
+
+
+def at_commits(recipe: MetaQueryRecipe) -> MetaQueryRecipe:
+    """The recipe of opened parts with the commits of those that were fetched from the hub."""
+    changed = {}
+    for block, file in (("model", "config.json"), ("sana", "transformer/config.json")):
+        named = getattr(recipe, block)
+        commit = commit_of(named.name, named.revision, file)
+        changed[block] = named.model_copy(update={"revision": commit or named.revision})
     return recipe.model_copy(update=changed)
 
 

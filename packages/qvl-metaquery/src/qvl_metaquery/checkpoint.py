@@ -9,13 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 from qvl_core.errors import BadInput
+from qvl_core.files import sha256
+from qvl_core.qwen3vl.load import weights_sha256
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_core.training.checkpoint import read, trained_folder
 from qvl_metaquery.recipe import RECIPE
 from qvl_metaquery.settings import FILE, Settings
 from qvl_metaquery.stage import stage_of
-from qvl_metaquery.weights import is_whole, own_weights, trained_transformer
+from qvl_metaquery.weights import TRANSFORMER, is_whole, own_weights, trained_transformer
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,12 @@ def find_whole(path: Path) -> Whole:
         return Whole(folder, settings, own, None, trained)
     own = own if is_whole(own) else own_weights(before) | own
     return Whole(folder, settings, own, None if trained else trained_transformer(before), trained)
+
+
+def state_of(model: Path) -> str:
+    """What two models share only if they draw alike. Raises BadInput for a folder that is none."""
+    folder = find_newest_checkpoint(model)
+    if (folder / "manifest.json").is_file():
+        return sha256(folder / "manifest.json")
+    Settings.read(folder)
+    return " ".join([sha256(folder / FILE), weights_sha256(folder), weights_sha256(folder / TRANSFORMER)])

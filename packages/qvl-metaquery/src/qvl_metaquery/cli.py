@@ -73,7 +73,8 @@ def generate(
     size: Size = None,
     batch: Batch = 4,
 ) -> None:
-    """Draw pictures of prompts; each PNG says in itself how it was drawn."""
+    """Draw pictures of prompts, each a PNG that says in itself how it was drawn; the same command goes on after a
+    kill."""
     from qvl_data.drawing.prompts import from_command_line
     from qvl_metaquery.sampling import Sampling
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qvl_core.errors import BadInput, first_line
 from qvl_core.files import new_folder
-from qvl_core.qwen3vl.load import load_model, quiet, stored_precision
+from qvl_core.qwen3vl.load import commit_of, load_model, quiet, stored_precision
 from qvl_core.recipe.blocks import Model
 from qvl_metaquery.opening import assemble, open_sana, open_transformer
 from qvl_metaquery.recipe import Sana
@@ -44,9 +44,9 @@ def convert(folder: Path, out: Path, mllm: Model, sana: Sana, size: int, system:
     base, processor = load_model(mllm, precision=stored_precision(mllm.name, mllm.revision), device="cpu")
     settings = Settings(
         mllm=_lasting(mllm.name),
-        mllm_revision=mllm.revision,
+        mllm_revision=commit_of(mllm.name, mllm.revision) or mllm.revision,
         sana=_lasting(sana.name),
-        sana_revision=sana.revision,
+        sana_revision=commit_of(sana.name, sana.revision, "transformer/config.json") or sana.revision,
         queries=len(rows) - 2,
         system=system,
         layers=parts.layers,

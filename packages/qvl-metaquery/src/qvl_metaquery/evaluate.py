@@ -15,20 +15,17 @@ from rich.console import Console
 from rich.progress import track
 
 from qvl_core.evaluation import continued_folder, show_figures
-from qvl_core.files import sha256, writing
+from qvl_core.files import writing
 from qvl_core.predictions import write_predictions
-from qvl_core.qwen3vl.load import weights_sha256
 from qvl_core.run import Scalar, result
 from qvl_data.drawing.files import Wish, write_picture
 from qvl_data.drawing.prompts import read_prompts
 from qvl_data.drawing.scores import figures_of, prefixed
-from qvl_metaquery.checkpoint import find_newest_checkpoint
+from qvl_metaquery.checkpoint import state_of
 from qvl_metaquery.generate import drawn, open_pipeline
 from qvl_metaquery.layouts import Sheet, Style, check_style, prepare, sheets, style_of
 from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.scorers import Picture, Scorer, scored
-from qvl_metaquery.settings import FILE, Settings
-from qvl_metaquery.weights import TRANSFORMER
 
 IMAGES = "images"
 
@@ -70,7 +67,7 @@ def evaluate(
     style = style or style_of(asked)
     check_style(asked, style, prompts)
     request = {
-        "model": identity(Path(model)),
+        "model": state_of(Path(model)),
         "prompts": hashlib.sha256(json.dumps([[one.text, dict(one.record)] for one in asked]).encode()).hexdigest(),
         "style": style,
         "number": number,
@@ -104,15 +101,6 @@ def evaluate(
     show_figures(counts | figures)
     print(run.path / IMAGES)
     return dict(values)
-
-
-def identity(model: Path) -> str:
-    """What two models share only if they draw alike. Raises BadInput for a folder that is none."""
-    folder = find_newest_checkpoint(model)
-    if (folder / "manifest.json").is_file():
-        return sha256(folder / "manifest.json")
-    Settings.read(folder)
-    return " ".join([sha256(folder / FILE), weights_sha256(folder), weights_sha256(folder / TRANSFORMER)])
 
 
 def draw(model: str, missing: Sequence[Sheet], style: Style, sampling: Sampling, batch: int) -> None:

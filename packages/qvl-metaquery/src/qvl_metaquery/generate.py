@@ -1,20 +1,21 @@
-"""`qvl-metaquery generate`: pictures of prompts, as files.
+"""`qvl-metaquery generate`: pictures of prompts, as files. The same command goes on after a kill.
 
 Every picture has a seed of its own, so how many are drawn together changes speed and memory, not pictures.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
 
 from qvl_core.errors import BadInput
-from qvl_core.files import writing
 from qvl_core.training.engine import DTYPES, resolve_precision
-from qvl_data.drawing.files import Wish, free_name, wishes_of, write_picture
+from qvl_data.drawing.files import Wish, draw_missing, said_of, wishes_of
 from qvl_data.drawing.prompts import Asked
+from qvl_metaquery.checkpoint import state_of
 from qvl_metaquery.pipeline import MetaQueryPipeline
 from qvl_metaquery.sampling import Sampling
 
@@ -35,19 +36,16 @@ def generate(
 
     seed  of the first picture of each prompt; the following ones count up
 
+    Pictures that are there already, drawn by the same model in the same way, are left as they are.
+
     Raises BadInput for pictures in a prompt of mode t2i, and for none in one of mode i2i.
     """
     check_mode(prompts, mode)
-    wishes = wishes_of(prompts, number, seed)
-    pipeline = open_pipeline(model)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for wish, picture in zip(wishes, drawn(pipeline, wishes, sampling, batch), strict=True):
-        how = said(wish, model, sampling)
-        file = free_name(out / wish.file_name, how)
-        write_picture(file, picture, how)
-        files.append(file)
+    state, how = state_of(Path(model)), {"model": model, **sampling.said()}
+    wishes = [(wish, {**said_of(wish, state), **how}) for wish in wishes_of(prompts, number, seed)]
+    pipeline = cache(lambda: open_pipeline(model))  # only if something is missing
+    files = draw_missing(out, wishes, lambda part: drawn(pipeline(), part, sampling, batch), batch)
+    for file in files:
         print(file)
     return files
 
@@ -78,9 +76,3 @@ def drawn(pipeline: MetaQueryPipeline, wishes: Sequence[Wish], sampling: Samplin
         texts = [wish.asked.text for wish in part]
         shown = [wish.asked.opened() for wish in part]
         yield from pipeline(texts, shown, seed=[wish.seed for wish in part], **sampling.arguments()).images
-
-
-def said(wish: Wish, model: str, sampling: Sampling) -> dict[str, Any]:
-    """How a picture was drawn, to stand in it."""
-    pictures = [one.path or one.origin for one in wish.asked.pictures]
-    return {"prompt": wish.asked.text, "images": pictures, "seed": wish.seed, "model": model, **sampling.said()}

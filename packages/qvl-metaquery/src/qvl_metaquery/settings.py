@@ -1,5 +1,6 @@
 """metaquery.json: what a trained model needs to draw beside weights. Written by a run, read by the pipeline."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from qvl_core.recipe.blocks import Media
@@ -13,10 +14,12 @@ SYSTEM = (
 
 
 class Settings(TrainedSettings):
-    """Names and shapes; `mllm` and `sana` are hub ids or folders."""
+    """Names and shapes; `mllm` and `sana` are hub ids or folders, the revisions of hub ids the commits that were
+    trained with."""
 
     FILE: ClassVar[str] = FILE
     PARTS: ClassVar[tuple[str, ...]] = ("mllm", "sana")
+    REVISIONS: ClassVar[Mapping[str, str]] = {"mllm": "mllm_revision", "sana": "sana_revision"}
     WHAT: ClassVar[str] = (
         "no model that draws; name a run folder, its final/, or a folder that `qvl-metaquery` has written."
     )

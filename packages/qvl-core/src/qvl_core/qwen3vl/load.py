@@ -168,7 +168,7 @@ def commit_of(name: str, revision: str | None = None, file: str = "config.json")
     if name == "tiny" or Path(name).expanduser().is_dir():
         return None
     path = try_to_load_from_cache(name, file, revision=revision)
-    return Path(path).parent.name if isinstance(path, str) else None
+    return Path(path).parents[file.count("/")].name if isinstance(path, str) else None
 
 
 def summary(model: Any) -> str:

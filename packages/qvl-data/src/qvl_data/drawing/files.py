@@ -1,5 +1,6 @@
 """Pictures as files: PNG that says in itself how it was drawn, and a name that says what and from which seed."""
 
+import hashlib
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from qvl_core.errors import BadInput
 from qvl_core.evaluation import write_lines
 from qvl_core.files import write_atomic, writing
 
+from ..hashing import media_key
 from .prompts import Asked
 
 LIST = "drawn.jsonl"
@@ -35,6 +37,20 @@ class Wish(NamedTuple):
 def wishes_of(prompts: Sequence[Asked], number: int, seed: int) -> list[Wish]:
     """`number` pictures of each prompt; `seed` is that of the first, the following ones count up."""
     return [Wish(asked, seed + each) for asked in prompts for each in range(number)]
+
+
+def said_of(wish: Wish, state: Any) -> dict[str, Any]:
+    """What is drawn, to stand in its picture; `inputs` changes with the model and the content of the files it shows.
+
+    state  JSON values that tell apart models that draw differently
+
+    Raises BadInput.
+    """
+    asked = wish.asked
+    shown = [media_key(one, asked.opener).hex() for one in asked.pictures]
+    inputs = hashlib.sha256(json.dumps([state, shown]).encode()).hexdigest()[:16]
+    images = [one.path or one.origin for one in asked.pictures]
+    return {"prompt": asked.text, "images": images, "seed": wish.seed, "inputs": inputs}
 
 
 def draw_missing(
