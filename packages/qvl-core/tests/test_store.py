@@ -18,6 +18,7 @@ from torch import Tensor
 
 from qvl_core.errors import BadInput, QVLError
 from qvl_core.testing import operations
+from qvl_core.training import store as stores
 from qvl_core.training.store import Store
 
 ABOUT = {"size": 8, "dtype": "bfloat16"}
@@ -111,7 +112,33 @@ def test_a_look_up_reads_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert key(6) in store
     assert not touched
     store.get(key(6))
-    assert touched == ["001"]
+    assert set(touched) == {"001"}
+
+
+@pytest.mark.parametrize(("limit", "room"), [("MAPPED", 2), ("MAPPED_BYTES", 2 * 3 * 48 + 1)])
+def test_shards_that_were_read_from_last_stay_mapped_and_checked_ones_stay_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, room: int
+) -> None:
+    monkeypatch.setattr(stores, limit, room)
+    store = fill(tmp_path / "store", [range(at, at + 3) for at in range(0, 12, 3)])
+    mapped: list[str] = []
+    checked: list[bytes] = []
+    map_one, add_up = Store._map, stores._sum
+    monkeypatch.setattr(Store, "_map", lambda self, name: mapped.append(name) or map_one(self, name))
+    monkeypatch.setattr(stores, "_sum", lambda name, tensor: checked.append(name) or add_up(name, tensor))
+    kept = store.get(key(0))
+    for number in (0, 3, 1, 6, 2, 4, 9, 0):
+        assert torch.equal(store.get(key(number)), value(number))  # type: ignore[arg-type]
+    assert mapped == ["000", "001", "002", "001", "003", "000"]
+    assert checked == [key(number) for number in (0, 3, 1, 6, 2, 4, 9)]
+    assert torch.equal(kept, value(0))  # type: ignore[arg-type]
+    store.get(key(3)), store.get(key(6))  # 003 makes room
+    file = store.folder / "shards/003.safetensors"
+    data = bytearray(file.read_bytes())
+    data[data.index(value(9).view(torch.uint8).numpy().tobytes())] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(QVLError, match="is not what was written"):  # though it was checked before it changed
+        store.get(key(9))
 
 
 # Whose it is

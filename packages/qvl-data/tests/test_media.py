@@ -1,6 +1,7 @@
 """Pictures: upright, in RGB, whole; everything else refused with the file's name and the reason."""
 
 import base64
+import hashlib
 import io
 import os
 import struct
@@ -15,12 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
+from qvl_data import hashing
 from qvl_data.augment import Augmentation
 from qvl_data.errors import BadSample
+from qvl_data.hashing import media_key
 from qvl_data.jpeg import quick_size
 from qvl_data.limits import Limits
-from qvl_data.media import Opener, image_frames, image_size, open_image, read_bytes
-from qvl_data.sample import Media
+from qvl_data.media import Opener, image_frames, image_size, in_memory, open_image, read_bytes
+from qvl_data.sample import Media, Message, Part, Sample
 
 from .chats import file_of, picture, write_png
 
@@ -68,6 +71,58 @@ def test_exif_after_the_pixels_of_a_png_counts_too():
     end = rest.index(b"IEND") - 4
     late = rest[:end] + chunk + rest[end:]
     assert image_size(embedded(late)) == open_image(embedded(late)).size == (20, 30)
+
+
+def test_files_in_memory_are_what_they_were_on_the_disk(tmp_path):
+    for name, side in (("a.png", 4), ("b.png", 6)):
+        picture(side, side).save(tmp_path / name)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
+    parts = [Part(type="image", media=index) for index in range(3)]
+    media = (at("a.png"), at("b.png"), at("cut.png"))
+    sample = Sample(task="chat", media=media, messages=(Message(role="user", parts=tuple(parts)),))
+    sample = sample.read_from(Opener(tmp_path), "rows:1")
+    wanted = [media_key(one, sample.opener) for one in sample.media], sample.opener.open(sample.media[0]).tobytes()
+    read = in_memory(sample, (0, 2))
+    for name in ("a.png", "b.png", "cut.png"):
+        (tmp_path / name).unlink()
+    keys = [media_key(read.media[index], read.opener) for index in (0, 2)]
+    assert (keys, read.opener.open(read.media[0]).tobytes()) == ([wanted[0][0], wanted[0][2]], wanted[1])
+    assert (read.id, read.place, read.opener.size(read.media[0])) == (sample.id, "rows:1", (4, 4))
+    assert (read.media[1], sample.media[0].bytes) == (media[1], None)
+    with pytest.raises(BadSample, match=r"cut\.png: truncated or damaged"):
+        read.opener.open(read.media[2])
+    for name, limits, said in (("none.png", Limits(), "cannot be opened"), ("b.png", Limits(image_bytes=8), "limit")):
+        picture(6, 6).save(tmp_path / "b.png")
+        one = Sample(task="chat", media=(at(name),), messages=(Message(role="user", parts=(parts[0],)),))
+        with pytest.raises(BadSample, match=said):
+            in_memory(one.read_from(Opener(tmp_path, limits=limits), ""), (0,))
+
+
+def test_a_file_is_read_once_for_its_key_until_it_changes(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(hashing, "read_bytes", lambda *given: read.append(1) or read_bytes(*given))
+    file, opener = tmp_path / "a.png", Opener(tmp_path)
+
+    def key(content, changed):
+        """Of a file with such a time, asked for twice."""
+        file.write_bytes(content)
+        os.utime(file, ns=(changed, changed))
+        keys = {media_key(at("a.png"), opener) for _ in range(2)}
+        assert keys == {hashlib.sha256(content).digest()}
+        times, read[:] = len(read), []
+        return times
+
+    old = time.time_ns() - 2 * hashing.SETTLED
+    assert [key(b"one", old), key(b"two", old + 1), key(b"three", old + 1)] == [1, 1, 1]
+    assert key(b"fresh", time.time_ns()) == 2  # it may change again without a sign
+    assert key(b"three", old + 1) == 0
+    file.unlink()
+    with pytest.raises(BadSample, match="cannot be opened"):
+        media_key(at("a.png"), opener)
+    (tmp_path / "below").mkdir()
+    key(b"outside", old)
+    with pytest.raises(BadSample, match="outside"):
+        media_key(at(str(file)), Opener(tmp_path / "below"))
 
 
 def test_a_meaningless_orientation_is_ignored():

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from qvl_core.errors import BadInput
 from qvl_edit.cut import Bucket
-from qvl_edit.embed import Embedder, EncoderInput, padded
+from qvl_edit.embed import Embedder, EncoderInput, joined, padded
 from qvl_edit.packing import Grid
 from qvl_edit.profile import Profile, read_profile
 
@@ -123,6 +124,23 @@ def test_the_pipeline_says_the_same_if_it_passes_token_types(
     assert mask is None
     torch.testing.assert_close(states[0], one.whole(0), **CLOSE)
     assert torch.allclose(without[0], one.whole(0), **CLOSE) == (count == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_are_joined_in_the_memory_of_the_batch(dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(0)
+    rows = [[torch.randn(n, 8, generator=rng).to(dtype) for n in lengths] for lengths in ((3, 2), (4,), (0, 1, 6))]
+    wholes = [torch.cat(pieces) for pieces in rows]
+    states, mask = joined(rows)
+    assert mask is not None
+    assert torch.equal(states, pad_sequence(wholes, batch_first=True))
+    assert all(map(torch.equal, padded(wholes), (states, mask)))
+    assert mask.sum(1).tolist() == [5, 4, 7]
+    alone, none = joined([rows[1]])
+    assert none is None
+    alone.zero_()  # as stored ones are mapped files
+    assert torch.equal(rows[1][0], wholes[1])
+    assert bool(wholes[1].any())
 
 
 @pytest.mark.parametrize("name", ["edit-plus", "edit-2511"])

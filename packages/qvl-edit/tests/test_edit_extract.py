@@ -99,7 +99,7 @@ def test_what_is_stored_is_what_the_encoder_says(recipe: Any, data: Path, tmp_pa
             seen = tuple(resized(one, geometry.vl((one.height, one.width))) for one in pictures)
             (online,) = embedder([EncoderInput(question.texts, seen)])
             for number, text in enumerate(question.texts):
-                kept = stored.whole(sample, question.pictures, text)
+                kept = torch.cat(stored.pieces(sample, question.pictures, text))
                 torch.testing.assert_close(kept, online.whole(number), rtol=0, atol=1e-5)
             counts.append((len(question.pictures), len(question.texts)))
     assert counts == [(1, 3), (1, 3), (2, 3), (0, 3)]
@@ -218,14 +218,14 @@ def test_a_cut_shard_is_noticed(recipe: Any, data: Path, tmp_path: Path) -> None
     shard.write_bytes(shard.read_bytes()[:-100])
     stored = StoredEmbeddings(Store(tmp_path / "out", next((tmp_path / "out").glob("index-*")).name))
     with pytest.raises(QVLError, match=r"is damaged .*; remove it"):
-        stored.whole(Dataset(data)[2], (), CAT["instruction"])
+        stored.pieces(Dataset(data)[2], (), CAT["instruction"])
 
 
 def test_what_is_not_there_is_said(recipe: Any, data: Path, tmp_path: Path) -> None:
     extract(recipe("mixture.sources=0=1"), tmp_path / "out")
     stored = StoredEmbeddings(Store(tmp_path / "out", "").again())
     with pytest.raises(BadSample, match=r'"Change the sky to sunset." with its 1 pictures is not in stored.embeddings'):
-        stored.whole(Dataset(data)[0], (0,), SKY["instruction"])
+        stored.pieces(Dataset(data)[0], (0,), SKY["instruction"])
 
 
 def test_bad_rows_are_counted_with_their_reasons(recipe: Any, data: Path, tmp_path: Path) -> None:

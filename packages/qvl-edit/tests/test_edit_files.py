@@ -154,14 +154,14 @@ def test_files_that_are_none_are_one_sentence(made: Path, tmp_path: Path, spoil:
     (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "embeddings_tensor_en": "one.pt"}) + "\n", encoding="utf-8")
     sample = Dataset(tmp_path / "rows.jsonl", allow_root=(made,))[0]
     with pytest.raises(BadSample, match=said):
-        FiledEmbeddings(WIDTH).whole(sample, [0], "a 0")
+        FiledEmbeddings(WIDTH).pieces(sample, [0], "a 0")
     assert "run" not in capsys.readouterr().out
 
 
 def test_a_row_without_a_file_is_said(data: Path) -> None:
     sample = Dataset(data / "a" / "rows.jsonl")[0]
     with pytest.raises(BadSample, match='"embeddings_tensor_en_inv" names no file; extract the embeddings of this row'):
-        FiledEmbeddings(WIDTH).whole(sample, [1], "back 0")
+        FiledEmbeddings(WIDTH).pieces(sample, [1], "back 0")
 
 
 def test_check_reads_files(made: Path, checkpoint: Callable[..., Path]) -> None:

@@ -100,9 +100,9 @@ def test_a_steps_prediction_is_that_of_the_pipeline_at_the_same_time(
         noisy = named["hidden_states"][:, : latents.shape[1]]
         noise = (noisy - (1 - level) * latents) / level
         example = Example(
-            id="a", bucket=bucket, pictures=pictures, told=told, noise=noise[0].numpy(), level=float(level)
+            id="a", bucket=bucket, pictures=pictures, told=(told,), noise=noise[0].numpy(), level=float(level)
         )
-        other = replace(example, told=told[:-3])  # makes padding of the first
+        other = replace(example, told=(told[:2], told[2:-3]))  # makes padding of the first
         batch = collate([other, example], coded=False)
         ((ours, predicted),) = calls(
             pipe.transformer, lambda batch=batch: edit_losses(pipe.transformer, batch, vae, CALL)
@@ -160,7 +160,7 @@ def some(pipe: Any, lengths: list[int], shares: list[int] | None = None, only: i
             id=str(number),
             bucket=bucket,
             pictures=tuple(numbers(picture(size, seed=number)) for size in (bucket.target, *bucket.sources)),
-            told=torch.from_numpy(rng.standard_normal((length, 64), dtype=np.float32)),
+            told=(torch.from_numpy(rng.standard_normal((length, 64), dtype=np.float32)),),
             noise=rng.standard_normal((CALL.grid.tokens(bucket.target), features), dtype=np.float32),
             level=0.2 + 0.3 * number,
             share=1 if shares is None else shares[number],

@@ -5,6 +5,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,30 @@ from edit_rows import task
 
 from qvl_core.recipe.blocks import Data
 from qvl_core.training.parts import Micro
+from qvl_data import media
 from qvl_data.sample import Sample
 from qvl_data.sources import mixtures
 from qvl_edit.batch import EditBatch
 from qvl_edit.geometry import Geometry
 from qvl_edit.mixture import Mixture
 from qvl_edit.packing import Grid
+from qvl_edit.questions import sources_of, target_of
 from qvl_edit.slots import Corruption, EditBatches, Reading
+from qvl_edit.stored import content
 from qvl_edit.tasks import Tasks, expanded, tasks_of
+from qvl_edit.texts import directed
 from qvl_edit.times import Shift
 
 WIDTH = 8
 A, B = (0, 1, 1, 1, 2, 1), (1, 2, 1)
 
 
-def told(sample: Sample, pictures: Sequence[int], text: str) -> torch.Tensor:
-    """As many tokens as the text has letters, and one; different for different pictures and texts."""
-    asked = f"{[sample.media[index].path for index in pictures]} {text}"
+def told(sample: Sample, pictures: Sequence[int], text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token, and as many as the text has letters; different for different pictures and texts."""
+    asked = f"{[sample.media[index].path or sample.media[index].origin for index in pictures]} {text}"
     seed = int.from_bytes(hashlib.sha256(asked.encode()).digest()[:4], "big")
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((len(text) + 1, WIDTH), dtype=np.float32))
+    tokens = torch.from_numpy(np.random.default_rng(seed).standard_normal((len(text) + 1, WIDTH), dtype=np.float32))
+    return tokens[:1], tokens[1:]
 
 
 @pytest.fixture
@@ -171,13 +177,37 @@ def test_a_way_back_exchanges_pictures_and_texts(meta: Path) -> None:
                 assert texts is not None
                 said = "" if one.choice.left_out else texts[one.choice.text.language]
                 seen_picture = 1 if one.choice.text.inverse else 0
-                assert torch.equal(example.told, told(sample, (seen_picture,), said))
+                assert all(map(torch.equal, example.told, told(sample, (seen_picture,), said)))
                 assert source != target
                 seen[one.choice.text.inverse, one.choice.left_out] += 1
     assert len(seen) == 4
     alone = batches(meta, sources={1: 1.0}, inverse=False)
     forwards = [one for step in range(12) for forward in alone.plan(step, 0, 1).forwards for one in forward]
     assert not any(one.choice.text.inverse for one in forwards)
+
+
+def test_a_picture_is_read_once_for_what_it_shows_and_what_is_known_of_it(
+    meta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[bytes] = []
+
+    def told_by_file(sample: Sample, pictures: Sequence[int], text: str) -> tuple[torch.Tensor, ...]:
+        known.extend(content(sample, pictures))
+        return told(sample, pictures, text)
+
+    made = batches(meta)
+    made = replace(made, reading=replace(made.reading, told=told_by_file))
+    (forward, *_) = made.plan(0, 0, 1).forwards
+    opened: list[str] = []
+    open_one = media._file
+    monkeypatch.setattr(media, "_file", lambda one, *roots: opened.append(one.path) or open_one(one, *roots))
+    for wanted in forward:
+        known.clear(), opened.clear()
+        sample = made.sample(wanted.draw)
+        made.example(0, wanted)
+        assert sorted(filter(None, opened)) == sorted({one.path for one in sample.media})
+        _, sources = directed(wanted.choice.text, target_of(sample), sources_of(sample))
+        assert known == [*content(sample, sources)]
 
 
 def test_bad_samples_are_left_out_and_named_once(meta: Path) -> None:

@@ -6,6 +6,8 @@ brightness: 64 bits of which a copy changes few and another picture about half.
 
 import hashlib
 import json
+import os
+import time
 from functools import cache
 
 import numpy as np
@@ -20,6 +22,10 @@ from .sample import Media, Sample
 BITS = 64
 SIGNATURE = 64
 """Entries of the signature of a text."""
+REMEMBERED = 1 << 18
+"""Files of a data set whose keys a process remembers: some 100 MB."""
+SETTLED = 2_000_000_000
+"""Nanoseconds after which a file that changes has another time, on every file system."""
 _SIDE, _KEPT = 32, 8  # pixels of the reduced picture; lowest frequencies that are kept, each way
 _SHINGLE = 5  # characters
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -97,15 +103,39 @@ def text_key(sample: Sample) -> bytes:
 def media_key(media: Media, opener: Opener) -> bytes:
     """SHA-256 (32 bytes) of the file of a picture or video; of its address where it is remote. Raises BadSample.
 
-    A video given as frames has no file: its key says which frames, and they are media of their own.
+    A video given as frames has no file: its key says which frames, and they are media of their own. A process reads a
+    file once for it, as long as size and time of the file stay.
     """
+    if media.path is not None:
+        return _path_key(media, media.path, opener)
     if media.video is not None and media.video.frames is not None:
         content = media.video.model_dump_json().encode()
     elif media.url is not None and media.url.lower().startswith(("http://", "https://")):
         content = media.url.encode("utf-8", "surrogatepass")
     else:
-        content = read_bytes(media, opener.root, opener.allow_root)
+        return _content_key(media, opener)
     return hashlib.sha256(content).digest()
+
+
+def _path_key(media: Media, path: str, opener: Opener) -> bytes:
+    """Of a file, which is read only if it is not known, or has changed."""
+    try:
+        status = os.stat(os.path.join(opener.root or "", path))
+    except (OSError, ValueError):  # to read it says what is wrong
+        return _content_key(media, opener)
+    stamp = (status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev)
+    before, key = opener.known.get(path, (None, b""))
+    if before != stamp:
+        key = _content_key(media, opener)
+        if time.time_ns() - status.st_mtime_ns > SETTLED:
+            opener.known[path] = stamp, key
+            if len(opener.known) > REMEMBERED:
+                del opener.known[next(iter(opener.known))]
+    return key
+
+
+def _content_key(media: Media, opener: Opener) -> bytes:
+    return hashlib.sha256(read_bytes(media, opener.root, opener.allow_root)).digest()
 
 
 def picture_hash(media: Media, opener: Opener) -> int | None:

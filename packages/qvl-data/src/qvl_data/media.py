@@ -13,10 +13,10 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -32,7 +32,7 @@ from .jpeg import quick_size
 from .jpeg_pixels import quick_picture
 from .limits import DEFAULTS, Limits
 from .pixels import orientation, rgb, upright
-from .sample import Media
+from .sample import Media, Sample
 from .sniff import FORMATS, sniff
 
 if TYPE_CHECKING:
@@ -57,6 +57,14 @@ class Opener:
     limits: Limits = DEFAULTS
     augmentation: "Augmentation | None" = None
     background: tuple[int, int, int] = WHITE
+
+    @cached_property
+    def known(self) -> dict[str, tuple[tuple[int, ...], bytes]]:
+        """Of files that were read from here, by path: a stamp, and a key that holds as long as it does (`hashing`)."""
+        return {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "known"}
 
     def open(self, media: Media) -> Image.Image:
         """The picture in RGB, upright, on the background where it was transparent. Raises BadSample."""
@@ -159,6 +167,23 @@ def read_bytes(media: Media, root: Path | None = None, allow_root: tuple[Path, .
     file, _ = _file(media, root, allow_root)
     with file:
         return file.read()
+
+
+def in_memory(sample: Sample, pictures: Iterable[int]) -> Sample:
+    """The same sample with the files of some of its pictures read, once, however often they are opened or hashed then.
+
+    pictures  indices into its media
+
+    Raises BadSample.
+    """
+    media = list(sample.media)
+    for index in set(pictures):
+        one, opener = media[index], sample.opener
+        if one.bytes is None:
+            with _opened(one, opener.root, opener.allow_root, opener.limits) as (file, name):
+                read = {"path": None, "url": None, "bytes": file.read(), "origin": name}
+            media[index] = one.model_copy(update=read)
+    return sample.model_copy(update={"media": tuple(media)})
 
 
 def media_name(media: Media) -> str:

@@ -1,7 +1,7 @@
 """Slots of a step as the tensors of one forward: samples of one bucket, their texts padded on the right.
 
 Shapes: B samples, H x W of a picture and C channels of a latent (3 of a picture), N tokens of a target with F features,
-L tokens of a text of width D.
+L tokens of a text of width D, perhaps in pieces.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvl_edit.cut import Bucket
-from qvl_edit.embed import padded
+from qvl_edit.embed import joined
 
 Array = NDArray[np.float32]
 
@@ -24,7 +24,7 @@ class Example:
     """One slot.
 
     pictures  the target, then its sources: (3, H, W) in [-1, 1], or (C, H, W) latents as `Vae.raw` gives them
-    told      (L, D) embedding of the text and the sources
+    told      embedding of the text and the sources, in pieces (L_i, D), one behind the other
     noise     (N, F)
     level     of the noise, in (0, 1]
     share     what the loss counts it: 1, or 0 for a witness
@@ -33,7 +33,7 @@ class Example:
     id: str
     bucket: Bucket
     pictures: tuple[Array, ...]
-    told: Tensor
+    told: tuple[Tensor, ...]
     noise: Array
     level: float
     share: int = 1
@@ -75,7 +75,7 @@ class EditBatch:
 
 def collate(examples: Sequence[Example], coded: bool) -> EditBatch:
     """One batch of samples of one bucket; `coded`: their pictures are latents."""
-    told, told_mask = padded([example.told for example in examples])
+    told, told_mask = joined([example.told for example in examples])
     return EditBatch(
         bucket=examples[0].bucket,
         pictures=tuple(map(_stacked, zip(*(example.pictures for example in examples), strict=True))),

@@ -207,9 +207,9 @@ def _told(
                 style="yellow",
                 markup=False,
             )
-        return FiledEmbeddings(width).whole
+        return FiledEmbeddings(width).pieces
     folder = Path(str(recipe.stored.embeddings)).expanduser()
-    return StoredEmbeddings(world.on_first(lambda: Store.open(folder, origin, FIX))).whole
+    return StoredEmbeddings(world.on_first(lambda: Store.open(folder, origin, FIX))).pieces
 
 
 def open_transformer(

@@ -123,11 +123,11 @@ def _tokens(samples: Samples, train: bool, looking: Looking, grid: Grid, item: I
 def _stored(recipe: EditRecipe, made: Configs) -> Told | None:
     """The embeddings, if they are there. Raises BadInput for those of another template."""
     if recipe.stored.layout == "files":
-        return FiledEmbeddings(transformer_shapes(made).config[call_class(made.profile).width]).whole
+        return FiledEmbeddings(transformer_shapes(made).config[call_class(made.profile).width]).pieces
     folder = Path(str(recipe.stored.embeddings)).expanduser()
     if not (folder / HEAD).is_file():
         return None
-    return StoredEmbeddings(Store.open(folder, made.profile.about(), FIX)).whole
+    return StoredEmbeddings(Store.open(folder, made.profile.about(), FIX)).pieces
 
 
 def _about_stored(recipe: EditRecipe, stored: Told | None) -> Iterator[str]:
@@ -138,7 +138,7 @@ def _about_stored(recipe: EditRecipe, stored: Told | None) -> Iterator[str]:
         )
 
 
-def _nothing(*_: Any) -> torch.Tensor:
+def _nothing(*_: Any) -> tuple[torch.Tensor, ...]:
     raise AssertionError("no sample is read in full")
 
 
@@ -171,7 +171,7 @@ def _panel(batches: EditBatches, wanted: Wanted, stored: Told | None) -> Panel:
     if stored is not None:
         _, sources = directed(text, target_of(sample), sources_of(sample))
         try:
-            told = f"{len(stored(sample, sources, said(sample, wanted.choice))):,} tokens of text and sources"
+            told = f"{sum(map(len, stored(sample, sources, said(sample, wanted.choice)))):,} tokens of text and sources"
         except BadSample as error:
             told = str(error)
         line.append(f"\n{printable(told)}", style="dim")

@@ -193,9 +193,19 @@ def padded(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """(B, L, D) of embeddings (L, D), zeros behind shorter ones, and (B, L), true where there is one: without this mask
     the transformer takes the zeros for words. None where nothing is padded: attention without a mask has the faster
     kernels."""
-    states = pad_sequence(list(embeddings), batch_first=True)
-    counts = [len(one) for one in embeddings]
-    if min(counts) == max(counts):
-        return states, None
+    return joined([(one,) for one in embeddings])
+
+
+def joined(embeddings: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]:
+    """`padded` of embeddings in pieces (L_i, D), one behind the other. Each piece is copied once, to its place."""
+    if len(embeddings) == 1:
+        return torch.cat(list(embeddings[0]))[None], None
+    counts = [sum(map(len, pieces)) for pieces in embeddings]
+    longest, shortest = max(counts), min(counts)
+    if longest == shortest:
+        return torch.cat([part for pieces in embeddings for part in pieces]).view(len(counts), longest, -1), None
+    zeros = embeddings[0][0].new_zeros(longest - shortest, embeddings[0][0].shape[1])
+    laid = [part for pieces, n in zip(embeddings, counts, strict=True) for part in (*pieces, zeros[: longest - n])]
+    states = torch.cat(laid).view(len(counts), longest, -1)  # (B, L, D)
     lengths = torch.tensor(counts, device=states.device)
-    return states, torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+    return states, torch.arange(longest, device=states.device) < lengths[:, None]

@@ -22,6 +22,7 @@ from qvl_core.training.left_out import left_out
 from qvl_core.training.parts import Micro
 from qvl_core.training.store import Store
 from qvl_core.training.world import World
+from qvl_data.media import in_memory
 from qvl_data.progress import track
 from qvl_data.sample import Sample
 from qvl_data.sources import Mixture
@@ -127,8 +128,9 @@ class _Pictures:
         for text in texts_of(sample, self.asking.inverse):
             target, sources = directed(text, target_of(sample), sources_of(sample))
             wanted |= set(zip((target, *sources), bucket_of(sample, text, self.geometry).sizes, strict=True))
+        shown = in_memory(sample, [index for index, _ in wanted])
         for index, size in sorted(wanted):
-            (picture,) = content(sample, [index])
+            (picture,) = content(shown, [index])
             key = latent_key(picture, size)
             if key not in self.store:
-                yield key, torch.from_numpy(numbers(resized(sample.opener.open(sample.media[index]), size)).copy())
+                yield key, torch.from_numpy(numbers(resized(shown.opener.open(shown.media[index]), size)).copy())

@@ -29,6 +29,7 @@ from qvl_core.training.left_out import check_bad, left_out
 from qvl_core.training.parts import Micro
 from qvl_core.training.store import Store
 from qvl_core.training.world import World, processes
+from qvl_data.media import in_memory
 from qvl_data.progress import track
 from qvl_data.sample import Sample
 from qvl_data.sources import Mixture, mixtures
@@ -186,9 +187,10 @@ class _Questions:
         """Raises BadSample, also for what training could not resize."""
         buckets_of(sample, self.asking.inverse, self.geometry)
         for question in self.asking.of(sample, self.profile, mixture is self.windows.lists[0]):
-            pictures = content(sample, question.pictures)
+            shown = in_memory(sample, question.pictures)
+            pictures = content(shown, question.pictures)
             if any(key(pictures, text) not in self.store for text in (None, *question.texts)):
-                seen = tuple(self._seen(sample, at) for at in question.pictures)
+                seen = tuple(self._seen(shown, at) for at in question.pictures)
                 yield pictures, EncoderInput(question.texts, seen)
 
     def _seen(self, sample: Sample, index: int) -> Image:

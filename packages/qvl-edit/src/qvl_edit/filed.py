@@ -50,7 +50,7 @@ class FiledEmbeddings:
     def __init__(self, width: int) -> None:
         self.width = width
 
-    def whole(self, sample: Sample, pictures: Sequence[int], text: str) -> Tensor:
+    def pieces(self, sample: Sample, pictures: Sequence[int], text: str) -> tuple[Tensor]:
         """(L, D) of a text about some of a sample's media. Raises BadSample."""
         fields, _ = unpack_extra(sample, "edit")
         column = COLUMN + next(iter(_suffixes(sample, pictures, text)), "")
@@ -59,7 +59,7 @@ class FiledEmbeddings:
             problem = f'"{column}" names no file; extract the embeddings of this row, or set stored.layout=shards'
             raise BadSample("not_extracted", problem, sample.place, sample.id)
         with placed(sample):
-            return read(locate(path, sample.opener.root, sample.opener.allow_root), self.width)
+            return (read(locate(path, sample.opener.root, sample.opener.allow_root), self.width),)
 
 
 def read(file: Path, width: int) -> Tensor:
@@ -167,7 +167,7 @@ def _row(
         folder.mkdir(parents=True, exist_ok=True)
     for question in questions:
         for text in question.texts:
-            value = stored.whole(sample, question.pictures, text).clone()
+            value = torch.cat(stored.pieces(sample, question.pictures, text))
             for suffix in _suffixes(sample, question.pictures, text):
                 file = folder / f"{line}{suffix}.pt"
                 with writing(file):

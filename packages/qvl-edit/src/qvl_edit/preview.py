@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import nn
 
@@ -70,7 +71,8 @@ class Preview:
         bucket = self.reading.bucket(sample, choice.text)
         target, *sources = self.reading.pictures(sample, choice.text, bucket)
         _, places = directed(choice.text, target_of(sample), sources_of(sample))
-        told = self.reading.told(sample, places, said(sample, choice))
-        untold = self.reading.told(sample, places, self.sampling.negative) if self.sampling.guided else None
+        told = torch.cat(self.reading.told(sample, places, said(sample, choice)))
+        negative = self.sampling.negative
+        untold = torch.cat(self.reading.told(sample, places, negative)) if self.sampling.guided else None
         conditions = Conditions(told, untold, bucket, tuple(map(numbers, sources)), seed=0)
         return item, Prompt(said(sample, choice), tuple(sources), target, conditions)

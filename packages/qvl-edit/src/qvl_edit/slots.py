@@ -18,6 +18,7 @@ from qvl_core.training.parts import Micro
 from qvl_core.training.samples import Bad
 from qvl_data.errors import BadSample
 from qvl_data.formats import edit
+from qvl_data.media import in_memory
 from qvl_data.sample import Sample
 from qvl_edit.batch import Array, EditBatch, Example, collate
 from qvl_edit.cut import Bucket, Size, cut, deal
@@ -32,8 +33,8 @@ from qvl_edit.times import Shift, level_of, noise_of
 
 Coded = Callable[[Sample, int, Size], Array]
 """(C, H, W) of one of a sample's media at a size in pixels, as `Vae.raw` gives it. Raises BadSample."""
-Told = Callable[[Sample, Sequence[int], str], Tensor]
-"""(L, D) of a text about some of a sample's media. Raises BadSample."""
+Told = Callable[[Sample, Sequence[int], str], tuple[Tensor, ...]]
+"""The embedding of a text about some of a sample's media, in pieces (L_i, D). Raises BadSample."""
 
 
 class Wanted(NamedTuple):
@@ -105,6 +106,7 @@ class Reading:
         """Everything read. Raises BadSample."""
         target, sources = directed(choice.text, target_of(sample), sources_of(sample))
         if self.coded is None:
+            sample = in_memory(sample, (target, *sources))
             pictures = tuple(map(numbers, self.pictures(sample, choice.text, bucket)))
         else:
             shown = zip((target, *sources), bucket.sizes, strict=True)
@@ -131,7 +133,7 @@ class Reading:
             id="witness",
             bucket=bucket,
             pictures=(np.zeros(shape, np.float32),),
-            told=torch.zeros(1, self.width),
+            told=(torch.zeros(1, self.width),),
             noise=np.zeros((corruption.tokens(bucket), corruption.features), np.float32),
             level=1.0,
             share=0,

@@ -37,19 +37,19 @@ class StoredEmbeddings:
 
     store: Store
 
-    def whole(self, sample: Sample, pictures: Sequence[int], text: str) -> Tensor:
-        """(L, D) of a text about some of a sample's media, in the type that they were stored in. Raises BadSample."""
+    def pieces(self, sample: Sample, pictures: Sequence[int], text: str) -> tuple[Tensor, Tensor]:
+        """(P, D) and (S, D) of a text about some of a sample's media, in the type that they were stored in and in the
+        memory that the store is mapped to: not to be written to. Raises BadSample."""
         shown = content(sample, pictures)
-        parts = [self.store.get(key(shown)), self.store.get(key(shown, text))]
-        there = [part for part in parts if part is not None]
-        if len(there) < len(parts):
+        shared, own = self.store.get(key(shown)), self.store.get(key(shown, text))
+        if shared is None or own is None:
             said = f'"{text[:60]}"' if text else "the empty text"
             problem = (
                 f"{said} with its {len(pictures)} pictures is not in stored.embeddings ({self.store.folder}); add it "
                 "with `qvl-edit extract`"
             )
             raise BadSample("not_extracted", problem, sample.place, sample.id)
-        return torch.cat(there)
+        return shared, own
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def about_latents(geometry: Geometry, folder: Path, dtype: torch.dtype) -> dict[
 
 def content(sample: Sample, pictures: Sequence[int]) -> tuple[bytes, ...]:
     """What tells pictures apart, in their order. Raises BadSample for one that cannot be read."""
-    return tuple(media_key(sample.media[index], sample.opener) for index in pictures)
+    opener = sample.opener
+    return tuple(media_key(sample.media[index], opener) for index in pictures)
 
 
 def key(pictures: Sequence[bytes], text: str | None = None) -> bytes:

@@ -10,15 +10,16 @@ FOLDER/shards/NAME.safetensors    keys (n, 32), ends (n,), sums (n,), and values
 FOLDER/index-HASH.safetensors     keys (N, 32), sorted, and places (N, 2), shard and entry; HASH is of the shards
 
 Tensors of one store may differ in their first dimension. Files are mapped, not read: of 25 million keys a look-up
-touches a few pages, which all processes share. A shard stays mapped once it was read from, and a tensor is checked the
-first time that a process reads it. (What a run keeps of a frozen
-tower for its own later epochs, as long as there is room, is `qwen3vl.features`.)
+touches a few pages, which all processes share. The shards that were read from last stay mapped, and a tensor is checked
+the first time that a process reads it. (What a run keeps of a frozen tower for its own later epochs, as long as there
+is room, is `qwen3vl.features`.)
 
 Shapes: n entries of a shard, N of all.
 """
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,7 +40,8 @@ from qvl_core.errors import BadInput, QVLError, first_line
 from qvl_core.files import write_atomic, writing
 
 HEAD = "store.json"
-MAPPED = 4096  # shards at most, of the 65,530 that Linux lets a process map
+MAPPED = 4096  # shards at most, of the 65,530 files that Linux lets a process map
+MAPPED_BYTES = (8 if os.name == "nt" else 4096) * 2**30  # Windows keeps room for as much in its page file
 KEY = 32  # bytes of a key: a SHA-256
 
 
@@ -49,11 +51,12 @@ class _Shard(NamedTuple):
     starts: list[int]  # n + 1
     sums: list[int]  # n
     values: Tensor
-    checked: set[int]
+    checked: bytearray  # n, 1 where a tensor was compared with its sum
 
 
 class _Index(NamedTuple):
     keys: NDArray[np.uint8]  # (N, 32)
+    words: NDArray[np.bytes_]  # (N,), the same as `_words` has them
     places: NDArray[np.int32]  # (N, 2)
     shards: list[str]
 
@@ -129,12 +132,12 @@ class Store:
             return None
         number, entry = self._index.places[at].tolist()
         name = self._index.shards[number]
-        shard = self._mapped.get(name) or self._map(name)
+        shard = self._shard(name)
         value = shard.values[shard.starts[entry] : shard.starts[entry + 1]]
-        if entry not in shard.checked:
+        if not shard.checked[entry]:
             if _sum(key, value) != shard.sums[entry]:
                 raise self._damaged(name, f"what it has of {key.hex()[:12]} is not what was written")
-            shard.checked.add(entry)
+            shard.checked[entry] = 1
         return value
 
     def write(self, name: str, entries: Mapping[bytes, Tensor], notes: Mapping[str, str] | None = None) -> None:
@@ -168,7 +171,7 @@ class Store:
         try:
             with safe_open(self.folder / self.index, "pt") as index:
                 keys, places = (index.get_tensor(name).numpy() for name in ("keys", "places"))
-                return _Index(keys, places, json.loads(index.metadata()["shards"]))
+                return _Index(keys, _words(keys), places, json.loads(index.metadata()["shards"]))
         except (OSError, SafetensorError, ValueError) as error:
             raise QVLError(
                 f"{self.folder / self.index}: is damaged ({first_line(error)}); remove it, and start again."
@@ -191,22 +194,38 @@ class Store:
 
     def _find(self, key: bytes) -> int | None:
         keys = self._index.keys
-        at = int(np.searchsorted(_words(keys), np.array(key, f"S{KEY}")))
+        at = int(self._index.words.searchsorted(np.array(key, f"S{KEY}")))
         return at if at < len(keys) and keys[at].tobytes() == key else None
 
     @cached_property
     def _mapped(self) -> dict[str, _Shard]:
+        """By name, the one that was read from last behind the others."""
         return {}
+
+    @cached_property
+    def _checked(self) -> dict[tuple[str, int, int], bytearray]:
+        """Of each file that was read from, by name, size and time, also when it is mapped no more."""
+        return {}
+
+    def _shard(self, name: str) -> _Shard:
+        """A shard, mapped; those that were read from longest ago make room for a new one."""
+        found = self._mapped.pop(name, None)
+        if found is None:
+            found = self._map(name)
+            room = MAPPED_BYTES - sum(shard.values.nbytes for shard in self._mapped.values())
+            while self._mapped and (len(self._mapped) >= MAPPED or room < found.values.nbytes):
+                room += self._mapped.pop(next(iter(self._mapped))).values.nbytes
+        self._mapped[name] = found
+        return found
 
     def _map(self, name: str) -> _Shard:
         with self._opened(name) as shard:
             starts = [0, *shard.get_tensor("ends").tolist()]
-            found = _Shard(starts, shard.get_tensor("sums").tolist(), shard.get_tensor("values"), set())
+            file = self._file(name).stat()
+            known = self._checked.setdefault((name, file.st_size, file.st_mtime_ns), bytearray(len(starts) - 1))
+            found = _Shard(starts, shard.get_tensor("sums").tolist(), shard.get_tensor("values"), known)
             if len(found.values) != starts[-1]:
                 raise ValueError("it is cut off")
-        while len(self._mapped) >= MAPPED:
-            del self._mapped[next(iter(self._mapped))]
-        self._mapped[name] = found
         return found
 
     def _file(self, name: str) -> Path:
