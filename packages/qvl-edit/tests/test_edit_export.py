@@ -141,7 +141,7 @@ def test_what_was_trained_beside_adapters_goes_with_them(runs: dict[str, Path], 
 
 
 @pytest.mark.parametrize(
-    "last", ["qvl_edit.trained.QwenImageTransformer2DModel.save_pretrained", "qvl_edit.settings.Settings.write"]
+    "last", ["diffusers.QwenImageTransformer2DModel.save_pretrained", "qvl_edit.settings.Settings.write"]
 )
 def test_an_interrupted_export_leaves_nothing_that_loads(last: str, runs: dict[str, Path], tmp_path: Path) -> None:
     with patch(last, side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):

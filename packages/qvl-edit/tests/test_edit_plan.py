@@ -109,6 +109,15 @@ def test_operations_are_those_of_the_matrices(planned: Callable[..., EditPlan]) 
     assert plan.floor_seconds == pytest.approx(plan.flops / 790e12)
 
 
+def test_blocks_that_wait_are_in_the_hosts_memory(planned: Callable[..., EditPlan]) -> None:
+    here, away = (planned("stored.latents=x", f"speed.offload_blocks={count}") for count in (0, 45))
+    waits = 45 * 2 * 339_831_296  # in bf16
+    assert away.waiting == waits
+    assert away.rows["frozen weights"] == here.rows["frozen weights"] - waits + 2 * waits // 45
+    assert away.expected_seconds[1] >= 2 * 4 * waits / 12e9  # four forwards and backwards, by a slow bus
+    assert "GiB wait in the host's memory" in away.forward
+
+
 # The tiny transformer, really
 
 

@@ -66,4 +66,4 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_what_decides_embeddings_is_told_apart() -> None:
     said = {profile.name: json.dumps(profile.about()) for profile in PROFILES}
     assert said["edit-plus"] == said["edit-2511"]  # one text encoder, asked alike
-    assert len(set(said.values())) == 3
+    assert len(set(said.values())) == 4

@@ -24,7 +24,7 @@ from qvl_edit import train
 from qvl_edit.build import build, checkpoint_of, open_transformer, transformer_of
 from qvl_edit.extract import extract
 from qvl_edit.recipe import RECIPE, EditRecipe
-from qvl_edit.saving import save_transformer
+from qvl_edit.saving import LORA, save_transformer
 from qvl_edit.settings import Settings
 from qvl_edit.tiny import tiny
 from qvl_edit.trained import find_trained
@@ -68,6 +68,21 @@ def test_a_run_leaves_a_transformer_that_diffusers_loads(whole: Path) -> None:
     assert 0 < values["validation_loss"] < 10
     base = QwenImageTransformer2DModel.from_pretrained(whole / "base" / "transformer")
     assert not same(trained(whole), base)
+
+
+def test_blocks_that_wait_change_no_bit(data: Path, tmp_path: Path) -> None:
+    """Previews and evaluation among the steps, and a run that goes on with them from a checkpoint without."""
+    lora = ["tune={attn: {mode: lora, rank: 2}}", "sampling={preview: 2, steps: 2}", "train.recompute=true"]
+    waiting = ["speed.offload_blocks=2"]
+    train(make_recipe(data, *lora, "train.steps=4"), tmp_path / "plain")
+    train(make_recipe(data, *lora, *waiting), tmp_path / "waiting")
+    shutil.copytree(tmp_path / "plain", tmp_path / "goes_on")
+    for file in ("final", "result.json", "checkpoints/step-000004"):
+        path = tmp_path / "goes_on" / file
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(make_recipe(data, *lora, *waiting), tmp_path / "goes_on")
+    plain, *others = (load_file(tmp_path / run / "final" / LORA) for run in ("plain", "waiting", "goes_on"))
+    assert all(torch.equal(plain[name], other[name]) for other in others for name in plain)
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ from qvl_edit.saving import save_adapters, save_transformer
 from qvl_edit.settings import Settings
 from qvl_edit.slots import Corruption, EditBatches, Reading, Told, content_of
 from qvl_edit.stored import FIX, LATENTS_FIX, StoredEmbeddings, StoredLatents, about, about_latents
+from qvl_edit.streaming import stream
 from qvl_edit.tasks import Tasks, expanded, tasks_of
 from qvl_edit.tiny import tiny
 from qvl_edit.validation import validation
@@ -66,6 +67,8 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     begun = transformer_of(recipe.model, folder)
     settings = settings_of(recipe, folder, begun)
     transformer, table = open_transformer(recipe, begun, DTYPES[precision], world.device)
+    base = fingerprint(transformer)
+    stream(transformer.transformer_blocks, recipe.speed.offload_blocks, world.device)
     batches = EditBatches(tasks, mixture, reading, recipe.mixture.dropout, recipe.batch.micro)
     steps = batches.steps_of(recipe.train)
     held_out = {name: samples for name, samples in lists.items() if name != "train"}
@@ -88,7 +91,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
             blocks=("mixture", "pictures", "flow"),
             without={"pictures": ("vae_batch",)},
         ),
-        base=fingerprint(transformer),
+        base=base,
         about={
             "tune": [asdict(row) for row in table.rows],
             "base": str(folder),

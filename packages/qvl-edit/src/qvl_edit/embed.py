@@ -75,7 +75,7 @@ class Embedder:
 
         from qvl_core.qwen3vl.whole import load_part
 
-        tokenizer = open_tokenizer(folder)
+        tokenizer = open_tokenizer(folder, profile)
         profile.check(tokenizer)
         pictures = _reader(AutoImageProcessor, folder / "processor") if profile.pictures else None
         model = load_part(getattr(transformers, profile.encoder), folder / "text_encoder", dtype)
@@ -174,12 +174,11 @@ class Embedder:
         return padded.to(self.model.device), mask.to(self.model.device)
 
 
-def open_tokenizer(folder: Path) -> Any:
-    """Of a checkpoint in the layout of diffusers, where it may lie with the processor alone. Raises BadInput."""
+def open_tokenizer(folder: Path, profile: Profile) -> Any:
+    """Of a checkpoint in the layout of diffusers, which in that of 2.1 is a part of the processor. Raises BadInput."""
     from transformers import AutoTokenizer
 
-    own = folder / "tokenizer"
-    return _reader(AutoTokenizer, own if own.is_dir() else folder / "processor")
+    return _reader(AutoTokenizer, folder / ("processor" if profile.one_stream else "tokenizer"))
 
 
 def _reader(kind: Any, folder: Path) -> Any:

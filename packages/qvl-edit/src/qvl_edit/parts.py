@@ -33,7 +33,7 @@ def open_call(folder: Path, profile: Profile) -> Call:
     grid = read_grid(folder)
     if not profile.one_stream:
         return TwoStreams(grid)
-    return OneStream(grid, profile.shown.gaps(profile.pictures, open_tokenizer(folder)))
+    return OneStream(grid, profile.shown.gaps(profile.pictures, open_tokenizer(folder, profile)))
 
 
 def transformer_class(profile: Profile) -> Any:

@@ -120,7 +120,11 @@ class EditPipeline:
             negative=negative_prompt, guidance=guidance_scale, steps=num_inference_steps, shift=shift
         )
         prompts = [(text, tuple(map(_rgb, shown))) for text, shown in paired(prompt, image)]
-        check_counts(prompts=len(prompts), num_images=num_images, num_inference_steps=sampling.steps or 1)
+        check_counts(
+            prompts=len(prompts),
+            num_images=num_images,
+            num_inference_steps=1 if sampling.steps is None else sampling.steps,
+        )
         if sampling.shift is not None and sampling.shift <= 0:
             raise BadInput(f"shift: {sampling.shift:g} moves no noise level; give a number above 0, such as 3.")
         self._check_pictures(prompts)

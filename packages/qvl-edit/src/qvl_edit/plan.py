@@ -41,6 +41,8 @@ FRAME = 6  # tokens about a picture in a prompt
 VL_TOKEN = 28  # pixels along a side of a picture's token
 CODED = 4  # copies of its widest layer that an autoencoder has at once
 SMALLER = 512  # side of pictures that a knob turns to
+WAITING = 45  # blocks that one lets wait
+BUS = (12e9, 50e9)  # bytes a second from host to device: PCIe 3 and 5, 16 lanes each
 CASTS, GATHERED = "16-bit copies of trained weights", "gathered weights"
 
 
@@ -56,13 +58,16 @@ class EditPlan(PicturePlan):
     """Pixels of each picture."""
     learning: int
     """Bytes of one device, at most, while nothing is drawn."""
+    waiting: int
+    """Bytes of frozen weights that wait in the host's memory."""
 
     @property
     def forward(self) -> str:
         several = "source" if self.sources == 1 else "sources"
         drawn = "" if self.learning == self.peak else f"Steps need {self.learning / GIB:.1f} GiB. "
+        waits = f"{self.waiting / GIB:.1f} GiB wait in the host's memory. " if self.waiting else ""
         return (
-            f"{drawn}Forwards of {self.pictures} x {self.tokens:,} tokens: {self.side} x {self.side} pixels, "
+            f"{drawn}{waits}Forwards of {self.pictures} x {self.tokens:,} tokens: {self.side} x {self.side} pixels, "
             f"{self.sources} {several}"
         )
 
@@ -83,8 +88,11 @@ def _knobs(recipe: EditRecipe) -> Iterator[tuple[str, EditRecipe]]:
     if recipe.pictures.size is None or recipe.pictures.size > SMALLER:
         yield f"pictures.size: {SMALLER}", knobs.changed(recipe, "pictures", size=SMALLER)
     full = any(group.mode == "full" for group in recipe.tune.values())
-    if not full and recipe.model.quantization is None and recipe.parallel.strategy not in ("fsdp2", "zero3"):
+    whole = recipe.model.quantization is None and not recipe.speed.offload_blocks
+    if not full and whole and recipe.parallel.strategy not in ("fsdp2", "zero3"):
         yield "model.quantization: nf4", knobs.changed(recipe, "model", quantization=EditQuantization(kind="nf4"))
+    if not full and whole and recipe.parallel.planned in ("single", "ddp"):
+        yield f"speed.offload_blocks: {WAITING}", knobs.changed(recipe, "speed", offload_blocks=WAITING)
     if full:
         yield "tune: {attn: {mode: lora}}", recipe.model_copy(update={"tune": {"attn": Group(mode="lora")}})
 
@@ -144,8 +152,9 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
         "while pictures are encoded": in_backward | {"activations": 0 if encoded else coded, CASTS: 0, GATHERED: 0},
     }
     drawn = {"activations": max(SHOWN * block / pictures, coded), CASTS: casts, "gradients": 0, GATHERED: whole}
+    waits = _waiting(recipe, transformer, own)
     always: dict[str, float] = {
-        "frozen weights": _frozen(recipe, weights, low, own),
+        "frozen weights": _frozen(recipe, weights, low, own) - sum(waits) + sum(waits[:2]),
         "autoencoder": coding,
         "trained weights (fp32)": trained_bytes,
         "optimizer states": state_bytes(trained, recipe.optim),
@@ -161,6 +170,7 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     flops = forwards * (passes * counted.flops[PART] + encoding)
     rate = PEAK_FLOPS if on is None else on.flops
     floor = flops / (rate if half else rate / 2)  # fp32 runs as TF32, at half the rate
+    copied = 2 * forwards * sum(waits)  # forward and backward
     peak = sum(shown.values())
     return EditPlan(
         rows=shown,
@@ -168,8 +178,8 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
         reserve=round(CONTEXT + FRAGMENTATION * peak),
         saved=saved,
         flops=flops,
-        floor_seconds=floor,
-        expected_seconds=(floor / MFU[1], floor / MFU[0]),
+        floor_seconds=max(floor, copied / BUS[1]),
+        expected_seconds=(max(floor / MFU[1], copied / BUS[1]), max(floor / MFU[0], copied / BUS[0])),
         parameters=table.parameters,
         trainable=table.trainable,
         groups={row.group: (row.mode, row.parameters, row.trainable) for row in table.rows},
@@ -181,6 +191,7 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
         tokens=work.tokens,
         side=work.bucket.target[0],
         learning=sum(learning.values()),
+        waiting=sum(waits),
     )
 
 
@@ -225,6 +236,16 @@ def _frozen(recipe: EditRecipe, weights: Iterable[Any], low: Iterable[Any], own:
     if recipe.model.quantization is None:
         return plain
     return plain + sum(quantized_bytes(p.shape[0], p.shape[1], recipe.model.quantization, own) for p in packed.values())
+
+
+def _waiting(recipe: EditRecipe, transformer: Any, own: int) -> list[int]:
+    """Bytes of the frozen weights of each block that waits, the largest first: one computes, and one is on its way."""
+    from qvl_edit.streaming import waiting
+
+    blocks = transformer.transformer_blocks
+    places = waiting(recipe.speed.offload_blocks, len(blocks))
+    sizes = (sum(p.numel() for p in blocks[place].parameters() if not p.requires_grad) for place in places)
+    return sorted((own * size for size in sizes), reverse=True)
 
 
 def _gathered(transformer: Any, strategy: Strategy, own: int) -> int:

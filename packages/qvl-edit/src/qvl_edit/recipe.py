@@ -115,7 +115,12 @@ class EditOptim(blocks.Optim):
 
 
 class EditSpeed(blocks.Speed):
-    """What makes a step fast. Editing has `fused_optimizer`; the others stay as they are."""
+    """What makes a step fast, or lets it fit. Editing has `fused_optimizer` and `offload_blocks`; the others stay as
+    they are."""
+
+    offload_blocks: Annotated[int, Field(ge=0)] = 0
+    """Blocks of the transformer (of 60; 2.1: 32) whose frozen weights wait in the host's memory and come to the device
+    for their turn: for cards that do not hold all of them. Changes no number."""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,6 +173,17 @@ class EditRecipe(blocks.Recipe):
         for source in self.data.train:
             if source.weight != 1:
                 raise ValueError(f"`weight` of {source.source}: tasks are weighted in `mixture.tasks`; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_can_wait(self) -> "EditRecipe":
+        if self.speed.offload_blocks and self.parallel.planned not in ("single", "ddp"):
+            raise ValueError(
+                f"`speed.offload_blocks`: {self.parallel.planned} shares weights among devices; set it to 0, or "
+                "parallel.strategy: ddp"
+            )
+        if self.speed.offload_blocks and self.model.quantization is not None:
+            raise ValueError("`speed.offload_blocks`: weights in fewer bits stay on the device; remove one of the two")
         return self
 
     @model_validator(mode="after")
