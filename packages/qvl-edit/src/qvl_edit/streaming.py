@@ -84,9 +84,7 @@ class Streamed:
 def stream(blocks: Sequence[nn.Module], count: int, device: torch.device) -> Streamed | None:
     """Let `count` of a transformer's blocks wait, if any. Raises BadInput for more than there are."""
     if count > len(blocks):
-        raise BadInput(
-            f"speed.offload_blocks: {count} of {len(blocks)} blocks cannot wait; set it to {len(blocks)} or less."
-        )
+        raise BadInput(f"speed.offload_blocks: there are {len(blocks)} blocks, and {count} cannot wait; ask for fewer.")
     return Streamed([blocks[place] for place in waiting(count, len(blocks))], device) if count else None
 
 
