@@ -130,7 +130,7 @@ class EditSpeed(blocks.Speed):
             "linear_patches": "pictures are read by `qvl-edit extract`",
             "frozen_features": "the text encoder is no part of training",
             "cache_features": "embeddings are stored before (`stored.embeddings`)",
-            "offload": "activations stay on the device (`train.recompute: true` makes them few, `offload_blocks` frozen weights)",
+            "offload": "activations stay on the device (`train.recompute` makes them few, `offload_blocks` weights)",
             "compile": "layers are not compiled",
         }
         for key in unusual(cls, values, reasons):
