@@ -1,8 +1,10 @@
 """The loop of evaluations: shares in the order of the list, what cannot be used, what is left behind."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,10 +56,17 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mixture]:
     return {name: Mixture(str(file), name) for name in ("validation", "test")}
 
 
-def measured(lists: dict[str, Mixture], out: Path, final: bool, world: Any = WORLD, samples: int | None = None) -> Any:
+def measured(
+    lists: dict[str, Mixture],
+    out: Path,
+    final: bool,
+    world: Any = WORLD,
+    samples: int | None = None,
+    in_step: bool = False,
+) -> Any:
     out.mkdir(exist_ok=True)
     method = Places()
-    figures = measure(method, lists, world, final, RunFolder(out), samples=samples, held=2)
+    figures = measure(method, lists, world, final, RunFolder(out), samples=samples, held=2, in_step=in_step)
     return figures, method.batches
 
 
@@ -82,6 +91,38 @@ def test_at_the_end_predictions_pictures_and_what_was_left_out_are_there(
     left_out = read_records(tmp_path / "left_out.jsonl")
     assert [entry["list"] for entry in left_out] == ["validation", "test"]
     assert {entry["reason"] for entry in left_out} == {"too_long"}
+
+
+class Threads:
+    """Processes as threads, which wait for one another where processes would."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self._barrier, self._values = size, Barrier(size, timeout=60), [None] * size
+
+    def of(self, rank: int) -> Any:
+        return SimpleNamespace(rank=rank, size=self.size, gather=lambda value: self._gathered(rank, value))
+
+    def _gathered(self, rank: int, value: Any) -> list[Any]:
+        self._values[rank] = value
+        self._barrier.wait()
+        values = list(self._values)
+        self._barrier.wait()
+        return values
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 9])
+def test_in_step_all_processes_predict_equally_many(size: int, lists: dict[str, Mixture], tmp_path: Path) -> None:
+    """Seven samples, of which one cannot be used; with nine processes some have none."""
+    threads = Threads(size)
+    with ThreadPoolExecutor(size) as pool:
+        work = [
+            pool.submit(measured, lists, tmp_path / str(rank), True, threads.of(rank), None, True)
+            for rank in range(size)
+        ]
+        found = [one.result() for one in work]
+    alone, _ = measured(lists, tmp_path / "alone", True)
+    assert all(figures == alone for figures, _ in found)
+    assert len({tuple(map(len, batches)) for _, batches in found}) == 1
 
 
 def test_the_shares_of_processes_come_together_in_the_order_of_the_list(

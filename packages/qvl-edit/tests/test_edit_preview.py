@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from edit_rows import task
 from PIL import Image
 
 from qvl_core.recipe.load import load
-from qvl_edit import EditPipeline, train
+from qvl_edit import EditPipeline, preview, train
 from qvl_edit.extract import extract
 from qvl_edit.recipe import RECIPE, EditRecipe
 
@@ -76,6 +77,21 @@ def test_that_nothing_can_be_drawn_is_said(data: Path, tmp_path: Path, caplog: p
     assert names(tmp_path / "run", "step-*.png") == []
     assert "no previews: " in caplog.text
     assert '"worse" with its' in caplog.text
+
+
+def test_too_little_memory_for_pictures_ends_no_run(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(preview, "draw", full)
+    values = train(recipe(data, "train.steps=1"), tmp_path / "run")
+    assert values["complete"]
+    assert "step 1: no pictures: the device's memory is full; sampling.preview: 0 draws none" in caplog.text
+    caplog.clear()
+    train(recipe(data, "train.steps=1", "sampling.preview=0"), tmp_path / "none")
+    assert (names(tmp_path / "none", "*"), caplog.text) == ([], "")
 
 
 def test_previews_of_the_training_list_between_evaluations(data: Path, tmp_path: Path) -> None:

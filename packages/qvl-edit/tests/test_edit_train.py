@@ -10,10 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from edit_rows import task
+from PIL import Image
 from safetensors.torch import load_file
 
 from qvl_core.errors import BadInput, QVLError
@@ -111,6 +113,10 @@ def test_two_processes_train_what_one_trains(
     assert same(trained(whole), trained(out), atol=1e-5)
     one, two = (json.loads((run / "result.json").read_text("utf-8"))["validation_loss"] for run in (whole, out))
     assert two == pytest.approx(one, rel=1e-5)
+    drawn = [sorted((run / "samples").glob("step-*.png")) for run in (whole, out)]
+    assert [file.name for file in drawn[0]] == [file.name for file in drawn[1]] != []
+    for ours, theirs in zip(*drawn, strict=True):
+        assert np.abs(np.asarray(Image.open(ours), int) - np.asarray(Image.open(theirs), int)).max() <= 1
 
 
 def test_a_run_goes_on_to_the_bit(data: Path, whole: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from harness import die, together, toy_run
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from toy import STEPS, ToyBatch, ToyBatches, network, toy_parts, toy_recipe
 
 from qvl_core.cli.failure import report
@@ -296,23 +297,27 @@ def test_a_full_disk_ends_all_processes_with_the_same_sentence(strategy: str, tm
 # Sharded weights
 
 
-def evaluated(out: Path) -> None:
-    """Process 1 calls the model thrice as often; after early stopping the best weights are what is measured."""
+def evaluated(out: Path, in_step: bool = False) -> None:
+    """Process 1 calls the model thrice as often, except in step; after early stopping the best weights are what is
+    measured."""
 
     def evaluate(model: nn.Module, world: Any, final: bool) -> dict[str, float]:
         x = torch.linspace(-1, 1, 32).reshape(8, 4)
-        for _ in range(1 + 2 * world.rank):
+        for _ in range(2 if in_step else 1 + 2 * world.rank):
             loss = float(((model(x) - x.sum(1, keepdim=True)) ** 2).mean())
+        if world.size > 1:
+            assert isinstance(model[0].weight, DTensor) is in_step  # type: ignore[index, union-attr]
         return {"validation_loss": loss}
 
     stop = {"every": 1, "early_stop": {"metric": "validation_loss", "mode": "max", "patience": 3}}
     strategy = "fsdp2" if "RANK" in os.environ else "single"
-    outcome = run(out, strategy, parts={"evaluate": evaluate}, evaluate=stop)
+    outcome = run(out, strategy, parts={"evaluate": evaluate, "in_step": in_step}, evaluate=stop)
     (out / "figures").write_text(json.dumps([outcome.final_step, outcome.figures]), encoding="utf-8")
 
 
-def test_evaluation_of_sharded_weights(tmp_path: Path) -> None:
-    assert together(2, evaluated, tmp_path / "two") == [0, 0]
+@pytest.mark.parametrize("in_step", [False, True])
+def test_evaluation_of_sharded_weights(in_step: bool, tmp_path: Path) -> None:
+    assert together(2, evaluated, tmp_path / "two", in_step) == [0, 0]
     evaluated(tmp_path / "one")
     two, one = (json.loads((tmp_path / name / "figures").read_text(encoding="utf-8")) for name in ("two", "one"))
     assert two[0] == one[0] < STEPS  # the best is not the last

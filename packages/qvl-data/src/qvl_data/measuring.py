@@ -7,6 +7,8 @@ rest. No torch is imported here.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -76,6 +78,7 @@ class HeldOut(Generic[O]):
     losses   of some samples, of a model on a device
     held     samples that are opened together
     samples  of each list, before the end
+    in_step  `losses` calls the model once for each sample, and every process as often as any other
     """
 
     lists: "Mapping[str, Mixture]"
@@ -83,12 +86,13 @@ class HeldOut(Generic[O]):
     losses: Callable[[Any, Any, Sequence[O]], Sequence[float]]
     held: int
     samples: int | None = None
+    in_step: bool = False
 
     def measure(self, model: Any, world: "World", final: bool, run: "RunFolder") -> dict[str, float]:
         """Figures by name, the same on every process. Samples that cannot be used are left out and counted."""
         method = _Loss(self, model, world.device)
         samples = None if final else self.samples
-        return measure(method, self.lists, world, final, run, samples=samples, held=self.held)
+        return measure(method, self.lists, world, final, run, samples=samples, held=self.held, in_step=self.in_step)
 
 
 @dataclass
@@ -127,12 +131,14 @@ def measure(
     samples: int | None,
     held: int,
     live: bool = False,
+    in_step: bool = False,
 ) -> dict[str, float]:
     """Figures such as validation_loss and test_exact_match, the same on every process.
 
     samples  of each list: a fixed random choice; None: all
     held     samples that are held, and predicted, together
     live     show on the terminal how far it has come
+    in_step  every process predicts as many samples as the one with the most: what is too many is not used
 
     Before the end (`final`) only the validation list is looked at. At the end the run folder gets predictions.jsonl,
     and in answers/ the pictures that the method wants. Samples that cannot be used are left out, counted
@@ -146,9 +152,10 @@ def measure(
             continue
         items = chosen(list(mixture.items()), samples)
         own = range(world.rank, len(items), world.size)
-        parts = [own[start : start + held] for start in range(0, len(own), held)]
+        parts = [own[start : start + held] for start in range(0, ceil(len(items) / world.size), held)]
         watched = track(parts, f"{name}, {held} samples at a time", len(parts)) if live else parts
-        shares = world.gather(_share(method, name, mixture, items, watched))
+        even = partial(_evened, world) if in_step else list
+        shares = world.gather(_share(method, name, mixture, items, watched, even))
         found = {place: prediction for share in shares for place, prediction in share.found}
         places = sorted(found)  # the order of the items, whoever measured them
         judged = method.judge(name, [found[place] for place in places], places)
@@ -170,9 +177,17 @@ def measure(
 
 
 def _share(
-    method: Method[O, P], name: str, mixture: "Mixture", items: "Sequence[Item]", parts: Iterable[range]
+    method: Method[O, P],
+    name: str,
+    mixture: "Mixture",
+    items: "Sequence[Item]",
+    parts: Iterable[range],
+    even: Callable[[Sequence[O]], Sequence[O]],
 ) -> _Share[P]:
-    """What this process finds out about the items at its places, one part after the other."""
+    """What this process finds out about the items at its places, one part after the other.
+
+    even  of what was opened, what is predicted; behind the end may stand more
+    """
     share: _Share[P] = _Share()
     for part in parts:
         opened: list[tuple[int, O]] = []
@@ -182,7 +197,16 @@ def _share(
             except BadSample as error:
                 where = mixture.place(items[place])
                 share.left_out.append({"list": name, "id": where, "reason": error.reason, "message": str(error)})
-        if opened:
-            predictions = method.predict(name, [one for _, one in opened])
-            share.found += zip((place for place, _ in opened), predictions, strict=True)
+        if asked := even([one for _, one in opened]):
+            predictions = method.predict(name, asked)
+            share.found += zip((place for place, _ in opened), predictions, strict=False)
     return share
+
+
+def _evened(world: "World", opened: Sequence[O]) -> Sequence[O]:
+    """As many as the process with the most has: repeated, or another's where there is none."""
+    counts = world.gather(len(opened))
+    if 0 in counts:
+        spare = [one for ones in world.gather(opened[:1]) for one in ones]
+        opened = opened or spare
+    return [opened[place % len(opened)] for place in range(max(counts))]

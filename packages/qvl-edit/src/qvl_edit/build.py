@@ -99,8 +99,9 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
             "profile": profile.name,
         },
         evaluate=partial(measured.measure, run=run) if held_out else None,
-        preview=preview_of(recipe, lists, reading, vae, call, profile.guidance),
-        preview_every=recipe.sampling.preview,
+        preview=preview_of(recipe, lists, reading, vae, call, profile.guidance, world),
+        preview_every=recipe.sampling.preview or None,
+        in_step=True,
         export=partial(
             _export,
             settings,
@@ -115,16 +116,25 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
 
 
 def preview_of(
-    recipe: EditRecipe, lists: Mapping[str, Samples], reading: Reading, vae: Vae, call: Call, guidance: float
-) -> Preview:
-    """Pictures of data.validation; where there is none, of data.train, of which the empty text is stored alone.
+    recipe: EditRecipe,
+    lists: Mapping[str, Samples],
+    reading: Reading,
+    vae: Vae,
+    call: Call,
+    guidance: float,
+    world: World,
+) -> Preview | None:
+    """Pictures of data.validation; where there is none, of data.train, of which the empty text is stored alone. None
+    if the recipe wants none.
 
     guidance  the checkpoint's, if the recipe says none
     """
+    if recipe.sampling.preview == 0:
+        return None
     sampling = Sampling.of(recipe.sampling, guidance)
     if "validation" in lists:
-        return Preview(lists["validation"], reading, vae, call, sampling)
-    return Preview(lists["train"], reading, vae, call, replace(sampling, negative=""))
+        return Preview(lists["validation"], reading, vae, call, sampling, world)
+    return Preview(lists["train"], reading, vae, call, replace(sampling, negative=""), world)
 
 
 def checkpoint_of(recipe: EditRecipe, run: RunFolder, world: World) -> Path:

@@ -23,6 +23,8 @@ from qvl_edit.model import Call
 from qvl_edit.sampling import Sampling
 from qvl_edit.times import Shift
 
+BATCH = 4
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -48,14 +50,16 @@ def draw(
     shift: Shift,
     sampling: Sampling,
     on_step: Callable[[int, Tensor], None] | None = None,
+    batch: int = BATCH,
 ) -> list[Tensor]:
     """(3, H, W) in about [-1, 1] of each picture.
 
     shift    of noise levels, where `sampling` names none
+    batch    pictures of one forward, at most
     on_step  is called with the number of a step and the latents (B, C, h, w) of those that are drawn together
     """
     found: dict[int, Tensor] = {}
-    for places in together(each):
+    for places in together(each, batch):
         latents = torch.empty(0)
         steps = drawn_latents(transformer, call, vae, [each[place] for place in places], shift, sampling)
         for number, latents in enumerate(steps, 1):
@@ -65,12 +69,12 @@ def draw(
     return [found[place] for place in range(len(each))]
 
 
-def together(each: Sequence[Conditions]) -> list[list[int]]:
-    """Places of pictures of one bucket, in the order in which buckets come first."""
+def together(each: Sequence[Conditions], most: int) -> list[list[int]]:
+    """Places of so many pictures of one bucket, in the order in which buckets come first."""
     groups: dict[Bucket, list[int]] = {}
     for place, one in enumerate(each):
         groups.setdefault(one.bucket, []).append(place)
-    return list(groups.values())
+    return [places[start : start + most] for places in groups.values() for start in range(0, len(places), most)]
 
 
 @torch.no_grad()

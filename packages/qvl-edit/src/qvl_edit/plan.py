@@ -4,7 +4,7 @@ Weights, gradients and optimizer states come from the real transformer on the me
 running it on tensors without storage and adding up what autograd keeps (counting.py). Assumed are square pictures, as
 many sources as the recipe's weights allow at most, texts of usual length, and that the allocator needs what is alive at
 the largest moment: the beginning or the end of the backward, the encoding of pictures before it, or the drawing of
-previews, for which a model that is shared between devices is gathered whole. The text encoder is no part of training.
+previews, one at a time on each of several devices. The text encoder is no part of training.
 """
 
 from collections.abc import Iterable, Iterator
@@ -117,11 +117,9 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     trained_bytes = 4 * sum(trained)
     coding = own * sum(p.numel() for p in vae.parameters()) if vae is not None else 0
     casts = 2 * sum(p.numel() for p in weights if p.requires_grad and p.ndim > 1) if half else 0
-    gathered, whole = 0, 0
+    gathered = 0
     if "frozen weights" in SHARDED[strategy]:
-        gathered, whole = _gathered(transformer, strategy, own), own * sum(p.numel() for p in weights)
-        whole = max(whole, gathered)
-        casts = 0
+        gathered, casts = _gathered(transformer, strategy, own), 0
 
     share = ceil((recipe.batch.size or 1) / world)
     pictures = min(recipe.batch.micro or share, share)
@@ -139,7 +137,8 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     coded = CODED * own * widest * min(recipe.pictures.vae_batch, pictures)
     encoded = recipe.stored.latents is not None
 
-    gradients = trained_bytes if forwards > 1 or strategy == "zero3" else 0  # which keeps room for its part of them
+    between = trained_bytes if strategy == "zero3" else 0  # which keeps room for gradients between steps
+    gradients = trained_bytes if forwards > 1 else between
     in_backward: dict[str, float] = {
         "activations": saved + again,
         CASTS: casts,
@@ -151,7 +150,8 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
         "as the backward ends": in_backward | {"activations": again, CASTS: 0, "gradients": trained_bytes},
         "while pictures are encoded": in_backward | {"activations": 0 if encoded else coded, CASTS: 0, GATHERED: 0},
     }
-    drawn = {"activations": max(SHOWN * block / pictures, coded), CASTS: casts, "gradients": 0, GATHERED: whole}
+    shown_together = SHOWN if world == 1 else 1
+    drawn = in_backward | {"activations": max(shown_together * block / pictures, coded), "gradients": between}
     waits = _waiting(recipe, transformer, own)
     always: dict[str, float] = {
         "frozen weights": _frozen(recipe, weights, low, own) - sum(waits) + sum(waits[:2]),
@@ -162,7 +162,8 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     }
     optional = ("averaged weights", "autoencoder", GATHERED)
     _, learning = most(always, moments, strategy, world, optional)
-    moments["while previews are drawn"] = drawn
+    if recipe.sampling.preview != 0:
+        moments["while previews are drawn"] = drawn
     moment, shown = most(always, moments, strategy, world, optional)
 
     passes = 2 + bool(recipe.train.recompute) + _in_full(table.rows) / table.parameters

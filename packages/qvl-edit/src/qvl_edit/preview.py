@@ -1,14 +1,17 @@
 """Pictures drawn while a model learns: the same few instructions each time, from the same noise, with their targets."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
+from qvl_core.training.world import World
 from qvl_data.drawing.calls import pictures
 from qvl_data.drawing.previews import first_ones, write_preview
 from qvl_data.sources import Item, Mixture
@@ -41,6 +44,7 @@ class Preview:
 
     mixture   whose first samples are drawn
     sampling  its negative text is stored with the samples
+    world     among whose processes they are dealt
     """
 
     mixture: Mixture
@@ -48,16 +52,37 @@ class Preview:
     vae: Vae
     call: Call
     sampling: Sampling
+    world: World
 
     def __call__(self, model: nn.Module, folder: Path, step: int) -> None:
-        """Draw all prompts, and write them to `folder`. Nothing that cannot be drawn ends a run."""
-        each = [prompt.conditions for prompt in self.prompts]
-        drawn = draw(model, self.call, self.vae, each, self.reading.corruption.shift, self.sampling)
-        for number, (prompt, pixels) in enumerate(zip(self.prompts, drawn, strict=True)):
+        """Draw all prompts, and write them to `folder`. Nothing that cannot be drawn ends a run, but too little memory
+        is for the caller to say."""
+        shares = self.world.gather(self._drawn(model))
+        if any(share is None for share in shares):
+            raise torch.OutOfMemoryError
+        if self.world.rank == 0:
+            self._write({place: pixels for share in shares for place, pixels in share.items()}, folder, step)
+
+    def _drawn(self, model: nn.Module) -> dict[int, Tensor] | None:
+        """Pixels of this process's prompts by place; None if memory does not suffice. All processes draw equally many,
+        one at a time, so that they call the model equally often; a prompt may be drawn twice."""
+        count, size = len(self.prompts), self.world.size
+        places = [(self.world.rank + turn * size) % count for turn in range(ceil(count / size))]
+        each = [self.prompts[place].conditions for place in places]
+        batch = SHOWN if size == 1 else 1
+        try:
+            drawn = draw(model, self.call, self.vae, each, self.reading.corruption.shift, self.sampling, batch=batch)
+        except torch.OutOfMemoryError:
+            return None
+        return {place: pixels.cpu() for place, pixels in zip(places, drawn, strict=True)}
+
+    def _write(self, drawn: Mapping[int, Tensor], folder: Path, step: int) -> None:
+        for number, prompt in enumerate(self.prompts):
+            pixels = drawn[number]
             if not bool(pixels.isfinite().all()):
                 log.warning("step %d: no picture of %r: its numbers are not finite", step, prompt.text)
                 continue
-            (picture,) = pictures(pixels[None].cpu().numpy())
+            (picture,) = pictures(pixels[None].numpy())
             write_preview(folder, step, number, prompt.text, prompt.sources, picture, prompt.target)
 
     @cached_property

@@ -101,8 +101,8 @@ class Sampling(blocks.Block):
     """What is not to be drawn."""
     shift: Annotated[float, Field(gt=0)] | None = None
     """Shift of noise levels, for models of few steps (3 for Qwen-Image-Lightning); default: the checkpoint's."""
-    preview: Annotated[int, Field(ge=1)] | None = None
-    """Steps of training between pictures for report.html; default: with each evaluation."""
+    preview: Annotated[int, Field(ge=0)] | None = None
+    """Steps of training between pictures for report.html; 0: none; default: with each evaluation."""
 
 
 class EditOptim(blocks.Optim):

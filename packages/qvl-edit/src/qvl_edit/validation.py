@@ -25,7 +25,7 @@ def validation(
     lists: Mapping[str, Mixture], reading: Reading, vae: Vae, call: Call, samples: int | None = None
 ) -> HeldOut[Example]:
     """Held-out lists, of which `samples` are measured before the end."""
-    return HeldOut(lists, partial(_open, reading), partial(_losses, reading, vae, call), HELD, samples)
+    return HeldOut(lists, partial(_open, reading), partial(_losses, reading, vae, call), HELD, samples, in_step=True)
 
 
 def _open(reading: Reading, mixture: Mixture, item: Item, place: int) -> Example:

@@ -76,8 +76,8 @@ class Sampling(blocks.Block):
     """euler: first order; dpm: DPM-Solver++ of second order."""
     negative: str = ""
     """What is not to be drawn."""
-    preview: Annotated[int, Field(ge=1)] | None = None
-    """Steps of training between pictures for report.html; default: with each evaluation."""
+    preview: Annotated[int, Field(ge=0)] | None = None
+    """Steps of training between pictures for report.html; 0: none; default: with each evaluation."""
 
 
 class DrawingSpeed(blocks.Speed):

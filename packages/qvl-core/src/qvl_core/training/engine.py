@@ -98,24 +98,28 @@ class Engine:
         found = self._update(step, loss=sums[0])
         return Figures(("loss", *loss.parts), torch.cat([found, sums]))
 
-    def call(self, function: Callable[[nn.Module], Any]) -> Any:
+    def call(self, function: Callable[[nn.Module], Any], in_step: bool = False) -> Any:
         """Run `function(model)` in evaluation mode without gradients, with the averaged weights if there are any.
 
-        Sharded weights are all gathered before: processes may then call the model unequally often, and generation does
-        not gather them anew for each token. That needs room for the whole model in the compute type on every device.
+        in_step  all processes call the model equally often; sharded weights are gathered module by module
+
+        Else they are all gathered before: processes may then call the model unequally often, and generation does not
+        gather them anew for each token. That needs room for the whole model in the compute type on every device.
         """
+        kept = () if in_step else self._sharded
 
         def whole(model: nn.Module) -> Any:
-            for module in self._sharded:
+            for module in kept:
                 module.unshard()
             return self._cast(function, model)
 
         self.parts.model.eval()
-        for module in self._sharded:
+        for module in kept:
             module.set_reshard_after_forward(False, recurse=False)
         try:
             averaged = self.average.in_place() if self.average else nullcontext()
-            with torch.no_grad(), averaged, self._zero.whole() if self._zero else nullcontext():
+            gathered = self._zero.whole() if self._zero and not in_step else nullcontext()
+            with torch.no_grad(), averaged, gathered:
                 return self._root(whole)
         finally:
             for module in self._sharded:

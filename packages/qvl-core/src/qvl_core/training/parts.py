@@ -92,8 +92,9 @@ class Parts:
 
     `evaluate(model, world, final)` returns figures (the same on every rank), and `preview(model, folder, step)` makes
     pictures (on rank 0), with each evaluation, or every `preview_every` steps and at the end; each rank may call the
-    model as often as it likes in them, since sharded weights are gathered before on all ranks. In a single process a
-    request to stop ends either with a BaseException.
+    model as often as it likes in them, since sharded weights are gathered before on all ranks. With `in_step` they are
+    not: all ranks call both, and the model equally often, in which weights are gathered module by module as in
+    training. In a single process a request to stop ends either with a BaseException.
     `export(folder, weights)` writes what the ecosystem loads, from the trained weights by name (on rank 0).
     Checkpoints hold what is in `groups`: a model whose buffers change in training (batch norm) cannot be resumed.
     `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on; `about` is
@@ -117,6 +118,7 @@ class Parts:
     export: Callable[[Path, Mapping[str, Tensor]], None] | None = None
     preview: Callable[[nn.Module, Path, int], None] | None = None
     preview_every: int | None = None
+    in_step: bool = False
     shards: Sequence[nn.Module] = ()  # modules that FSDP gathers one by one: transformer blocks
     flops_per_token: float | None = None
     flops_per_count: float = 0.0

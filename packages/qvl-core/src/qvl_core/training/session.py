@@ -1,5 +1,6 @@
 """What surrounds the steps of one run: agreeing with the other processes, logging, evaluating, saving, finishing."""
 
+import logging
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from qvl_core.training.progress import Progress
 from qvl_core.training.samples import Bad
 from qvl_core.training.stopping import Interrupted, Request
 from qvl_core.training.world import World
+
+log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -251,9 +254,20 @@ class Session:
 
     def _show(self) -> None:
         preview = self.parts.preview
-        if preview:
-            folder, step = self.run.samples, self.step
-            self._call(lambda model: self.world.on_first(lambda: preview(model, folder, step)))
+        if preview is None:
+            return
+
+        def shown(model: nn.Module) -> None:
+            """Pictures are no reason to lose a run."""
+            try:
+                preview(model, self.run.samples, self.step)
+            except torch.OutOfMemoryError:
+                if self.world.rank == 0:
+                    log.warning(
+                        "step %d: no pictures: the device's memory is full; sampling.preview: 0 draws none.", self.step
+                    )
+
+        self._call(shown if self.parts.in_step else lambda model: self.world.on_first(lambda: shown(model)))
 
     def _call(self, measure: Callable[[nn.Module], Any]) -> Any:
         """Let the engine call it. A request to stop interrupts it, but not the exchange of weights around it."""
@@ -262,7 +276,7 @@ class Session:
             with self._request.interruptible(self.world.size == 1):
                 return measure(model)
 
-        return self.engine.call(interruptible)
+        return self.engine.call(interruptible, self.parts.in_step)
 
     def _restore(self, resume: Path | None, allow_change: bool) -> list[tuple[str, dict[str, str]]]:
         """Continue from `resume`, else from the newest whole checkpoint of the run, else start at step 0."""
