@@ -10,6 +10,8 @@ import pytest
 import torch
 from edit_rows import task
 from editing_verbs import qvl_edit
+from pyarrow import Table
+from pyarrow.parquet import write_table
 from safetensors.torch import load_file
 
 from qvl_core.errors import BadInput
@@ -18,13 +20,15 @@ from qvl_core.run import read_records
 from qvl_data.dataset import Dataset
 from qvl_data.errors import BadSample
 from qvl_data.sources import mixtures
-from qvl_edit import train
+from qvl_edit import filed, train
+from qvl_edit.embed import Embedder
 from qvl_edit.extract import extract
 from qvl_edit.filed import FiledEmbeddings
 from qvl_edit.recipe import RECIPE, EditRecipe
 from qvl_edit.tasks import expanded, tasks_of
 
 WIDTH = 64  # of the tiny text encoder
+save = torch.save
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +112,80 @@ def test_what_was_written_is_data_and_rows_of_an_earlier_extraction_do_not_stay(
     assert {name: len(found) for name, found in tasks_of(mixtures(expanded(alone.data))["train"]).numbers.items()} == {
         "alone": 2
     }
+
+
+def everything(out: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("killed", ["a file of a text", "rows", "Filed.finish", "clean-up", None])
+def test_files_that_are_there_are_not_made_again_whenever_it_was_killed(
+    made: Path, tmp_path: Path, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, killed: str | None
+) -> None:
+    source, out = made / "a" / "rows.jsonl", tmp_path / "out"
+    calls: list[int] = []
+    embed = Embedder.__call__
+    monkeypatch.setattr(Embedder, "__call__", lambda self, asked: calls.append(len(asked)) or embed(self, asked))
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    if killed is not None:
+        with monkeypatch.context() as patched:
+            write = filed.write_atomic
+            where, name, dies = {
+                "a file of a text": (
+                    torch,
+                    "save",
+                    lambda value, at: die() if at.name == "1_en.pt" else save(value, at),
+                ),
+                "rows": (filed, "write_atomic", lambda at, text: write(at, text) or (at.suffix == ".jsonl" and die())),
+                "Filed.finish": (filed.Filed, "finish", die),
+                "clean-up": (filed.shutil, "rmtree", lambda folder, **how: how or die()),
+            }[killed]
+            patched.setattr(where, name, dies)
+            with pytest.raises(KeyboardInterrupt):
+                extract(recipe(source, checkpoint), out, layout="files")
+        if killed in ("rows", "Filed.finish"):
+            partial = recipe(out / "rows_rank_000.jsonl", checkpoint, "stored={layout: files}", allow=tmp_path)
+            with pytest.raises(BadInput, match="is of an extraction that did not come to its end"):
+                train(partial, tmp_path / "run")
+    extract(recipe(source, checkpoint), out, layout="files")
+    extract(recipe(source, checkpoint), out, layout="files")
+    assert calls == [5]  # questions at once: four rows, one of them with a way back
+    there, here = (json.dumps(str(at.resolve()))[1:-1].encode() for at in (made / "files", out))  # in rows
+    assert everything(out) == {at: held.replace(there, here) for at, held in everything(made / "files").items()}
+
+
+def test_what_other_data_was_written_over_is_made_again(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    one, two, out = task(tmp_path / "one", (1,)), task(tmp_path / "two", (0,)), tmp_path / "out"
+    extract(recipe(one, checkpoint), out, layout="files")
+    first = everything(out)
+    extract(recipe(two, checkpoint), out, layout="files")
+    assert everything(out)["rows_rank_000.jsonl"] != first["rows_rank_000.jsonl"]
+    extract(recipe(one, checkpoint), out, layout="files")
+    assert everything(out)["rows_rank_000.jsonl"] == first["rows_rank_000.jsonl"]
+
+
+def test_names_of_files_are_those_that_every_system_allows(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    rows = task(tmp_path / "a", (0, 0)).read_text("utf-8").splitlines(keepends=True)
+    for number, row in enumerate(rows):
+        (tmp_path / "a" / f"train-{number:05d}.jsonl").write_text(row, encoding="utf-8")
+    (tmp_path / "a" / "rows.jsonl").unlink()
+    shards = recipe(tmp_path / "a", checkpoint)
+    (source,) = shards.data.train
+    lists = mixtures(shards.data.model_copy(update={"train": [source]}))
+    assert "*" in lists["train"].datasets[0].file.name
+    extract(shards, tmp_path / "out", layout="files")
+    assert (tmp_path / "out" / "train_rank_000.jsonl").is_file()
+    assert not [name for name in everything(tmp_path / "out") if "*" in name]
+    task(tmp_path / "meta" / "b", (0,))
+    table = Table.from_pylist([{"source_image": None, "target_image": "000-0.png", "instruction": "make it red"}])
+    write_table(table, tmp_path / "meta" / "b" / "rows.parquet")
+    with pytest.raises(
+        BadInput, match=r"rows.parquet: its files would be written over those of .*rows.jsonl; give one"
+    ):
+        extract(recipe(tmp_path / "meta", checkpoint), tmp_path / "twice", layout="files")
 
 
 def test_what_was_left_out_of_files_is_listed(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from qvl_core.errors import BadInput, QVLError
 from qvl_core.recipe.load import load
-from qvl_core.run import RunFolder
+from qvl_core.run import RunFolder, read_records
 from qvl_core.training.store import Store
 from qvl_edit import encode as encoding
 from qvl_edit import slots, train
@@ -116,6 +116,18 @@ def test_pictures_that_are_not_there_are_said(recipe: Callable[..., EditRecipe],
         train(recipe(tmp_path, more), tmp_path / "run")
 
 
+def test_what_was_left_out_of_latents_is_listed_and_counted(
+    recipe: Callable[..., EditRecipe], tmp_path: Path, capsys: Any
+) -> None:
+    file = write(tmp_path / "bad", (56, 56), 1, 1)
+    (file.parent / "rr-1.png").unlink()
+    lists = f"data={{train: {file}, workers: 0, max_bad: 1}}"
+    extract(recipe(tmp_path, lists))
+    assert "holds the latents of 2 pictures, 1 samples are left out" in capsys.readouterr().out
+    (left,) = read_records(tmp_path / "latents" / "left_out.jsonl")
+    assert left["reason"] == "media_missing"
+
+
 def test_a_cut_shard_is_noticed(recipe: Callable[..., EditRecipe], tmp_path: Path) -> None:
     extract(recipe(tmp_path))
     (shard,) = (tmp_path / "latents" / "shards").iterdir()
@@ -126,7 +138,9 @@ def test_a_cut_shard_is_noticed(recipe: Callable[..., EditRecipe], tmp_path: Pat
 
 def test_the_folder_says_what_it_holds(recipe: Callable[..., EditRecipe], tmp_path: Path, capsys: Any) -> None:
     extract(recipe(tmp_path))
-    assert "holds the latents of 8 pictures; train with stored.latents=" in capsys.readouterr().out
+    assert (
+        "holds the latents of 8 pictures, 0 samples are left out; train with stored.latents=" in capsys.readouterr().out
+    )
     head = json.loads((tmp_path / "latents" / "store.json").read_text(encoding="utf-8"))
     assert head["about"]["size"] == [42**2, 42**2, 4]
     assert head["about"]["dtype"] == "float32"

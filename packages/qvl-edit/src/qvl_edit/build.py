@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import AutoImageProcessor
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.learning import check_weights_only
@@ -24,6 +23,7 @@ from qvl_core.training.store import Store
 from qvl_core.training.world import World
 from qvl_data.sources import Mixture as Samples
 from qvl_data.sources import mixtures
+from qvl_edit.embed import open_pictures
 from qvl_edit.filed import FILES_FIX, FiledEmbeddings, check_heads
 from qvl_edit.groups import groups
 from qvl_edit.latents import Vae
@@ -188,8 +188,7 @@ def reading_of(
 ) -> Reading:
     """How samples become numbers. Raises BadInput for embeddings of another model, template, size or type."""
     geometry = geometry_of(recipe.pictures, profile, folder)
-    pictures = AutoImageProcessor.from_pretrained(folder / "processor") if profile.pictures else None
-    origin = about(profile, geometry, folder, pictures, dtype)
+    origin = about(profile, geometry, folder, open_pictures(folder, profile), dtype)
     if "text_encoder" not in origin and world.rank == 0:
         Console().print(
             f"note: the text encoder's weights are not in {folder}, and training needs none; that the embeddings were "

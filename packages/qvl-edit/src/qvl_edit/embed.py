@@ -71,15 +71,13 @@ class Embedder:
     def open(cls, folder: Path, profile: Profile, dtype: torch.dtype, device: Any = "cpu") -> Self:
         """Of a checkpoint in the layout of diffusers. Raises BadInput for what cannot be read, or does not belong."""
         import transformers
-        from transformers import AutoImageProcessor
 
         from qvl_core.qwen3vl.whole import load_part
 
         tokenizer = open_tokenizer(folder, profile)
         profile.check(tokenizer)
-        pictures = _reader(AutoImageProcessor, folder / "processor") if profile.pictures else None
         model = load_part(getattr(transformers, profile.encoder), folder / "text_encoder", dtype)
-        return cls(model.to(device).eval().requires_grad_(False), tokenizer, pictures, profile)
+        return cls(model.to(device).eval().requires_grad_(False), tokenizer, open_pictures(folder, profile), profile)
 
     def __call__(self, asked: Sequence[EncoderInput]) -> list[Embedded]:
         """The embeddings of each, in the model's type and on its device. Raises BadInput for pictures of sizes that the
@@ -179,6 +177,14 @@ def open_tokenizer(folder: Path, profile: Profile) -> Any:
     from transformers import AutoTokenizer
 
     return _reader(AutoTokenizer, folder / ("processor" if profile.one_stream else "tokenizer"))
+
+
+def open_pictures(folder: Path, profile: Profile) -> Any:
+    """The image processor of a checkpoint in the layout of diffusers; None where there are never pictures. Raises
+    BadInput."""
+    from transformers import AutoImageProcessor
+
+    return _reader(AutoImageProcessor, folder / "processor") if profile.pictures else None
 
 
 def _reader(kind: Any, folder: Path) -> Any:

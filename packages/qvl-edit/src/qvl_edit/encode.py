@@ -2,6 +2,7 @@
 
 FOLDER/store.json           autoencoder, sizes and type, which training compares; versions
 FOLDER/shards/              latents as tokens, by the content of a picture's file and its size (`stored`)
+FOLDER/left_out.jsonl       what could not be used
 
 A picture is encoded by itself, so training from the folder equals training from pictures to the bit on a device of the
 same kind and with the same versions (`pictures.vae_batch` 1), else to rounding.
@@ -17,13 +18,10 @@ import torch
 from torch import Tensor
 
 from qvl_core.training.engine import DTYPES, resolve_precision
-from qvl_core.training.filling import Walk, fill
-from qvl_core.training.left_out import left_out
-from qvl_core.training.parts import Micro
+from qvl_core.training.filling import Walk
 from qvl_core.training.store import Store
 from qvl_core.training.world import World
 from qvl_data.media import in_memory
-from qvl_data.progress import track
 from qvl_data.sample import Sample
 from qvl_data.sources import Mixture
 from qvl_data.windows import Windows
@@ -37,6 +35,7 @@ from qvl_edit.profile import Profile, read_grid, read_profile
 from qvl_edit.questions import Asking, bucket_of, buckets_of, sources_of, target_of, texts_of
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.stored import about_latents, content, latent_key
+from qvl_edit.storing import fill_store
 from qvl_edit.texts import directed
 
 WINDOW = 512  # samples of a shard: some 300 MB with one source each at 512 pixels, in bf16
@@ -60,22 +59,14 @@ def encode(recipe: EditRecipe, lists: Sequence[Mixture], out: Path, batch: int, 
     store = world.on_first(lambda: Store.begin(out, origin, "name another folder in stored.latents", said))
     asking = Asking(recipe.mixture.inverse, recipe.mixture.sources)
     windows = Windows(lists, WINDOW, asking.said)
-    walk = Walk(windows, batch, _Pictures(windows, store, profile, geometry, asking))
-    names, there = windows.names(), set(world.on_first(store.shards))  # as all have it, before one writes
-    bad = left_out(store, [name for name in names if name in there])
-    own = [number for number in range(len(names)) if names[number] not in there][world.rank :: world.size]
-    watched = None if world.rank else track(own, f"encode {out}", len(own))
+    walk = Walk(windows, batch, _Pictures(lists[0], store, profile, geometry, asking), _Pixels.of)
     entries = partial(_encoded, vae=vae, grid=grid, device=world.device, seen=set())
-    world.on_each(
-        lambda: fill(store, walk, own, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
-    )
-    world.on_first(lambda: _finish(out, store))
-
-
-def _finish(out: Path, store: Store) -> None:
-    store = store.again()
-    store.tidy()
-    print(f"{out} holds the latents of {len(store):,} pictures; train with stored.latents={out}.")
+    store, bad = fill_store(store, walk, entries, recipe.data, world, f"encode {out}", out)
+    if world.rank == 0:
+        print(
+            f"{out} holds the latents of {len(store):,} pictures, {bad:,} samples are left out; train with "
+            f"stored.latents={out}."
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +75,10 @@ class _Pixels:
 
     keys: tuple[bytes, ...]
     pixels: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[bytes, Tensor]]) -> "_Pixels":
+        return cls(*map(tuple, zip(*found, strict=True)))
 
     def to(self, device: Any, non_blocking: bool = False) -> "_Pixels":
         return _Pixels(self.keys, tuple(one.to(device, non_blocking=non_blocking) for one in self.pixels))
@@ -106,23 +101,18 @@ def _encoded(
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Pictures that samples learn and the store has not, at their sizes, for `qvl_core.training.filling`."""
+    """Pictures that a sample learns and the store has not, at their sizes; `learned` is the list that is trained on."""
 
-    windows: Windows
+    learned: Mixture
     store: Store
     profile: Profile
     geometry: Geometry
     asking: Asking
 
-    def __call__(self, numbers: Sequence[int]) -> Micro:
-        found, bad = self.windows.gathered(numbers, self._new)
-        batch = _Pixels(*map(tuple, zip(*found, strict=True))) if found else None
-        return Micro(batch, len(found), 0, (), 0, bad)
-
-    def _new(self, sample: Sample, mixture: Mixture) -> Iterator[tuple[bytes, Tensor]]:
+    def __call__(self, sample: Sample, mixture: Mixture) -> Iterator[tuple[bytes, Tensor]]:
         """Raises BadSample, for the samples for which extraction does."""
         buckets_of(sample, self.asking.inverse, self.geometry)
-        if not self.asking.of(sample, self.profile, mixture is self.windows.lists[0]):
+        if not self.asking.of(sample, self.profile, mixture is self.learned):
             return
         wanted: set[tuple[int, Size]] = set()
         for text in texts_of(sample, self.asking.inverse):

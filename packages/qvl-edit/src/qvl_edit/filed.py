@@ -3,17 +3,22 @@ folders.
 
 OUT/NAME/LINE_en.pt            (L, D) of a text, pickled by torch; LINE counts from 0
 OUT/NAME_rank_000.jsonl        rows with the paths of their embeddings and the sizes of their pictures
-OUT/files.json                 ours alone: what the embeddings were made with, which training compares
+OUT/files.json                 ours alone: what the embeddings were made with, which training compares, and of which
+                               data all are there
 
 A row names a file for each of its texts, `embeddings_tensor_en`, `_cn` and `_droptext`, and those of the way back with
 `_inv`. Such files are pickles, so nothing but a tensor is taken from them (`weights_only`). Of upstream's own folders
 nobody knows the model, template and sizes they were made with: all but the width is taken on trust.
 """
 
+import hashlib
 import json
 import pickle
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from glob import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -101,45 +106,122 @@ def write_files(
         write_atomic(file, "".join(lines))
 
 
-def clear_rows(mixture: Mixture, out: Path) -> None:
-    """Remove rows that an earlier extraction of a list wrote, perhaps of more processes."""
-    for home, stem in _places(mixture, out):
-        for file in home.glob(f"{escape(stem)}_rank_[0-9][0-9][0-9].jsonl"):
+@dataclass(frozen=True)
+class Filed:
+    """A list in a folder of files: which of them are of it, and whether all are there.
+
+    places  of each source the folder that its rows are written to, and the name of its files
+    origin  what decides the values
+    data    changes with the rows, and with what they are asked
+    """
+
+    out: Path
+    places: Sequence[tuple[Path, str]]
+    origin: Mapping[str, Any]
+    data: str
+
+    @classmethod
+    def of(cls, mixture: Mixture, out: Path, origin: Mapping[str, Any], windows: Sequence[str]) -> "Filed":
+        """windows: names of the shards that become files (`qvl_data.windows`). Raises BadInput."""
+        return cls(out, _places(mixture, out), origin, hashlib.sha256(json.dumps(windows).encode()).hexdigest()[:16])
+
+    def whole(self) -> bool:
+        """Whether an extraction of this list has come to its end, and none has written over it since."""
+        held = _head(self.out).get("held", {})
+        return all(held.get(name) == self.data for name in self._names) and all(map(_rows, self.places))
+
+    def begin(self) -> None:
+        """Note that files are incomplete, and remove the rows that an earlier extraction wrote, perhaps of more
+        processes."""
+        self._note({})
+        for file in chain.from_iterable(map(_rows, self.places)):
             with writing(file):
                 file.unlink()
 
+    def finish(self) -> None:
+        self._note(dict.fromkeys(self._names, self.data))
 
-def write_head(out: Path, origin: Mapping[str, Any]) -> None:
-    write_atomic(out / HEAD, json.dumps({"schema": "qvl.files/1", "about": dict(origin)}, indent=2) + "\n")
+    @property
+    def _names(self) -> list[str]:
+        return [_name(home, stem, self.out) for home, stem in self.places]
+
+    def _note(self, held: Mapping[str, str]) -> None:
+        others = {name: data for name, data in _head(self.out).get("held", {}).items() if name not in self._names}
+        head = {"schema": "qvl.files/1", "about": dict(self.origin), "held": {**others, **held}}
+        write_atomic(self.out / HEAD, json.dumps(head, indent=2) + "\n")
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder. What a kill leaves of it has another name, and goes the next time."""
+    aside = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.is_dir():
+        with writing(folder):
+            folder.rename(aside)
+            shutil.rmtree(aside)
 
 
 def check_heads(mixture: Mixture, origin: Mapping[str, Any], fix: str) -> list[str]:
-    """Raise BadInput for files that we made with another model, template, size or type; the folders of whose files
-    nothing is known."""
+    """Raise BadInput for files that we made with another model, template, size or type, or not to their end; the
+    folders of whose files nothing is known."""
     unknown = []
-    for folder in dict.fromkeys(Path(data.file).parent for data in mixture.datasets):
-        head = next((at / HEAD for at in (folder, folder.parent) if (at / HEAD).is_file()), None)
-        if head is None:
-            unknown.append(str(folder))
+    for file in (Path(data.file) for data in mixture.datasets):
+        out = next((at for at in (file.parent, file.parent.parent) if (at / HEAD).is_file()), None)
+        if out is None:
+            unknown.append(str(file.parent))
             continue
-        check_head(head.parent, origin, fix)
-    return unknown
+        check_head(out, origin, fix)
+        stem, ranked, _ = file.stem.partition("_rank_")
+        if ranked and _name(file.parent, stem, out) not in _head(out).get("held", {}):
+            raise BadInput(f"{file}: is of an extraction that did not come to its end; {fix}.")
+    return list(dict.fromkeys(unknown))
 
 
 def check_head(out: Path, origin: Mapping[str, Any], fix: str) -> None:
     """Raise BadInput if files in a folder were made by us with another model, template, size or type."""
     if not (out / HEAD).is_file():
         return
-    known = json.loads((out / HEAD).read_text(encoding="utf-8")).get("about", {})
+    known = _head(out).get("about", {})
     for name, value in origin.items():
         if known.get(name) != value:
             raise BadInput(f"{out / HEAD}: was made with {name} {known.get(name)}, and this is {name} {value}; {fix}.")
 
 
+def _head(out: Path) -> dict[str, Any]:
+    """What files.json says; nothing where there is none."""
+    file = out / HEAD
+    if not file.is_file():
+        return {}
+    try:
+        said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise BadInput(f"{file}: cannot be read; remove it, and {FILES_FIX}.") from None
+    return said
+
+
+def _name(home: Path, stem: str, out: Path) -> str:
+    """Of the files of a source, in files.json."""
+    return (home.relative_to(out) / stem).as_posix()
+
+
+def _rows(place: tuple[Path, str]) -> list[Path]:
+    home, stem = place
+    return [*home.glob(f"{escape(stem)}_rank_[0-9][0-9][0-9].jsonl")]
+
+
 def _places(mixture: Mixture, out: Path) -> list[tuple[Path, str]]:
-    """Of each source the folder that its rows are written to, and the name of its files."""
+    """Of each source the folder that its rows are written to, and the name of its files: that of its file, or of its
+    shards (train-*.parquet) without the asterisk, which no file on Windows may have. Raises BadInput for two alike."""
     homes = [out / name for name in names_of(mixture)] if len(mixture.sources) > 1 else [out]
-    return [(home, Path(data.file).stem) for home, data in zip(homes, mixture.datasets, strict=True)]
+    stems = [Path(data.file).stem.replace("*", "").strip("-") or "rows" for data in mixture.datasets]
+    places = list(zip(homes, stems, strict=True))
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise BadInput(
+                f"{mixture.datasets[number].file}: its files would be written over those of "
+                f"{mixture.datasets[places.index(place)].file}; give one of them another name."
+            )
+    return places
 
 
 def _suffixes(sample: Sample, pictures: Sequence[int], text: str) -> Iterator[str]:

@@ -27,7 +27,6 @@ from qvl_core.recipe.blocks import Parallel
 from qvl_core.training.engine import DTYPES, resolve_precision, set_products
 from qvl_core.training.filling import Walk, fill
 from qvl_core.training.left_out import check_bad, left_out
-from qvl_core.training.parts import Micro
 from qvl_core.training.store import Store
 from qvl_core.training.world import processes
 from qvl_data.hashing import media_key
@@ -74,15 +73,14 @@ def encode(recipe: MetaQueryRecipe, out: Path | None = None, shard: str = "1/1",
         said = {"scale": coder.scale, "device": world.device.type, "torch": torch.__version__}
         store = Store.begin(out, about(coder, recipe.flow.size), "choose another --out", said)
         windows = Windows(lists, WINDOW)
-        walk = Walk(windows, batch, _Pictures(windows, store, recipe.flow.size))
+        walk = Walk(windows, batch, _Pictures(store, recipe.flow.size), _Keyed.of)
         names, there = windows.names(), set(store.shards())
-        bad = left_out(store, [name for name in names if name in there])
         own = range(part - 1, len(names), parts)
         missing = [number for number in own if names[number] not in there]
         watched = track(missing, f"encode {out}", len(own), len(own) - len(missing))
         seen: set[bytes] = set()
         entries = partial(_encoded, coder=coder, device=world.device, seen=seen)
-        fill(store, walk, missing, entries, bad, recipe.data.max_bad, world, recipe.data.workers, watched)
+        fill(store, walk, missing, entries, recipe.data.max_bad, world, recipe.data.workers, watched)
     bad = left_out(store, [name for name in names if name in set(store.shards())])
     check_bad(bad, recipe.data.max_bad)
     if lacking := set(names) - set(store.shards()):
@@ -113,6 +111,11 @@ class _Keyed:
     keys: tuple[bytes, ...]
     pixels: Tensor
 
+    @classmethod
+    def of(cls, found: Sequence[tuple[bytes, Array]]) -> "_Keyed":
+        keys, pixels = zip(*found, strict=True)
+        return cls(keys, stacked(pixels))
+
     def to(self, device: Any, non_blocking: bool = False) -> "_Keyed":
         return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
 
@@ -134,18 +137,12 @@ def _encoded(
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Pictures that samples ask for and the store has not, for `qvl_core.training.filling`."""
+    """The picture that a sample asks for, if the store has it not."""
 
-    windows: Windows
     store: Store
     size: int
 
-    def __call__(self, numbers: Sequence[int]) -> Micro:
-        found, bad = self.windows.gathered(numbers, self._new)
-        keys, pixels = zip(*found, strict=True) if found else ((), ())
-        return Micro(_Keyed(keys, stacked(pixels)) if found else None, len(found), 0, (), 0, bad)
-
-    def _new(self, sample: Sample, mixture: Mixture) -> Iterator[tuple[bytes, Array]]:
+    def __call__(self, sample: Sample, mixture: Mixture) -> Iterator[tuple[bytes, Array]]:
         media = sample.media[target_of(sample)]
         key = media_key(media, sample.opener)
         if key not in self.store:

@@ -1,7 +1,7 @@
 """Going once through all samples of some data to fill a store: a window of samples is a shard.
 
-    walk = Walk(Windows(lists, 128), batch=4, read=questions)
-    fill(store, walk, missing, entries, bad, allowed, world, workers)
+    walk = Walk(Windows(lists, 128), batch=4, take=questions, made=Questions.of)
+    fill(store, walk, missing, entries, allowed, world, workers)
 
 What a killed run has not written the next one does, and processes and machines share the windows out. Windows are named
 after the data, so a store may be added to from other data.
@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from qvl_core.training.left_out import check_bad, noted
-from qvl_core.training.parts import Micro
+from qvl_core.training.left_out import check_bad, left_out, noted
+from qvl_core.training.parts import Micro, TensorBatch
 from qvl_core.training.prefetch import shares
+from qvl_core.training.samples import Bad
 from qvl_core.training.store import Store
 from qvl_core.training.world import World
 
@@ -32,19 +33,27 @@ class Windows(Protocol):
 
     def numbers(self, window: int) -> range: ...
 
+    def gathered(
+        self, numbers: Iterable[int], take: Callable[[Any, Any], Iterable[Any]]
+    ) -> tuple[list[Any], tuple[Bad, ...]]: ...
+
 
 @dataclass(frozen=True)
 class Walk:
     """Every sample of some windows, one after the other: `qvl_core.training.parts.Batches`, a batch at a step.
 
     batch    samples that are read together
-    read     their numbers to what is stored of them; pickled into workers
+    take     what is made of a sample of a list
+    made     what is stored of all that was taken of a batch, which is something
     missing  numbers of the windows that are gone through
+
+    `take` and `made` are pickled into workers.
     """
 
     windows: Windows
     batch: int
-    read: Callable[[Sequence[int]], Micro]
+    take: Callable[[Any, Any], Iterable[Any]]
+    made: Callable[[Sequence[Any]], TensorBatch]
     missing: Sequence[int] = ()
 
     @property
@@ -57,7 +66,8 @@ class Walk:
         return self.windows.numbers(self.missing[window])[place * self.batch :][: self.batch]
 
     def build(self, plan: range) -> list[Micro]:
-        return [self.read(plan)]
+        found, bad = self.windows.gathered(plan, self.take)
+        return [Micro(self.made(found) if found else None, len(found), 0, (), 0, bad)]
 
 
 def fill(
@@ -65,7 +75,6 @@ def fill(
     walk: Walk,
     missing: Sequence[int],
     entries: Callable[[Any, Mapping[bytes, Tensor]], Mapping[bytes, Tensor]],
-    bad: Mapping[str, Any],
     allowed: int,
     world: World,
     workers: int | None,
@@ -74,15 +83,20 @@ def fill(
     """Write the shards of the windows `missing`, which no other process does.
 
     entries  of a batch, what is stored by key; it is given what its shard has already
-    bad      samples of other shards that could not be used, by place
-    allowed  how many there may be (data.max_bad)
+    allowed  samples that cannot be used there may be (data.max_bad), of all windows, also of those that other processes
+             write meanwhile
     watched  `missing`, shown as it goes by
 
     Raises BadInput for more bad samples than are allowed.
     """
-    known, names = dict(bad), walk.windows.names()
+    names = walk.windows.names()
     steps = shares(replace(walk, missing=missing), 0, len(missing) * walk.steps, world, workers)
+    known: dict[str, Any] = {}
+    read: set[str] = set()
     for number in missing if watched is None else watched:
+        new = set(names).intersection(store.shards()) - read
+        known |= left_out(store, sorted(new))
+        read |= new
         held: dict[bytes, Tensor] = {}
         found: dict[str, Any] = {}
         for (micro,) in islice(steps, walk.steps):
@@ -91,4 +105,3 @@ def fill(
             if micro.batch is not None:
                 held |= entries(micro.batch, held)
         store.write(names[number], held, noted(found))
-        known |= found
