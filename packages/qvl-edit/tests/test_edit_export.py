@@ -10,11 +10,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from editing_verbs import qvl_edit
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from qvl_core.errors import BadInput
-from qvl_edit import EditPipeline
+from qvl_edit import EditPipeline, trained
 from qvl_edit.export import comfyui, export
 from qvl_edit.sampling import Sampling
 from qvl_edit.trained import find_trained, open_trained
@@ -88,6 +89,20 @@ def test_adapters_are_loaded_in_both_spellings(file: str, where: str, runs: dict
     torch.testing.assert_close(prediction(pipe.transformer), wanted, rtol=0, atol=1e-5)
     assert (wanted - without).abs().max() > 1e-3
     torch.testing.assert_close(prediction(opened(tmp_path / "out")), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["run", "checkpoint"])
+def test_adapters_are_exported_without_the_weights_beside_them(
+    where: str, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = runs["lora"], "checkpoint" if where == "run" else "run"
+    paths = {"run": run, "checkpoint": checkpoint(run)}
+    export(str(paths[other]), tmp_path / "other")
+    monkeypatch.setattr(trained, "load_transformer", None)
+    export(str(paths[where]), tmp_path / "out")
+    for file in ("pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"):
+        said = [safe_open(tmp_path / name / file, "pt").metadata() for name in ("out", "other")]
+        assert said[0] == said[1]
 
 
 def test_comfyuis_keys(runs: dict[str, Path], tmp_path: Path) -> None:

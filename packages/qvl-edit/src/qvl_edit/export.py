@@ -29,7 +29,7 @@ from qvl_core.files import new_folder, writing
 from qvl_core.qwen3vl.groups import is_adapter
 from qvl_core.qwen3vl.load import quiet
 from qvl_edit.saving import LORA, save_adapters
-from qvl_edit.trained import Trained, find_trained, open_trained
+from qvl_edit.trained import Trained, adapter_config, find_trained, open_trained
 
 COMFYUI = "comfyui_lora.safetensors"
 INDEX = "model_index.json"
@@ -68,8 +68,7 @@ def write_adapters(found: Trained, folder: Path) -> None:
         with writing(folder):
             shutil.copyfile(found.adapters, folder / LORA)
     else:
-        config = open_trained(found, stored_type(found.transformer)).peft_config["default"]
-        save_adapters(folder, found.weights, config)
+        save_adapters(folder, found.weights, adapter_config(found))
     with safe_open(folder / LORA, "pt") as file:
         about = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)

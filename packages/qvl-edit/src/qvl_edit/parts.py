@@ -36,6 +36,9 @@ def open_call(folder: Path, profile: Profile) -> Call:
     return OneStream(grid, profile.shown.gaps(profile.pictures, open_tokenizer(folder, profile)))
 
 
+TRANSFORMERS = {kind.__name__: kind for kind in (QwenImageTransformer2DModel, QwenImage21Transformer2DModel)}
+
+
 def transformer_class(profile: Profile) -> Any:
     """The class of its transformer."""
     return QwenImage21Transformer2DModel if profile.one_stream else QwenImageTransformer2DModel
@@ -43,8 +46,13 @@ def transformer_class(profile: Profile) -> Any:
 
 def load_transformer(folder: Path, dtype: torch.dtype) -> Any:
     """A transformer, in the form in which it is stored. Raises BadInput for one that is not known."""
-    kinds = {kind.__name__: kind for kind in (QwenImageTransformer2DModel, QwenImage21Transformer2DModel)}
-    return load_part(_kind(folder, kinds), folder, dtype)
+    return load_part(_kind(folder, TRANSFORMERS), folder, dtype)
+
+
+def transformer_without_weights(folder: Path) -> Any:
+    """The same on the meta device, of its config.json alone. Raises BadInput for one that is not known."""
+    with torch.device("meta"):
+        return _kind(folder, TRANSFORMERS).from_config(read_config(folder / "config.json"))
 
 
 def _kind(folder: Path, kinds: Mapping[str, Any]) -> Any:

@@ -25,7 +25,7 @@ from qvl_core.run import RunFolder
 from qvl_core.training.checkpoint import read, trained_folder
 from qvl_edit.groups import groups
 from qvl_edit.opening import EVERY_PART
-from qvl_edit.parts import load_transformer
+from qvl_edit.parts import load_transformer, transformer_without_weights
 from qvl_edit.profile import read_profile
 from qvl_edit.recipe import RECIPE, EditRecipe
 from qvl_edit.sampling import Sampling
@@ -147,11 +147,24 @@ def _place(key: str, adapter: str) -> str:
     return f"{stem}.{kind}.{adapter}.weight" if kind.startswith("lora_") else f"{stem}.{adapter}.{kind}"
 
 
-@torch.no_grad()
-def _put(transformer: Any, recipe: EditRecipe, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Bring a transformer to the form in which a run trains it, and put a checkpoint's weights into it."""
+def adapter_config(found: Trained) -> Any:
+    """Peft's, of the adapters of a checkpoint of training. No weights are read."""
+    assert found.recipe is not None
+    transformer = transformer_without_weights(found.transformer)
+    _tune(transformer, found.recipe)
+    return transformer.peft_config["default"]
+
+
+def _tune(transformer: Any, recipe: EditRecipe) -> None:
+    """Bring a transformer to the form in which a run trains it."""
     patterns = groups(recipe.tune, len(transformer.transformer_blocks))
     apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, patterns, wide=False)
+
+
+@torch.no_grad()
+def _put(transformer: Any, recipe: EditRecipe, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Tune a transformer as a run does, and put a checkpoint's weights into it."""
+    _tune(transformer, recipe)
     places = dict(transformer.named_parameters())
     for name, value in weights.items():
         if name not in places or places[name].shape != value.shape:
