@@ -173,3 +173,19 @@ def test_reading_of_embeddings() -> None:
         assert numbers(" ".join(times)) == pytest.approx(ratios, abs=0.051)
     whole = result("embeddings")["one source"]
     assert whole["shards_mb"] / whole["files_mb"] == pytest.approx(0.4, abs=0.05)
+
+
+def test_memory_of_editing_is_by_the_plan() -> None:
+    from qvl_core.recipe.load import load
+    from qvl_edit.plan import predict
+    from qvl_edit.recipe import RECIPE
+
+    page = (ROOT / "docs" / "edit" / "memory.md").read_text("utf-8")
+    rows = re.findall(r"^\| (.+?) \| ([\d.]+) GiB \| (?:([\d.]+) GiB )?\|$", page, re.M)
+    assert len(rows) == 7
+    for words, needed, waiting in rows:
+        changes = [change for code in re.findall(r"`([^`]+)`", words) for change in code.split() if "=" in change]
+        name = "lora_21" if "lora_21" in words else "lora_2509"
+        planned = predict(load(RECIPE, name, ["stored.latents=x", *changes], "qvl_edit"))
+        assert f"{planned.needed / GIB:.1f}" == needed, words
+        assert f"{planned.waiting / GIB:.1f}" == (waiting or "0.0"), words
