@@ -1,6 +1,7 @@
 """`check` reads the data, shows the slots of the first step, and says what cannot be meant; it needs no weights."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from qvl_edit.extract import extract
 from qvl_edit.recipe import RECIPE
 from qvl_edit.released import Configs, configs
 from qvl_edit.times import Shift
+from qvl_edit.tiny import tiny
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +86,36 @@ def test_what_is_wrong_with_the_data_is_counted_and_refused(tmp_path: Path) -> N
     assert json.loads(line)["reason"] == "media_missing"
 
 
-def test_stored_embeddings_are_looked_at(meta: Path, tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
-    stored = f"stored.embeddings={tmp_path / 'out'}"
-    given = [f"data={{train: {meta}, workers: 0}}", f"model.name={checkpoint('edit-plus', 'patches')}", stored]
-    extract(load(RECIPE, "tiny", given, "qvl_edit"))
-    done = check(meta, f"model.name={checkpoint('edit-plus', 'patches')}", stored, recipe="tiny")
+def test_what_is_stored_is_looked_at(meta: Path, tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    stored = [f"stored.embeddings={tmp_path / 'out'}", f"stored.latents={tmp_path / 'latents'}"]
+    model = f"model.name={checkpoint('edit-plus', 'vae')}"
+    sizes = ["pictures.size=64", "pictures.vl_size=56", "data.max_bad=9"]
+
+    def checked(*changes: str) -> Done:
+        return check(meta, *stored, *sizes, *changes, recipe="tiny")
+
+    before = checked(model)
+    assert before.code == 0, before.err
+    for name in ("embeddings", "latents"):
+        assert f"stored.{name}: " in before.out
+    assert before.out.count("is not written yet; before training run `qvl-edit extract`") == 2
+    extract(load(RECIPE, "tiny", [f"data={{train: {meta}, workers: 0}}", model, *stored, *sizes], "qvl_edit"))
+    done = checked(model)
     assert done.code == 0, done.err
     assert "tokens of text and sources" in done.out
-    assert "is not in stored.embeddings" not in done.out
-    other = check(meta, f"model.name={checkpoint('edit', 'patches')}", "mixture.sources=1=1", stored, recipe="tiny")
-    assert other.code == 2
-    assert "was made with template" in other.err
+    assert re.search(r"latents of [23] pictures", done.out)
+    assert "is not " not in done.out
+    for change, said in (
+        (f"model.name={checkpoint('edit', 'vae')}", r"was made with template .* in stored.embeddings"),
+        ("pictures.vl_size=112", r"was made with resize .* in stored.embeddings"),
+        ("train.precision=bf16", r"was made with dtype float32, and this is dtype bfloat16"),
+    ):
+        other = checked(*([change] if change.startswith("model") else [model, change]), "mixture.sources=1=1")
+        assert other.code == 2
+        assert re.search(said, other.err), other.err
+    lone = f"stored.embeddings={tmp_path / 'none'}"
+    tiny(tmp_path / "model", seed=1)
+    for change, said in (("pictures.size=96", "size"), (f"model.name={tmp_path / 'model'}", "autoencoder")):
+        other = checked(model, lone, change)
+        assert (other.code, "name another folder in stored.latents" in other.err) == (2, True), other.err
+        assert f"was made with {said}" in other.err

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from edit_rows import task
 
+from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Data
 from qvl_core.training.parts import Micro
 from qvl_data import media
@@ -122,6 +124,30 @@ def test_several_files_of_a_task_are_one_task(meta: Path) -> None:
         task(meta / name, [1])
         (meta / name / "rows.jsonl").rename(meta / "a" / f"{name}.jsonl")
     assert len(opened(str(meta)).sources["a"]) == len(A) + 2
+
+
+def test_two_tasks_of_one_name_are_refused(meta: Path, tmp_path: Path) -> None:
+    shutil.copy(meta / "b" / "rows.jsonl", tmp_path / "a.jsonl")
+    task(tmp_path / "other" / "a", (1,))
+    for other in ("a.jsonl", "other"):
+        with pytest.raises(BadInput, match=r"are both the task a; rename one of them"):
+            opened([str(meta), str(tmp_path / other)])
+
+
+def test_rows_that_cannot_be_read_are_left_out_and_told_once(meta: Path) -> None:
+    rows = meta / "a" / "rows.jsonl"
+    lines = rows.read_text("utf-8").splitlines()
+    lines[1:3] = ["{broken", json.dumps({"target_image": 3})]
+    rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    made = batches(meta)
+    assert made.tasks.sources["a"].tolist() == [A[0], *A[3:]]
+    assert made.tasks.mixture.sample(made.tasks.item("a", 1)).edit.instruction["en"] == "a 3"  # type: ignore[union-attr]
+    told = [[one.id for micro in hand for one in micro.bad] for step in range(3) for hand in built(made, step, 2)]
+    assert [[at.rsplit(":")[-1] for at in ids] for ids in told] == [["2", "3"], [], [], [], [], []]
+    assert sum(micro.count for hand in built(made, 0, 2) for micro in hand) == 8
+    rows.write_text("{broken\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"no row of the task a can be read: .*rows.jsonl:1"):
+        opened(str(meta))
 
 
 def test_any_other_source_is_a_task_by_its_name(meta: Path) -> None:

@@ -19,30 +19,26 @@ from qvl_core.printable import printable
 from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.recipe.doubts import unsaved, unwarmed
 from qvl_core.training.samples import LeftOut
-from qvl_core.training.store import HEAD, Store
 from qvl_data.checking import conclude, leaks, read_list, show_lists
 from qvl_data.errors import BadSample
 from qvl_data.shown import png
 from qvl_data.sources import Item, mixtures
 from qvl_data.sources import Mixture as Samples
+from qvl_edit.at_hand import AtHand
 from qvl_edit.build import check as check_data
 from qvl_edit.build import pace, shares
 from qvl_edit.cut import Bucket
-from qvl_edit.filed import FiledEmbeddings
 from qvl_edit.groups import groups
 from qvl_edit.looking import Looking
 from qvl_edit.mixture import Mixture
-from qvl_edit.model import call_class
 from qvl_edit.opening import sized
 from qvl_edit.packing import Grid
-from qvl_edit.questions import Asking, sources_of, target_of
+from qvl_edit.questions import Asking
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.released import Configs, configs, transformer_shapes
 from qvl_edit.sampling import Sampling
-from qvl_edit.slots import Corruption, EditBatches, Reading, Told, Wanted, said
-from qvl_edit.stored import FIX, StoredEmbeddings
+from qvl_edit.slots import Corruption, EditBatches, Reading, Wanted, said
 from qvl_edit.tasks import expanded, tasks_of
-from qvl_edit.texts import directed
 
 SHOWN = 4  # slots of the first step
 LARGE = 1e9  # parameters; smaller models bear higher rates
@@ -85,9 +81,9 @@ def check(recipe: EditRecipe, out: Path | None = None) -> None:
     }
     show_lists(facts, console)
 
-    stored = _stored(recipe, made)
+    stored = AtHand.of(recipe, lists, made, geometry)
     corruption = Corruption(made.channels, made.grid, made.shift, recipe.flow.times)
-    reading = Reading(stored or _nothing, 0, geometry, corruption, weights.inverse)
+    reading = Reading(stored.told or _nothing, 0, geometry, corruption, weights.inverse)
     batches = EditBatches(tasks, mixture, reading, weights.dropout, recipe.batch.micro)
     console.print(f"first step (seed {recipe.train.seed}), as it is learned from:", style="bold")
     shown = list(_first(batches))
@@ -95,7 +91,7 @@ def check(recipe: EditRecipe, out: Path | None = None) -> None:
         console.print(_panel(batches, wanted, stored))
     table = _tuned(recipe, made)
     console.print(table.rich(), shares(mixture, tasks), pace(mixture, batches.steps_of(recipe.train)), sep="\n")
-    notes = (*warnings(recipe, table, made.profile.guidance), *_about_stored(recipe, stored), *leaks(lists))
+    notes = (*warnings(recipe, table, made.profile.guidance), *stored.unwritten(), *leaks(lists))
     pictures = {f"first-{wanted.slot}.png": png(_side_by_side(batches, wanted)) for wanted in shown} if out else {}
     conclude(console, notes, facts, recipe.data.max_bad, out, pictures)
 
@@ -120,24 +116,6 @@ def _tokens(samples: Samples, train: bool, looking: Looking, grid: Grid, item: I
         raise LeftOut(samples.bad(item, error)) from None
 
 
-def _stored(recipe: EditRecipe, made: Configs) -> Told | None:
-    """The embeddings, if they are there. Raises BadInput for those of another template."""
-    if recipe.stored.layout == "files":
-        return FiledEmbeddings(transformer_shapes(made).config[call_class(made.profile).width]).pieces
-    folder = Path(str(recipe.stored.embeddings)).expanduser()
-    if not (folder / HEAD).is_file():
-        return None
-    return StoredEmbeddings(Store.open(folder, made.profile.about(), FIX)).pieces
-
-
-def _about_stored(recipe: EditRecipe, stored: Told | None) -> Iterator[str]:
-    if stored is None:
-        yield (
-            f"stored.embeddings: {recipe.stored.embeddings} is not written yet; before training run `qvl-edit extract` "
-            "with this recipe."
-        )
-
-
 def _nothing(*_: Any) -> tuple[torch.Tensor, ...]:
     raise AssertionError("no sample is read in full")
 
@@ -157,8 +135,8 @@ def _first(batches: EditBatches) -> Iterator[Wanted]:
             return
 
 
-def _panel(batches: EditBatches, wanted: Wanted, stored: Told | None) -> Panel:
-    """A slot: its text, its pictures by size, its noise."""
+def _panel(batches: EditBatches, wanted: Wanted, stored: AtHand) -> Panel:
+    """A slot: its text, its pictures by size, its noise, and what is stored of it."""
     sample, text = batches.sample(wanted.draw), wanted.choice.text
     words = "left out" if wanted.choice.left_out else said(sample, wanted.choice)
     line = Line()
@@ -168,13 +146,8 @@ def _panel(batches: EditBatches, wanted: Wanted, stored: Told | None) -> Panel:
     line.append(f"to {sizes[0]}, ", style="cyan")
     tokens = Tokens.of(wanted.bucket, batches.reading.corruption.grid)
     line.append(f"{len(tokens):,} tokens, {tokens.count:,} learned; noise {batches.level(0, wanted):.2f} of 1")
-    if stored is not None:
-        _, sources = directed(text, target_of(sample), sources_of(sample))
-        try:
-            told = f"{sum(map(len, stored(sample, sources, said(sample, wanted.choice)))):,} tokens of text and sources"
-        except BadSample as error:
-            told = str(error)
-        line.append(f"\n{printable(told)}", style="dim")
+    for held in stored.of_slot(sample, wanted):
+        line.append(f"\n{printable(held)}", style="dim")
     way = ", the way back" if text.inverse else ""
     return Panel(
         line,

@@ -152,7 +152,7 @@ class EditBatches:
 
     def plan(self, step: int, rank: int, world: int) -> Plan:
         found: list[Wanted] = []
-        bad: list[Bad] = []
+        bad = [*self.tasks.bad] if step == rank == 0 else []  # never drawn, so told once
         for slot, draw in enumerate(self.mixture.draw(step)):
             try:
                 found.append(self.wanted(step, slot, draw))

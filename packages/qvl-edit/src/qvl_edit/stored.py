@@ -77,10 +77,11 @@ def latent_key(picture: bytes, size: Size) -> bytes:
     return hashlib.sha256(picture + f"latents {size[0]} {size[1]}".encode()).digest()
 
 
-def about_latents(geometry: Geometry, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """What decides the values of stored latents; `folder` is the checkpoint's, for its autoencoder's weights."""
+def about_latents(geometry: Geometry, folder: Path | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What decides the values of stored latents; `folder` is the checkpoint's, for its autoencoder's weights, without
+    which they are not compared."""
     return {
-        "autoencoder": weights_sha256(folder / "vae")[:16],
+        **({} if folder is None else {"autoencoder": weights_sha256(folder / "vae")[:16]}),
         "size": [geometry.area, geometry.source_area or geometry.area, geometry.step],
         "dtype": str(dtype).removeprefix("torch."),
     }

@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl_core.errors import BadInput
 from qvl_core.evaluation import LEFT_OUT
 from qvl_core.recipe.blocks import Data, Source
+from qvl_core.training.samples import Bad
 from qvl_data.dataset import splits
+from qvl_data.errors import BadSample
 from qvl_data.mix import labels
 from qvl_data.sources import Item, Mixture
 from qvl_edit.questions import sources_of
@@ -44,11 +47,13 @@ class Tasks:
 
     numbers  (n,) entries of `mixture.items` that a task has, by its name
     sources  (n,) number of source pictures of each
+    bad      rows that cannot be read; no task has them
     """
 
     mixture: Mixture
     numbers: dict[str, NDArray[np.int64]]
     sources: dict[str, NDArray[np.int64]]
+    bad: tuple[Bad, ...] = ()
 
     def item(self, task: str, sample: int) -> Item:
         """A sample by its index in its task."""
@@ -56,21 +61,42 @@ class Tasks:
 
 
 def tasks_of(mixture: Mixture) -> Tasks:
-    """The tasks of a list whose folders of tasks were expanded. Looks at every row once. Raises BadSample."""
-    owners: dict[str, list[int]] = {}
-    at = 0
-    for name, size in zip(names_of(mixture), mixture.sizes, strict=True):
-        owners.setdefault(name, []).extend(range(at, at + size))
-        at += size
-    counts = np.array([len(sources_of(mixture.outline(mixture.item(number)))) for number in range(at)], np.int64)
-    numbers = {name: np.array(found, np.int64) for name, found in owners.items()}
-    return Tasks(mixture, numbers, {name: counts[found] for name, found in numbers.items()})
+    """The tasks of a list whose folders of tasks were expanded. Looks at every row once.
+
+    Raises BadInput for a task of which no row can be read, and as `names_of`.
+    """
+    tasks = names_of(mixture)
+    found: dict[str, list[tuple[int, int]]] = {task: [] for task in tasks}
+    bad: list[Bad] = []
+    for number, item in enumerate(mixture.items()):
+        try:
+            found[tasks[item.source]].append((number, len(sources_of(mixture.outline(item)))))
+        except BadSample as error:
+            bad.append(mixture.bad(item, error))
+    for task, rows in found.items():
+        if not rows:
+            raise BadInput(f"data: no row of the task {task} can be read: {bad[0].message}")
+    pairs = {task: np.array(rows, np.int64) for task, rows in found.items()}  # (n, 2)
+    return Tasks(
+        mixture,
+        {task: rows[:, 0] for task, rows in pairs.items()},
+        {task: rows[:, 1] for task, rows in pairs.items()},
+        tuple(bad),
+    )
 
 
 def names_of(mixture: Mixture) -> list[str]:
-    """The task of each source."""
-    named = zip(mixture.sources, labels(mixture), strict=True)
-    return [source.task if isinstance(source, OfTask) else label for source, label in named]
+    """The task of each source. Raises BadInput for two tasks of one name."""
+    names: list[str] = []
+    homes: dict[str, str] = {}
+    for source, label in zip(mixture.sources, labels(mixture), strict=True):
+        name, home = (
+            (source.task, str(Path(source.source).parent)) if isinstance(source, OfTask) else (label, source.source)
+        )
+        if homes.setdefault(name, home) != home:
+            raise BadInput(f"data: {homes[name]} and {home} are both the task {name}; rename one of them.")
+        names.append(name)
+    return names
 
 
 def _files(sources: Sequence[Source]) -> list[Source]:
