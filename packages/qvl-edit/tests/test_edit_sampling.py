@@ -1,7 +1,8 @@
 """Drawing equals diffusers' own pipelines; a seed's picture is its own; a perfect direction recovers the picture."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from torch import Tensor
 
 from qvl_core.errors import BadInput
 from qvl_core.training.seeds import first_noise
+from qvl_edit import pipeline as pipeline_room
 from qvl_edit.coder import PatchCoder
+from qvl_edit.cut import Bucket
 from qvl_edit.denoise import denoise
+from qvl_edit.draw import Conditions, together
 from qvl_edit.embed import Embedder, EncoderInput
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
@@ -29,6 +33,7 @@ from qvl_edit.profile import Profile
 from qvl_edit.sampling import Sampling
 from qvl_edit.times import Shift
 from qvl_edit.tiny import tiny_pipeline
+from qvl_edit.turns import fit, there
 
 AREA = 32 * 64
 QWEN = {
@@ -177,6 +182,57 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(drawing: EditPipeline) -> No
         (alone,) = latents_of(drawing, text, [shown], seed=seed)
         torch.testing.assert_close(alone, one, rtol=0, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_encoder_and_transformer_take_turns_where_there_is_no_room(
+    drawing: EditPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has left when the other comes, and all that is computed by it is computed while it is there."""
+    encoder, transformer = drawing.embedder.model, drawing.transformer
+    here: list[torch.nn.Module] = []
+    called: list[torch.nn.Module] = []
+
+    @contextmanager
+    def turn(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+        here.append(module)
+        with there(module, device):
+            yield
+        here.remove(module)
+
+    def note(module: torch.nn.Module, *_: Any) -> None:
+        assert here == [encoder if module is encoder.model else module]
+        called.append(*here)
+
+    monkeypatch.setattr(pipeline_room, "there", turn)
+    hooks = [module.register_forward_pre_hook(note) for module in (encoder.model, transformer)]
+    drawing(["red", "blue"], SOURCES[0])
+    for hook in hooks:
+        hook.remove()
+    assert list(dict.fromkeys(called)) == [encoder, transformer]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_was_copied_to_a_device_leaves_it_without_a_copy() -> None:
+    module = torch.nn.BatchNorm1d(4)
+    homes = [tensor.data_ptr() for tensor in module.state_dict().values()]
+    device = torch.device("cuda")
+    assert fit([module], device)
+    for _ in range(2):
+        with there(module, device):
+            assert all(tensor.is_cuda for tensor in module.state_dict().values())
+        assert [tensor.data_ptr() for tensor in module.state_dict().values()] == homes
+    assert torch.cuda.memory_allocated() == 0
+
+
+def test_a_forward_holds_so_many_tokens_or_pictures(drawing: EditPipeline) -> None:
+    def of(side: int, sources: int) -> Conditions:
+        return Conditions(torch.empty(0), None, Bucket((side, side), ((side, side),) * sources), (), 0)
+
+    grid = Grid(8, 2)
+    each = [of(512, 1), of(1024, 1), *[of(512, 1)] * 5, of(1024, 2), of(1024, 1), of(1024, 2)]
+    assert together(each, grid) == [[0, 2, 3, 4], [5, 6], [1], [8], [7], [9]]
+    assert together(each, grid, 2) == [[0, 2], [3, 4], [5, 6], [1, 8], [7, 9]]
 
 
 def test_pictures_come_prompt_by_prompt_and_seeds_count_up(drawing: EditPipeline) -> None:

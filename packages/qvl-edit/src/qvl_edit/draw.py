@@ -20,10 +20,11 @@ from qvl_edit.denoise import denoise, guided
 from qvl_edit.embed import padded
 from qvl_edit.latents import Vae
 from qvl_edit.model import Call
+from qvl_edit.packing import Grid
 from qvl_edit.sampling import Sampling
 from qvl_edit.times import Shift
 
-BATCH = 4
+TOKENS = 2**13  # of pictures in one forward: a picture of 1024 x 1024 pixels with one source
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,16 @@ def draw(
     shift: Shift,
     sampling: Sampling,
     on_step: Callable[[int, Tensor], None] | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
 ) -> list[Tensor]:
     """(3, H, W) in about [-1, 1] of each picture.
 
     shift    of noise levels, where `sampling` names none
-    batch    pictures of one forward, at most
+    batch    pictures of one forward, at most; None: as many as have `TOKENS`
     on_step  is called with the number of a step and the latents (B, C, h, w) of those that are drawn together
     """
     found: dict[int, Tensor] = {}
-    for places in together(each, batch):
+    for places in together(each, call.grid, batch):
         latents = torch.empty(0)
         steps = drawn_latents(transformer, call, vae, [each[place] for place in places], shift, sampling)
         for number, latents in enumerate(steps, 1):
@@ -69,12 +70,17 @@ def draw(
     return [found[place] for place in range(len(each))]
 
 
-def together(each: Sequence[Conditions], most: int) -> list[list[int]]:
-    """Places of so many pictures of one bucket, in the order in which buckets come first."""
+def together(each: Sequence[Conditions], grid: Grid, batch: int | None = None) -> list[list[int]]:
+    """Places of pictures of one bucket, `batch` or as many as have `TOKENS`. Buckets are in the order of the first."""
     groups: dict[Bucket, list[int]] = {}
     for place, one in enumerate(each):
         groups.setdefault(one.bucket, []).append(place)
-    return [places[start : start + most] for places in groups.values() for start in range(0, len(places), most)]
+    return [
+        places[start : start + most]
+        for bucket, places in groups.items()
+        for most in (batch or max(1, TOKENS // sum(map(grid.tokens, bucket.sizes))),)
+        for start in range(0, len(places), most)
+    ]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ embeddings have the positions of pictures (`embed`), and its sizes are those of 
 a seed of its own: it is the same alone and in a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from qvl_data.media import WHITE
 from qvl_data.pixels import rgb
 from qvl_edit.cut import Size
 from qvl_edit.draw import Conditions, draw
-from qvl_edit.embed import Embedder, EncoderInput
+from qvl_edit.embed import Embedded, Embedder, EncoderInput
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
 from qvl_edit.model import Call
@@ -32,7 +32,9 @@ from qvl_edit.profile import read_profile
 from qvl_edit.sampling import Sampling
 from qvl_edit.times import Shift
 from qvl_edit.trained import Trained, find_trained, open_trained
+from qvl_edit.turns import fit, there
 
+EMBEDDED = 8  # sets of pictures that are embedded together
 Prompt = tuple[str, tuple[Image.Image, ...]]
 
 
@@ -54,6 +56,7 @@ class EditPipeline:
     ) -> None:
         self.transformer, self.call, self.vae, self.embedder = transformer.eval(), call, vae, embedder
         self.geometry, self.shift, self.sampling = geometry, shift, sampling
+        self.device = next(transformer.parameters()).device
 
     @classmethod
     def from_pretrained(
@@ -83,9 +86,12 @@ class EditPipeline:
         )
 
     def to(self, device: "str | torch.device") -> Self:
-        """Move everything, in place."""
-        for module in (self.transformer, self.vae, self.embedder.model):
-            module.to(device)
+        """Draw on a device from now on. Where it has no room for all, the text encoder and the transformer stay where
+        they are, and take turns on it."""
+        self.device = torch.device(device)
+        modules = (self.vae, self.transformer, self.embedder.model)
+        for module in modules if fit(modules, self.device) else (self.vae,):
+            module.to(self.device)
         return self
 
     def __call__(
@@ -102,6 +108,7 @@ class EditPipeline:
         height: int | None = None,
         width: int | None = None,
         sampling: Sampling | None = None,
+        batch_size: int | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Drawn:
         """Draw `num_images` pictures of each prompt.
@@ -112,6 +119,8 @@ class EditPipeline:
         seed           of the first picture of each prompt, the following ones count up; or one for each picture
         height, width  in pixels; default: of the last picture's shape, as large as in training
         sampling       what none of these says; default: as the model was saved
+        batch_size     pictures of one forward, at most; default: one of 1024 x 1024 pixels with a source, or as many
+                       smaller ones as are as large together
         on_step        is called with the number of a step and the latents (B, C, h, w) of those that are drawn together
 
         Raises BadInput for what this checkpoint cannot be asked.
@@ -124,20 +133,23 @@ class EditPipeline:
             prompts=len(prompts),
             num_images=num_images,
             num_inference_steps=1 if sampling.steps is None else sampling.steps,
+            batch_size=1 if batch_size is None else batch_size,
         )
         if sampling.shift is not None and sampling.shift <= 0:
             raise BadInput(f"shift: {sampling.shift:g} moves no noise level; give a number above 0, such as 3.")
         self._check_pictures(prompts)
         seeds = seeds_of(seed, len(prompts) * num_images, num_images)
         buckets = [self.geometry.asked([_size(one) for one in shown], height, width) for _, shown in prompts]
-        told = self._told(prompts, sampling)
+        with there(self.embedder.model, self.device):
+            told = self._told(prompts, sampling)
         each: list[Conditions] = []
         for number, ((text, shown), bucket) in enumerate(zip(prompts, buckets, strict=True)):
             sources = tuple(numbers(resized(one, size)) for one, size in zip(shown, bucket.sources, strict=True))
             untold = told[sampling.negative, _key(shown)] if sampling.guided else None
             own = seeds[number * num_images :][:num_images]
             each += [Conditions(told[text, _key(shown)], untold, bucket, sources, seed) for seed in own]
-        drawn = draw(self.transformer, self.call, self.vae, each, self.shift, sampling, on_step)
+        with there(self.transformer, self.device):
+            drawn = draw(self.transformer, self.call, self.vae, each, self.shift, sampling, on_step, batch_size)
         check_finite(all(bool(pixels.isfinite().all()) for pixels in drawn), self.transformer.dtype)
         return Drawn([picture for pixels in drawn for picture in pictures(pixels[None].cpu().numpy())])
 
@@ -160,9 +172,13 @@ class EditPipeline:
         asked = [EncoderInput(tuple(texts[key]), tuple(map(self._seen, shown))) for key, shown in seen.items()]
         return {
             (text, key): one.whole(number)
-            for key, wanted, one in zip(seen, asked, self.embedder(asked), strict=True)
+            for key, wanted, one in zip(seen, asked, self._embedded(asked), strict=True)
             for number, text in enumerate(wanted.texts)
         }
+
+    def _embedded(self, asked: Sequence[EncoderInput]) -> Iterator[Embedded]:
+        for start in range(0, len(asked), EMBEDDED):
+            yield from self.embedder(asked[start : start + EMBEDDED])
 
     def _seen(self, picture: Image.Image) -> Image.Image:
         return resized(picture, self.geometry.vl(_size(picture)))

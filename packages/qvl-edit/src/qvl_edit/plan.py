@@ -100,6 +100,7 @@ def _knobs(recipe: EditRecipe) -> Iterator[tuple[str, EditRecipe]]:
 def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") -> EditPlan:
     """The plan of a recipe, on an H200 if no card is named; `auto` precision is taken as bf16."""
     from qvl_edit.counting import PART, count, count_encoding
+    from qvl_edit.draw import TOKENS
     from qvl_edit.groups import groups
     from qvl_edit.preview import SHOWN
     from qvl_edit.released import configs, shapes
@@ -150,7 +151,7 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
         "as the backward ends": in_backward | {"activations": again, CASTS: 0, "gradients": trained_bytes},
         "while pictures are encoded": in_backward | {"activations": 0 if encoded else coded, CASTS: 0, GATHERED: 0},
     }
-    shown_together = SHOWN if world == 1 else 1
+    shown_together = min(SHOWN, max(1, TOKENS // work.tokens)) if world == 1 else 1
     drawn = in_backward | {"activations": max(shown_together * block / pictures, coded), "gradients": between}
     waits = _waiting(recipe, transformer, own)
     always: dict[str, float] = {

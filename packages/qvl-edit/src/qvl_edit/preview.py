@@ -69,7 +69,7 @@ class Preview:
         count, size = len(self.prompts), self.world.size
         places = [(self.world.rank + turn * size) % count for turn in range(ceil(count / size))]
         each = [self.prompts[place].conditions for place in places]
-        batch = SHOWN if size == 1 else 1
+        batch = None if size == 1 else 1
         try:
             drawn = draw(model, self.call, self.vae, each, self.reading.corruption.shift, self.sampling, batch=batch)
         except torch.OutOfMemoryError:
