@@ -165,12 +165,16 @@ def test_the_corrected_table() -> None:
 
 
 def test_reading_of_embeddings() -> None:
-    for first, name in (("32 KiB", "32 KiB"), ("1.6 MB (one source), most of it copied", "one source")):
-        found = result("embeddings")[name]
-        rates, times = row("edit/stored.md", first)[:2], row("edit/stored.md", first)[2:]
-        assert [int(rate.replace(",", "")) for rate in rates] == [round(found[arm]) for arm in ("files", "shards")]
-        ratios = [found[f"{arm} / files"] for arm in ("shards", "first", "found")]
-        assert numbers(" ".join(times)) == pytest.approx(ratios, abs=0.051)
+    for first, name in (("32 KiB", "32 KiB"), ("1.6 MB (one source)", "one source")):
+        for batch in (1, 4):
+            found = result("embeddings")[name][f"batches of {batch}"]
+            cells = row("edit/stored.md", f"{first}, in batches of {batch}")
+            assert [int(rate.replace(",", "")) for rate in cells[:2]] == [
+                round(found[arm]) for arm in ("files", "shards")
+            ]
+            ratios = [found[pair] for pair in ("shards / files", "first / files", "shards / files once")]
+            assert numbers(" ".join(cells[2:])) == pytest.approx(ratios, abs=0.051)
+    assert result("embeddings")["one source"]["batches of 1"]["shards / files"] >= 5
     whole = result("embeddings")["one source"]
     assert whole["shards_mb"] / whole["files_mb"] == pytest.approx(0.4, abs=0.05)
 

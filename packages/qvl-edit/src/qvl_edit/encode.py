@@ -4,8 +4,8 @@ FOLDER/store.json           autoencoder, sizes and type, which training compares
 FOLDER/shards/              latents as tokens, by the content of a picture's file and its size (`stored`)
 FOLDER/left_out.jsonl       what could not be used
 
-A picture is encoded by itself, so training from the folder equals training from pictures to the bit on a device of the
-same kind and with the same versions (`pictures.vae_batch` 1), else to rounding.
+A picture is encoded by itself, so on a CPU in fp32 training from the folder equals training from pictures to the bit
+(`pictures.vae_batch` 1, the same versions). On other devices and in 16 bits that was not compared; expect rounding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
