@@ -1,6 +1,8 @@
 """A whole run as a command makes it: what becomes of a mistake, of a kill, and of a run that is finished."""
 
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,12 +11,13 @@ from harness import toy_run
 from toy import network, toy_parts, toy_recipe
 
 from qvl_core.cli import plugin
-from qvl_core.errors import BadInput
+from qvl_core.errors import BadInput, Preempted
+from qvl_core.qwen3vl.load import commit_of, find_folder
 from qvl_core.recipe.blocks import Recipe
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
 from qvl_core.training.conduct import conduct
-from qvl_core.training.parts import Parts
+from qvl_core.training.parts import Callbacks, Parts
 from qvl_core.training.world import World
 
 
@@ -111,3 +114,50 @@ def test_workers_run_the_plugins_before_they_build(tmp_path: Path) -> None:
     finally:
         del sys.modules["qvl_plugin_mine"]
     assert outcome.steps == 2
+
+
+def test_a_run_that_goes_on_stands_on_the_commit_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache: a branch is a file that holds a commit, a commit is a folder."""
+    from huggingface_hub import constants
+
+    repository, first, second = tmp_path / "models--qvl--base", "0" * 40, "1" * 40
+    for commit in (first, second):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "config.json").write_text("{}", encoding="utf-8")
+    branch = repository / "refs" / "main"
+    branch.parent.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    opened: list[str] = []
+
+    def based(stop: int, revision: str | None) -> Callable[[Recipe, RunFolder, World], Parts]:
+        def parts(recipe: Recipe, run: RunFolder, world: World) -> Parts:
+            opened.append(find_folder("qvl/base", revision).name)
+            assert commit_of("qvl/base", revision) == opened[-1]
+            ask = Callbacks(on_step=lambda step: signal.raise_signal(signal.SIGTERM) if step == stop else None)
+            return toy_parts(network(), callbacks=[ask])
+
+        return parts
+
+    for revision in (None, "main"):
+        out = tmp_path / f"run-{revision}"
+        branch.write_text(first, encoding="utf-8")
+        with pytest.raises(Preempted):
+            train(out, based(2, revision))
+        branch.write_text(second, encoding="utf-8")
+        with pytest.raises(Preempted):
+            train(out, based(4, revision))
+        branched = conduct(
+            "qvl-core",
+            toy_recipe(),
+            tmp_path / f"branch-{revision}",
+            based(0, revision),
+            report=page,
+            resume=out / "checkpoints/step-000004",
+        )
+        assert branched["complete"]
+        train(tmp_path / f"new-{revision}", based(0, revision))
+        assert opened == [first, first, first, second]
+        opened.clear()

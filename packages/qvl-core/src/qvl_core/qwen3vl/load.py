@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qvl_core.commits import commit_at, note_commit
 from qvl_core.errors import BadInput, first_line
 from qvl_core.recipe.blocks import Model
 
@@ -96,7 +97,8 @@ def open_processor(model: Model) -> Any:
 
 
 def find_folder(name: str, revision: str | None = None, key: str = "model.name", files: Sequence[str] = FILES) -> Path:
-    """The local folder of a checkpoint; a hub name is fetched into the hub's cache, or found there when offline.
+    """The local folder of a checkpoint; a hub name is fetched into the hub's cache, or found there when offline. In a
+    run that goes on it is that of the commit it began with (`qvl_core.commits`).
 
     key    what messages call the place that named it
     files  patterns of what is fetched
@@ -118,9 +120,12 @@ def find_folder(name: str, revision: str | None = None, key: str = "model.name",
         RevisionNotFoundError,
     )
 
-    place = f"{key}: {name}" + (f" at revision {revision}" if revision else "")
+    at = commit_at(name, revision)
+    place = f"{key}: {name}" + (f" at revision {at}" if at else "")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+        folder = Path(snapshot_download(name, revision=at, allow_patterns=list(files)))
+        note_commit(name, revision, folder.name)
+        return folder
     except GatedRepoError:
         raise BadInput(f"{place} asks for consent; accept it on huggingface.co and run `hf auth login`.") from None
     except (RepositoryNotFoundError, HFValidationError):
@@ -167,7 +172,7 @@ def commit_of(name: str, revision: str | None = None, file: str = "config.json")
 
     if name == "tiny" or Path(name).expanduser().is_dir():
         return None
-    path = try_to_load_from_cache(name, file, revision=revision)
+    path = try_to_load_from_cache(name, file, revision=commit_at(name, revision))
     return Path(path).parents[file.count("/")].name if isinstance(path, str) else None
 
 

@@ -5,9 +5,11 @@ def train(recipe, out, fresh=False, resume=None, allow_change=False):
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qvl_core.commits import commits
 from qvl_core.errors import BadInput
 from qvl_core.recipe.blocks import Recipe
 from qvl_core.recipe.load import dump, load
@@ -62,8 +64,10 @@ def carry_out(
     if finished is not None:
         world.on_first(lambda: _show(run, report))
         return finished
-    parts = build(recipe, run, world)
-    outcome = fit(parts, recipe, run, world, resume=resume, allow_change=allow_change)
+    with commits(world.first(_stands_on(run, resume))) as found:
+        parts = build(recipe, run, world)
+        parts = replace(parts, about={**parts.about, "commits": dict(found)})
+        outcome = fit(parts, recipe, run, world, resume=resume, allow_change=allow_change)
     values = result(
         package,
         seed=recipe.train.seed,
@@ -96,6 +100,13 @@ def _open(recipe: Recipe, run: RunFolder, fresh: bool, allow_change: bool) -> di
         run.result_file.unlink()
         return None
     return finished
+
+
+def _stands_on(run: RunFolder, resume: Path | None) -> dict[str, str]:
+    """Commits of the hub that a run began with, or the one whose checkpoint it begins with."""
+    begun = [run] if resume is None else [run, RunFolder(resume.resolve().parent.parent)]
+    recorded = (one.read_environment().get("commits") for one in begun if one.environment_file.is_file())
+    return next((found for found in recorded if isinstance(found, dict)), {})
 
 
 def _what_matters(recipe: Recipe) -> dict[str, Any]:
