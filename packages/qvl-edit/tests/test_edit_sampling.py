@@ -211,6 +211,23 @@ def test_encoder_and_transformer_take_turns_where_there_is_no_room(
     assert list(dict.fromkeys(called)) == [encoder, transformer]
 
 
+def test_blocks_come_one_after_the_other_where_there_is_no_room_for_all(
+    profile: Callable[[str], Profile], drawing: EditPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = profile("edit-plus")
+    other = ours_of(tiny_pipeline(kind, coder="patches"), kind, drawing.geometry)
+    other.sampling = drawing.sampling
+    other.transformer.requires_grad_(False)  # as `from_pretrained` leaves it
+    monkeypatch.setattr(pipeline_room, "fit", lambda modules, device: False)
+    other.to("cpu")
+    assert not any(weight.numel() for weight in other.transformer.transformer_blocks.parameters())
+    for _ in range(2):
+        found, wanted = (latents_of(each, ["red", "blue"], SOURCES[0]) for each in (other, drawing))
+        assert all(map(torch.equal, found, wanted))
+    there = [any(p.numel() for p in block.parameters()) for block in other.transformer.transformer_blocks]
+    assert sum(there) <= 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_what_was_copied_to_a_device_leaves_it_without_a_copy() -> None:

@@ -30,6 +30,7 @@ from qvl_edit.opening import geometry_of
 from qvl_edit.parts import open_call, open_shift, open_vae
 from qvl_edit.profile import read_profile
 from qvl_edit.sampling import Sampling
+from qvl_edit.streaming import stream
 from qvl_edit.times import Shift
 from qvl_edit.trained import Trained, find_trained, open_trained
 from qvl_edit.turns import fit, there
@@ -87,10 +88,16 @@ class EditPipeline:
 
     def to(self, device: "str | torch.device") -> Self:
         """Draw on a device from now on. Where it has no room for all, the text encoder and the transformer stay where
-        they are, and take turns on it."""
+        they are, and take turns on it; where it has none for the transformer, its blocks come one after the other."""
         self.device = torch.device(device)
-        modules = (self.vae, self.transformer, self.embedder.model)
-        for module in modules if fit(modules, self.device) else (self.vae,):
+        modules: list[torch.nn.Module] = [self.vae, self.transformer, self.embedder.model]
+        if not fit(modules, self.device):
+            modules = [self.vae]
+            if not fit([self.vae, self.transformer], self.device):
+                blocks = self.transformer.transformer_blocks
+                stream(blocks, len(blocks), self.device)
+                modules.append(self.transformer)
+        for module in modules:
             module.to(self.device)
         return self
 
