@@ -442,6 +442,21 @@ def test_pictures_are_shown_with_evaluations_or_at_steps_of_their_own(
     assert (tmp_path / "run/final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "error", [QVLError("the store is damaged; write it again."), torch.OutOfMemoryError("CUDA out of memory.\nTried")]
+)
+def test_pictures_that_cannot_be_drawn_end_nothing(
+    error: Exception, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def preview(model: Any, folder: Path, step: int) -> None:
+        raise error
+
+    toy_run(tmp_path / "run", toy_parts(network(), preview=preview))
+    same(tmp_path / "run", whole)
+    said = "the device's memory is full" if isinstance(error, torch.OutOfMemoryError) else "the store is damaged"
+    assert f"step 8: no pictures: {said}" in caplog.text
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     def press(step: int) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -3,6 +3,7 @@ that was made before."""
 
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +14,15 @@ from torch import Tensor
 from qvl_core.qwen3vl.lora import apply_tune, parameter_groups
 from qvl_core.recipe.load import load
 from qvl_core.recipe.shipped import shipped
+from qvl_core.training.operations import counting as counting_operations
 from qvl_core.training.optim import Optimizer
 from qvl_edit import counting
-from qvl_edit.counting import PART, Work, _forward, count
+from qvl_edit.counting import Work, _forward, count_saved
 from qvl_edit.cut import Bucket
 from qvl_edit.groups import groups
 from qvl_edit.model import OneStream, TwoStreams
 from qvl_edit.packing import Grid
-from qvl_edit.plan import EditPlan, predict
+from qvl_edit.plan import EditPlan, operations, predict
 from qvl_edit.recipe import RECIPE, EditRecipe
 from qvl_edit.released import configs, shapes
 from qvl_edit.tiny import tiny_transformer
@@ -110,12 +112,14 @@ def test_pictures_that_are_drawn_together(planned: Callable[..., EditPlan]) -> N
 
 
 def test_operations_are_those_of_the_matrices(planned: Callable[..., EditPlan]) -> None:
-    """A block's pictures pass 113 M parameters, four projections and the MLP, and its text as many others."""
+    """A block's pictures pass 113 M parameters, four projections and the MLP, and its text as many others. Frozen
+    weights have no gradients: two passes. The gradients of attention are five products, the scores once more, to the
+    two of its forward."""
     plan, width, layers = planned("batch.size=1", "stored.embeddings=x", "train.recompute=false"), 3072, 60
     passed = 2 * (4 * width**2 + 8 * width**2) * layers * plan.tokens
     attention = 4 * plan.tokens**2 * width * layers
-    coding = plan.flops - 2 * (passed + attention)
-    assert 0 < coding / plan.flops < 0.06  # the autoencoder, and what is made of levels
+    coding = plan.flops - 2 * passed - 3.5 * attention
+    assert 0 < coding / plan.flops < 0.06  # the autoencoder, adapters, and what is made of levels
     assert plan.floor_seconds == pytest.approx(plan.flops / 790e12)
 
 
@@ -172,8 +176,7 @@ def test_what_autograd_keeps(
         patched.setattr(counting, "forward_21", lambda model, call, *given: call(model, *given, levels, BUCKET))
         found = kept(transformer, partial(_forward, transformer, work, torch.float32))
     _, other = real(tune, samples, recompute, one_stream)
-    counted = count(other.to("meta"), work, half=False, device="cpu")
-    assert counted.saved[PART] == pytest.approx(found, rel=0.02)
+    assert count_saved(other.to("meta"), work, half=False, device="cpu") == pytest.approx(found, rel=0.02)
 
 
 def test_bytes_after_a_real_step() -> None:
@@ -189,6 +192,30 @@ def test_bytes_after_a_real_step() -> None:
     assert plan.rows["optimizer states"] == sum(tensor.nbytes for tensor in states)
     assert plan.trainable == sum(p.numel() for p in trained)
     assert plan.rows["frozen weights"] * 2 == sum(p.nbytes for p in transformer.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("tune", "recompute"), [("{transformer: {mode: full}}", False), ("{attn: {mode: lora, rank: 4}}", True)]
+)
+def test_operations_are_those_of_a_real_step(tune: str, recompute: bool, checkpoint: Callable[..., Path]) -> None:
+    """For MFU: of one number of sources as torch counts them in a real step, of several so in the mean."""
+    recipe, transformer = real(tune, 1, recompute)
+    model = recipe.model.model_copy(update={"name": str(checkpoint("edit-plus", "patches"))})
+    recipe = recipe.model_copy(update={"model": model})
+    shares, found, expected = {0: 0.5, 1: 0.2, 3: 0.3}, {}, {}
+    of_token, of_sample = operations(recipe, shares)
+    for sources in shares:
+        bucket = Bucket((40, 40), ((40, 40),) * sources)
+        work = Work(1, 25 + sources * 10, bucket, 12, TwoStreams(Grid(2)))
+        with counting_operations() as counter:
+            _forward(transformer, work, torch.float32).backward()
+        found[sources], seen = counter.get_total_flops(), work.tokens - work.text
+        expected[sources] = of_token * seen + of_sample
+    mean, line = (sum(shares[one] * of[one] for one in shares) for of in (found, expected))
+    assert line == pytest.approx(mean, rel=1e-3)
+    alone, none = operations(recipe, {3: 1.0})
+    assert (alone * seen, none) == (pytest.approx(found[3], rel=1e-3), 0)
+    assert expected[0] < expected[1] < expected[3]
 
 
 # What recipes cost, and what to turn

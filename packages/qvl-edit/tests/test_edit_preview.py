@@ -1,5 +1,6 @@
 """Previews of a run: at fixed prompts and seeds, what `edit` draws; the page shows source, target and output."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,18 @@ def test_too_little_memory_for_pictures_ends_no_run(
     caplog.clear()
     train(recipe(data, "train.steps=1", "sampling.preview=0"), tmp_path / "none")
     assert (names(tmp_path / "none", "*"), caplog.text) == ([], "")
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_said(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = Path(shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("run")))
+    file = own / "b" / "001-2.png"  # the target
+    file.write_bytes(file.read_bytes()[:200])
+    train(recipe(own, "train.steps=1"), tmp_path / "run")
+    assert names(tmp_path / "run", "step-*.png") == [f"step-000001-{n:02d}.png" for n in range(2)]
+    assert "previews leave 1 samples out, such as: " in caplog.text
+    assert "001-2.png" in caplog.text
 
 
 def test_previews_of_the_training_list_between_evaluations(data: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from qvl_edit.mixture import Mixture
 from qvl_edit.model import Call
 from qvl_edit.opening import FOR_TRAINING, geometry_of
 from qvl_edit.parts import load_transformer, open_call, open_shift, open_vae
+from qvl_edit.plan import advice, operations
 from qvl_edit.preview import Preview
 from qvl_edit.profile import Profile, read_config, read_profile
 from qvl_edit.recipe import EditModel, EditRecipe
@@ -44,11 +45,6 @@ from qvl_edit.streaming import stream
 from qvl_edit.tasks import Tasks, expanded, tasks_of
 from qvl_edit.tiny import tiny
 from qvl_edit.validation import validation
-
-LESS_MEMORY = (
-    "set train.recompute: true, lower batch.micro or pictures.size, set optim.name: adamw_8bit, hold what is under "
-    "adapters in fewer bits (model.quantization: nf4), or share weights among devices with parallel.strategy: fsdp2"
-)
 
 
 def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
@@ -77,6 +73,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
         settings.write(run.path)  # a checkpoint can edit before there is a final/
         Console().print(table.rich(), shares(mixture, tasks), pace(mixture, steps), sep="\n")
     patterns = groups(recipe.tune, len(transformer.transformer_blocks))
+    of_token, of_sample = operations_of(recipe, folder, mixture) if world.device.type == "cuda" else (None, 0.0)
     return Parts(
         model=transformer,
         groups=parameter_groups(transformer, recipe.tune, recipe.optim, patterns),
@@ -111,7 +108,9 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
             getattr(transformer, "peft_config", {}).get("default"),
         ),
         shards=list(transformer.transformer_blocks),
-        advice=lambda: LESS_MEMORY,
+        flops_per_token=of_token,
+        flops_per_count=of_sample,
+        advice=partial(advice, recipe),
     )
 
 
@@ -266,6 +265,16 @@ def shares(mixture: Mixture, tasks: Tasks) -> str:
 
 def pace(mixture: Mixture, steps: int) -> str:
     return f"{steps} steps of {mixture.size} samples, of {len(mixture):,}"
+
+
+def operations_of(recipe: EditRecipe, folder: Path, mixture: Mixture) -> tuple[float, float]:
+    """Those of training for a token of a picture and, beside them, for a sample, as the plan counts them.
+
+    folder  of the checkpoint, by which its shapes are known whatever its name is
+    """
+    model = recipe.model.model_copy(update={"name": str(folder)})
+    shares = dict(zip(mixture.numbers, map(float, mixture.shares.sum(1)), strict=True))
+    return operations(recipe.model_copy(update={"model": model}), shares)
 
 
 def settings_of(recipe: EditRecipe, checkpoint: Path, begun: Path) -> Settings:

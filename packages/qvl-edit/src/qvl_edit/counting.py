@@ -1,10 +1,12 @@
-"""What autograd keeps of one forward of the transformer, and what it computes, without weights.
+"""What autograd keeps of one forward of the transformer, and what a step computes, without weights.
 
-    counted = count(transformer, work, half=True)         # on the meta device, which it changes
+    saved = count_saved(transformer, work, half=True)     # on the meta device, which it changes
+    flops = count_training(transformer, work)
 
 Shapes: B samples of one bucket; L tokens of a text of width D; N tokens of a target, of F features.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qvl_core.training.keeping import Counted, counted, fused_attention, of_layers
+from qvl_core.training.keeping import counted, fused_attention, of_layers, operations
 from qvl_core.training.operations import counting
 from qvl_edit.counting_21 import forward_21
 from qvl_edit.cut import Bucket
@@ -44,27 +46,36 @@ class Work:
         return self.text + sum(self.call.grid.tokens(size) for size in self.bucket.sizes)
 
 
-def count(transformer: Any, work: Work, half: bool, device: str = "cuda") -> Counted:
-    """Count one forward of a tuned transformer on a device, which need not be there.
+def count_saved(transformer: Any, work: Work, half: bool, device: str = "cuda") -> int:
+    """Bytes that autograd keeps of one forward of a tuned transformer on a device, which need not be there.
 
     half  in bf16, with trained matrices as the 16-bit copies that autocast makes of them
-
-    Blocks are alike: the last one, and one more, are run, and the others counted like that one.
     """
+
+    def saved() -> float:
+        with fused_attention() if device == "cuda" else nullcontext():
+            return counted(transformer, partial(_forward, transformer, work), (PART,), half, device).saved[PART]
+
+    return int(_of_blocks(transformer, saved))
+
+
+def count_training(transformer: Any, work: Work) -> float:
+    """Operations of one forward and backward of a tuned transformer, of pictures that were encoded."""
+    return _of_blocks(transformer, lambda: operations(transformer, partial(_forward, transformer, work)))
+
+
+def _of_blocks(transformer: Any, found: Callable[[], float]) -> float:
+    """What is found of a transformer. Its blocks are alike: the last one, and one more, are run, and the others taken
+    for such as that one."""
     blocks = transformer.transformer_blocks
     transformer.pos_embed = _frequencies(transformer)
-    forward = partial(_forward, transformer, work)
-    found = []
+    ends = []
     for number in (1, 2):
         transformer.transformer_blocks = nn.ModuleList([*blocks[: number - 1], blocks[-1]])
-        with fused_attention() if device == "cuda" else nullcontext():
-            found.append(counted(transformer, forward, (PART,), half, device))
+        ends.append(found())
     transformer.transformer_blocks = blocks
-    one, two = found
-    return Counted(
-        {PART: int(of_layers(one.saved[PART], two.saved[PART], len(blocks)))},
-        {PART: of_layers(one.flops[PART], two.flops[PART], len(blocks))},
-    )
+    one, two = ends
+    return of_layers(one, two, len(blocks))
 
 
 def count_encoding(vae: Any, work: Work) -> float:

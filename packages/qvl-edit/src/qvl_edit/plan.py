@@ -7,14 +7,16 @@ the largest moment: the beginning or the end of the backward, the encoding of pi
 previews, one at a time on each of several devices. The text encoder is no part of training.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qvl_core.cards import Card, card
 from qvl_core.qwen3vl import knobs, planning
-from qvl_core.qwen3vl.lora import Row, apply_tune
+from qvl_core.qwen3vl.lora import TuneTable, apply_tune
 from qvl_core.qwen3vl.moments import PicturePlan, most
 from qvl_core.qwen3vl.plan import (
     CONTEXT,
@@ -99,9 +101,8 @@ def _knobs(recipe: EditRecipe) -> Iterator[tuple[str, EditRecipe]]:
 
 def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") -> EditPlan:
     """The plan of a recipe, on an H200 if no card is named; `auto` precision is taken as bf16."""
-    from qvl_edit.counting import PART, count, count_encoding
+    from qvl_edit.counting import count_saved
     from qvl_edit.draw import TOKENS
-    from qvl_edit.groups import groups
     from qvl_edit.preview import SHOWN
     from qvl_edit.released import configs, shapes
 
@@ -111,8 +112,7 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     made = configs(recipe.model)
     transformer, vae = shapes(recipe.model, made)
     low = _in_fewer_bits(recipe, transformer)
-    patterns = groups(recipe.tune, len(transformer.transformer_blocks))
-    table = apply_tune(transformer, recipe.tune, 0, recipe.optim, patterns)
+    table = _tuned(recipe, transformer)
     weights = list(transformer.parameters())
     trained = [p.numel() for p in weights if p.requires_grad]
     trained_bytes = 4 * sum(trained)
@@ -128,12 +128,11 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     work = _work(recipe, made, pictures)
     layers = len(transformer.transformer_blocks)
     transformer.train()
-    counted = count(transformer, work, half, device)
-    block = ceil(counted.saved[PART] / layers)
+    saved = count_saved(transformer, work, half, device)
+    block, again = ceil(saved / layers), 0
     if recipe.train.recompute:
         transformer.enable_gradient_checkpointing()
-        counted = count(transformer, work, half, device)
-    saved, again = counted.saved[PART], block if recipe.train.recompute else 0
+        saved, again = count_saved(transformer, work, half, device), block
     widest = 0 if vae is None else _widest(vae) * prod(work.bucket.target)
     coded = CODED * own * widest * min(recipe.pictures.vae_batch, pictures)
     encoded = recipe.stored.latents is not None
@@ -167,9 +166,8 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
         moments["while previews are drawn"] = drawn
     moment, shown = most(always, moments, strategy, world, optional)
 
-    passes = 2 + bool(recipe.train.recompute) + _in_full(table.rows) / table.parameters
-    encoding = 0 if encoded else pictures * count_encoding(vae, work)
-    flops = forwards * (passes * counted.flops[PART] + encoding)
+    of_sample = _of_sample(recipe, transformer, vae, work)
+    flops = forwards * pictures * of_sample
     rate = PEAK_FLOPS if on is None else on.flops
     floor = flops / (rate if half else rate / 2)  # fp32 runs as TF32, at half the rate
     copied = 2 * forwards * sum(waits)  # forward and backward
@@ -197,6 +195,26 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     )
 
 
+def operations(recipe: EditRecipe, shares: Mapping[int, float]) -> tuple[float, float]:
+    """Operations of training for a token of a picture and, beside them, for a sample: by the line that lies nearest to
+    samples of all numbers of sources. Their mean is exact; attention, which grows faster, bends what lies about it.
+
+    shares  of samples, by number of sources
+    """
+    from qvl_edit.released import configs, shapes
+
+    made = configs(recipe.model)
+    transformer, vae = shapes(recipe.model, made)
+    _tuned(recipe, transformer)
+    works = [_work(knobs.changed(recipe, "mixture", sources={number: 1.0}), made, 1) for number in shares]
+    found = [_of_sample(recipe, transformer, vae, work) for work in works]
+    seen = [work.tokens - work.text for work in works]
+    if len(found) == 1:
+        return found[0] / seen[0], 0.0
+    of_token, of_sample = np.polyfit(seen, found, 1, w=np.sqrt(list(shares.values())))
+    return float(of_token), float(of_sample)
+
+
 def sources_at_most(recipe: EditRecipe, profile: Profile) -> int:
     """The most sources that a step has a weight for; without weights one, where the checkpoint takes any."""
     weighted = [number for number, weight in (recipe.mixture.sources or {}).items() if weight]
@@ -218,6 +236,23 @@ def _work(recipe: EditRecipe, made: "Configs", pictures: int) -> "Work":
     if made.profile.one_stream:  # where the latents stand
         call = OneStream(made.grid, (FRAME,) * sources)
     return Work(pictures, TEXT + sources * (FRAME + seen), bucket, made.channels, call)
+
+
+def _tuned(recipe: EditRecipe, transformer: Any) -> TuneTable:
+    from qvl_edit.groups import groups
+
+    patterns = groups(recipe.tune, len(transformer.transformer_blocks))
+    return apply_tune(transformer, recipe.tune, 0, recipe.optim, patterns)
+
+
+def _of_sample(recipe: EditRecipe, transformer: Any, vae: Any, work: "Work") -> float:
+    """Operations of training for one sample, of a tuned transformer."""
+    from qvl_edit.counting import count_encoding, count_training
+
+    if recipe.train.recompute:
+        transformer.enable_gradient_checkpointing()
+    encoding = 0 if recipe.stored.latents is not None else count_encoding(vae, work)
+    return count_training(transformer, work) / work.samples + encoding
 
 
 def _in_fewer_bits(recipe: EditRecipe, transformer: Any) -> list[Any]:
@@ -266,8 +301,3 @@ def _gathered(transformer: Any, strategy: Strategy, own: int) -> int:
 def _widest(vae: Any) -> int:
     """Channels of its layer of most numbers."""
     return max(vae.config.base_dim, getattr(vae.config, "decoder_base_dim", None) or 0)
-
-
-def _in_full(rows: Iterable[Row]) -> int:
-    """Parameters that are trained themselves: their gradients take another pass."""
-    return sum(row.parameters for row in rows if row.mode == "full")

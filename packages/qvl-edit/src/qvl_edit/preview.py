@@ -55,8 +55,8 @@ class Preview:
     world: World
 
     def __call__(self, model: nn.Module, folder: Path, step: int) -> None:
-        """Draw all prompts, and write them to `folder`. Nothing that cannot be drawn ends a run, but too little memory
-        is for the caller to say."""
+        """Draw all prompts, and write them to `folder`; of one whose numbers are not finite that is said. Raises what
+        torch does where memory does not suffice, on all processes."""
         shares = self.world.gather(self._drawn(model))
         if any(share is None for share in shares):
             raise torch.OutOfMemoryError

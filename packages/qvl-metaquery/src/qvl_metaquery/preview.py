@@ -1,6 +1,5 @@
 """Pictures drawn while a model learns: the same few prompts each time, from the same noise."""
 
-import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from qvl_core.errors import QVLError
 from qvl_data.drawing.previews import first_ones, write_preview
 from qvl_data.sources import Item, Mixture
 from qvl_metaquery.coder import Coder
@@ -19,7 +17,6 @@ from qvl_metaquery.sampling import Sampling
 from qvl_metaquery.settings import Settings
 from qvl_metaquery.wanted import wanted
 
-log = logging.getLogger(__name__)
 SHOWN = 8  # prompts
 
 
@@ -39,18 +36,14 @@ class Preview:
     sampling: Sampling
 
     def __call__(self, model: nn.Module, folder: Path, step: int) -> None:
-        """Draw all prompts together, and write them to `folder`. Nothing that cannot be drawn ends a run."""
+        """Draw all prompts together, and write them to `folder`."""
         pipeline = MetaQueryPipeline(model, self.processor, self.coder, self.settings, self.shift)  # type: ignore[arg-type]
-        try:
-            drawn = pipeline(
-                caption=[prompt.text for prompt in self.prompts],
-                image=[prompt.pictures for prompt in self.prompts],
-                seed=list(range(len(self.prompts))),
-                **self.sampling.arguments(),
-            ).images
-        except QVLError as error:
-            log.warning("step %d: no pictures: %s", step, error)
-            return
+        drawn = pipeline(
+            caption=[prompt.text for prompt in self.prompts],
+            image=[prompt.pictures for prompt in self.prompts],
+            seed=list(range(len(self.prompts))),
+            **self.sampling.arguments(),
+        ).images
         for number, (prompt, picture) in enumerate(zip(self.prompts, drawn, strict=True)):
             write_preview(folder, step, number, prompt.text, prompt.pictures, picture)
 

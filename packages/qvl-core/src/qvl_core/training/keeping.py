@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from qvl_core.training.operations import counting
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -58,6 +60,18 @@ def counted(
     counts = flops.get_flop_counts()
     of = {part: float(sum(counts[type(getattr(model, part)).__name__].values())) for part in parts[1:]}
     return Counted(saved, {parts[0]: flops.get_total_flops() - sum(of.values()), **of})
+
+
+def operations(model: nn.Module, forward: Callable[[torch.dtype], Tensor]) -> float:
+    """Operations of a forward and a backward of a tuned model: with its adapters, what it computes again (the scores of
+    attention are always), and no gradient that nothing needs.
+
+    forward  the loss, of numbers of the type it is given
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"), counting() as counter:
+        _without_storage(model, half=False)
+        forward(torch.float32).backward()
+    return float(counter.get_total_flops())
 
 
 @contextmanager

@@ -94,7 +94,8 @@ class Parts:
     pictures (on rank 0), with each evaluation, or every `preview_every` steps and at the end; each rank may call the
     model as often as it likes in them, since sharded weights are gathered before on all ranks. With `in_step` they are
     not: all ranks call both, and the model equally often, in which weights are gathered module by module as in
-    training. In a single process a request to stop ends either with a BaseException.
+    training. A preview for which the device's memory is too small, or that raises QVLError where no other rank waits
+    for it, ends no run. In a single process a request to stop ends either with a BaseException.
     `export(folder, weights)` writes what the ecosystem loads, from the trained weights by name (on rank 0).
     Checkpoints hold what is in `groups`: a model whose buffers change in training (batch norm) cannot be resumed.
     `identity` is what a checkpoint must match to be continued; `base` names the frozen weights it stands on; `about` is

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from qvl_core.errors import BadInput, Preempted, QVLError
+from qvl_core.errors import BadInput, Preempted, QVLError, first_line
 from qvl_core.recipe.blocks import Recipe
 from qvl_core.recipe.load import dump
 from qvl_core.run import RunFolder
@@ -261,11 +261,15 @@ class Session:
             """Pictures are no reason to lose a run."""
             try:
                 preview(model, self.run.samples, self.step)
+                return
             except torch.OutOfMemoryError:
-                if self.world.rank == 0:
-                    log.warning(
-                        "step %d: no pictures: the device's memory is full; sampling.preview: 0 draws none.", self.step
-                    )
+                reason = "the device's memory is full; sampling.preview: 0 draws none"
+            except QVLError as error:
+                if self.parts.in_step and self.world.size > 1:  # the others draw on, and wait for this process
+                    raise
+                reason = first_line(error)
+            if self.world.rank == 0:
+                log.warning("step %d: no pictures: %s.", self.step, reason)
 
         self._call(shown if self.parts.in_step else lambda model: self.world.on_first(lambda: shown(model)))
 

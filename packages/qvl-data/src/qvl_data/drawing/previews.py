@@ -22,21 +22,22 @@ LOOKED_AT = 200  # samples, of which prompts that differ are taken
 def first_ones(mixture: Mixture, most: int, read: Callable[[Item], tuple[object, T]]) -> list[T]:
     """The first prompts of a list that are not alike, in a shuffled order that is always the same.
 
-    read  what tells prompts apart, and the prompt; one that raises BadSample is left out, and if all are, that is said
+    read  what tells prompts apart, and the prompt; one that raises BadSample is left out, and that is said
     """
     found: dict[object, T] = {}
-    problem: BadSample | None = None
+    problems: list[BadSample] = []
     for place in range(min(LOOKED_AT, mixture.chosen)):
         try:
             key, prompt = read(mixture.item(order(0, place, mixture.chosen)))
         except BadSample as error:
-            problem = problem or error
+            problems.append(error)
             continue
         found.setdefault(key, prompt)
         if len(found) == most:
             break
-    if not found and problem is not None:
-        log.warning("no previews: %s", problem)
+    if problems:
+        told = f"previews leave {len(problems)} samples out, such as" if found else "no previews"
+        log.warning("%s: %s", told, problems[0])
     return list(found.values())
 
 
