@@ -7,18 +7,13 @@ class Settings(TrainedSettings):
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qvl_core.errors import BadInput
 from qvl_core.files import write_atomic
-from qvl_core.recipe.blocks import Recipe
-from qvl_core.recipe.load import load
-from qvl_core.run import RunFolder
 
 
 class TrainedSettings(BaseModel):
@@ -29,8 +24,6 @@ class TrainedSettings(BaseModel):
 
     FILE: ClassVar[str]
     PARTS: ClassVar[tuple[str, ...]]
-    REVISIONS: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """The fields that say which revision of a part was taken, by part."""
     WHAT: ClassVar[str]
     """What a folder is that has no such file, and what to name instead: the end of a sentence."""
 
@@ -62,18 +55,6 @@ class TrainedSettings(BaseModel):
             raise BadInput(f"{folder / cls.FILE}: {where}: {first['msg']}; copy it again.") from None
         named = {part: name for part, name in settings._parts().items() if name.startswith(".")}
         return settings.model_copy(update={part: str((folder / name).resolve()) for part, name in named.items()})
-
-    @classmethod
-    def begun_with(cls, run: RunFolder, recipe: Recipe, block: str, part: str) -> str | None:
-        """The revision of a part, which a block of the recipe names: what the block says, but in a run that goes on,
-        and whose recipe says the same, the commit with which it was begun. A branch may have moved since."""
-        asked = getattr(recipe, block)
-        if not (run.path / cls.FILE).is_file() or not run.recipe_file.is_file():
-            return asked.revision
-        before = getattr(load(type(recipe), run.recipe_file), block)
-        if (before.name, before.revision) != (asked.name, asked.revision):
-            return asked.revision
-        return getattr(cls.read(run.path), cls.REVISIONS[part]) or asked.revision
 
     def _parts(self) -> dict[str, str]:
         return {part: name for part in self.PARTS if (name := getattr(self, part)) is not None}

@@ -140,8 +140,7 @@ def checkpoint_of(recipe: EditRecipe, run: RunFolder, world: World) -> Path:
     """The folder of the recipe's checkpoint; `tiny` is written to the run folder once."""
     check_weights_only(recipe.model)
     if recipe.model.name != "tiny":
-        revision = Settings.begun_with(run, recipe, "model", "base")
-        return find_folder(recipe.model.name, revision, "model.name", FOR_TRAINING)
+        return find_folder(recipe.model.name, recipe.model.revision, "model.name", FOR_TRAINING)
     folder = run.path.resolve() / "base"
     world.on_first(lambda: folder.is_dir() or bool(tiny(folder, coder="patches")))
     return folder

@@ -1,6 +1,5 @@
 """edit.json: what a trained model needs to edit beside weights. A run and `export` write it, the pipeline reads it."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from qvl_core.settings import TrainedSettings
@@ -15,7 +14,6 @@ class Settings(TrainedSettings):
 
     FILE: ClassVar[str] = FILE
     PARTS: ClassVar[tuple[str, ...]] = ("base", "transformer")
-    REVISIONS: ClassVar[Mapping[str, str]] = {"base": "revision"}
     WHAT: ClassVar[str] = (
         "no model that edits; name a run folder, its final/, one of its checkpoints, or a folder in the layout of "
         "diffusers."

@@ -91,8 +91,6 @@ def build(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> Parts:
             "tune": [asdict(row) for row in opened.table.rows],
             "base": base.model.name,
             "base_commit": base.model.revision,
-            "sana": base.sana.name,
-            "sana_commit": base.sana.revision,
         },
         evaluate=partial(measured.measure, run=run) if measured.lists else None,
         preview=None if recipe.sampling.preview == 0 else preview,
@@ -121,8 +119,7 @@ class Opened:
 
 
 def base_of(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> MetaQueryRecipe:
-    """The recipe with names that last: tiny parts are written to the run folder once, folders are named whole, and a
-    run that goes on stays with the commits that it was begun with."""
+    """The recipe with names that last: tiny parts are written to the run folder once, folders are named whole."""
     check_weights_only(recipe.model)
     names = {"model": recipe.model.name, "sana": recipe.sana.name}
     if "tiny" in names.values():
@@ -131,16 +128,12 @@ def base_of(recipe: MetaQueryRecipe, run: RunFolder, world: World) -> MetaQueryR
         names = {"model": str(folder / "qwen")} if names["model"] == "tiny" else {}
         names |= {"sana": str(folder / "sana")} if recipe.sana.name == "tiny" else {}
     whole = {block: str(Path(name).resolve()) for block, name in names.items() if Path(name).expanduser().is_dir()}
-    changed = {}
-    for block, part in (("model", "mllm"), ("sana", "sana")):
-        revision = Settings.begun_with(run, recipe, block, part)
-        named = {"name": whole[block]} if block in whole else {"revision": revision}
-        changed[block] = getattr(recipe, block).model_copy(update=named)
+    changed = {block: getattr(recipe, block).model_copy(update={"name": name}) for block, name in whole.items()}
     return recipe.model_copy(update=changed)
 
 
 def at_commits(recipe: MetaQueryRecipe) -> MetaQueryRecipe:
-    """The recipe of opened parts with the commits of those that were fetched from the hub."""
+    """The recipe of opened parts with the commits of those that were fetched from the hub: drawing takes the same."""
     changed = {}
     for block, file in (("model", "config.json"), ("sana", "transformer/config.json")):
         named = getattr(recipe, block)

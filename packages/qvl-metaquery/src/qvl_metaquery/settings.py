@@ -1,6 +1,5 @@
 """metaquery.json: what a trained model needs to draw beside weights. Written by a run, read by the pipeline."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from qvl_core.recipe.blocks import Media
@@ -19,7 +18,6 @@ class Settings(TrainedSettings):
 
     FILE: ClassVar[str] = FILE
     PARTS: ClassVar[tuple[str, ...]] = ("mllm", "sana")
-    REVISIONS: ClassVar[Mapping[str, str]] = {"mllm": "mllm_revision", "sana": "sana_revision"}
     WHAT: ClassVar[str] = (
         "no model that draws; name a run folder, its final/, or a folder that `qvl-metaquery` has written."
     )
