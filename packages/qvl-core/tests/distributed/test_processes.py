@@ -273,9 +273,39 @@ def test_a_nan_of_one_process_stops_all(tmp_path: Path) -> None:
     assert (first["step"], sorted(first["samples"])) == (4, [f"3/{slot}" for slot in range(8)])
 
 
+def dealt(out: Path, strategy: str) -> None:
+    """Files of some parameters each; every process notes which it writes."""
+    checkpoint.SHARD_BYTES = 100
+    own = out.parent / f"rank-{os.environ.get('RANK', 'alone')}"
+
+    def note(path: Path) -> None:
+        with own.open("a", encoding="utf-8") as file:
+            file.write(f"{path.parent.name} {path.name}\n")
+
+    checkpoint._written = note
+    run(out, strategy, optim={"ema": 0.5})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_every_process_writes_its_files_of_a_checkpoint(strategy: str, tmp_path: Path) -> None:
+    assert together(1, dealt, tmp_path / "one/run", "single") == [0]
+    assert together(3, dealt, tmp_path / "three/run", strategy) == [0] * 3
+    names = [sorted((tmp_path / f"three/rank-{rank}").read_text("utf-8").splitlines()) for rank in range(3)]
+    tensors = [{name for name in one if name.endswith("safetensors")} for one in names]
+    assert min(map(len, tensors)) >= STEPS / 2
+    assert sum(map(len, tensors)) == len(set().union(*tensors))
+    one, three = (checkpoint.of_step(tmp_path / name / "run/checkpoints", STEPS) for name in ("one", "three"))
+    assert one.files == three.files
+    for ours, theirs in ((one.weights(), three.weights()), (one.optimizer(), three.optimizer())):
+        assert list(ours) == list(theirs)
+        assert all(torch.allclose(ours[name], theirs[name], atol=TOLERANCE) for name in ours)
+
+
 def full_disk(out: Path, strategy: str) -> None:
+    """Of the last process alone."""
+
     def refuse(path: Path) -> None:
-        if path.parent.name.startswith(".step-000004"):
+        if path.parent.name.startswith(".step-000004") and os.environ["RANK"] == "1":
             raise OSError(28, "No space left on device")
 
     checkpoint._written = refuse

@@ -33,7 +33,7 @@ class Average:
             self._parts[name].lerp_(local(parameter).detach(), share)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The average by name, gathered and on the CPU; drawn in the same order on every process."""
+        """The average by name, gathered; drawn in the same order on every process."""
         return ((name, gathered(self._parts[name], parameter)) for name, parameter in self.parameters.items())
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,9 @@
         state.json                    step, loss scale, early stopping, bad samples, CPU seconds so far
         manifest.json                 sizes and SHA-256 of the files above, step, identity, base, its own SHA-256
 
-Nothing here is ever unpickled. A folder without a whole manifest, or whose files differ from it, does not count.
+Files of 2 GiB are dealt out among the processes of a run, and each writes its own: a checkpoint does not know how many
+there were. Nothing here is ever unpickled. A folder without a whole manifest, or whose files differ from it, does not
+count.
 """
 
 import hashlib
@@ -15,12 +17,16 @@ import json
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,9 +34,12 @@ from torch import Tensor
 from qvl_core.errors import BadInput, QVLError
 from qvl_core.files import fsync_folder, sha256, write_atomic, writing
 from qvl_core.run import RunFolder
+from qvl_core.training.world import World
 
 SCHEMA = "qvl.checkpoint/1"
-SHARD_BYTES = 4 * 2**30
+SHARD_BYTES = 2 * 2**30
+ALONE = World(0, 1, torch.device("cpu"), "single")
+Facts = tuple[str, int, str]  # of a file: name, bytes, SHA-256
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -71,36 +80,79 @@ def save(
     state: Mapping[str, Any],
     identity: Mapping[str, Any],
     base: str,
+    world: World = ALONE,
 ) -> Path:
-    """Write `folder/step-NNNNNN` whole or not at all.
+    """Write `folder/step-NNNNNN` whole or not at all. All processes of `world` call it, each of which writes its files.
 
-    `tensors` maps a kind ("weights", "optimizer", "average") to named CPU tensors, drawn one by one: `SHARD_BYTES` are
-    held.
+    `tensors` maps a kind ("weights", "optimizer", "average") to named tensors, the same in every process and drawn one
+    by one: of its own, a process holds `SHARD_BYTES` while it writes as many. Raises QVLError, in all of them.
     """
     target = _path(folder, step)
     partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+
+    def begin() -> None:
+        with _saving(target, partial):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def end() -> None:
+        with _saving(target, partial):
+            for _, failure in shares:
+                if failure is not None:
+                    raise QVLError(failure)
+            written = sorted(fact for facts, _ in shares for fact in facts)
+            written.append(_facts(_write_json(partial / "state.json", state)))
+            files = {name: {"bytes": size, "sha256": digest} for name, size, digest in written}
+            manifest = {"schema": SCHEMA, "step": step, "base": base, "identity": identity, "files": files}
+            _write_json(partial / "manifest.json", manifest | {"sha256": _digest(manifest)})
+            fsync_folder(partial)
+            _replace_folder(partial, target)
+
+    world.on_first(begin)
+    shares = world.gather(_write_own(partial, tensors, world))
+    world.on_first(end)
+    return target
+
+
+@contextmanager
+def _saving(target: Path, partial: Path) -> Iterator[None]:
     try:
-        partial.mkdir(parents=True)
-        files = [_write_shard(partial, kind, *shard) for kind in tensors for shard in _shards(tensors[kind])]
-        files.append(_write_json(partial / "state.json", state))
-        manifest = {
-            "schema": SCHEMA,
-            "step": step,
-            "base": base,
-            "identity": identity,
-            "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
-        }
-        _write_json(partial / "manifest.json", manifest | {"sha256": _digest(manifest)})
-        fsync_folder(partial)
-        _replace_folder(partial, target)
+        yield
     except (OSError, SafetensorError, QVLError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise QVLError(
             f"{target}: the checkpoint could not be written ({error}); earlier checkpoints are untouched: "
             "free some disk space and run the same command again."
         ) from error
-    return target
+
+
+def _write_own(
+    folder: Path, tensors: Mapping[str, Iterable[tuple[str, Tensor]]], world: World
+) -> tuple[list[Facts], str | None]:
+    """Write this process's files, one while the next one is gathered. Gives what they are, and what went wrong first:
+    all tensors are drawn even then, as the other processes do."""
+    found: list[Facts] = []
+    failure: str | None = None
+    writing: deque[Future[Facts]] = deque()
+
+    def settle(most: int) -> None:
+        nonlocal failure
+        while len(writing) > most:
+            try:
+                found.append(writing.popleft().result())
+            except (OSError, SafetensorError) as error:
+                failure = failure or str(error)
+
+    dealt = cycle(rank == world.rank for rank in range(world.size))
+    with ThreadPoolExecutor(1) as pool:
+        for kind, named in tensors.items():
+            for index, shard in enumerate(_shards(named, dealt)):
+                if shard is not None and failure is None:
+                    writing.append(pool.submit(_write_shard, folder, kind, index, shard))
+                    del shard
+                    settle(most=min(1, world.size - 1))
+        settle(most=0)
+    return found, failure
 
 
 def read(path: Path) -> Checkpoint:
@@ -274,24 +326,30 @@ def _check(file: Path, size: int, digest: str) -> None:
         raise QVLError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
-def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    index, size, shard = 0, 0, dict[str, Tensor]()
+def _shards(tensors: Iterable[tuple[str, Tensor]], dealt: Iterator[bool]) -> Iterator[dict[str, Tensor] | None]:
+    """Tensors on the CPU, file by file; None for one that is not one's own, as `dealt` says."""
+    own, size, shard = next(dealt), 0, dict[str, Tensor]()
     for name, tensor in tensors:
-        if shard and size + tensor.nbytes > SHARD_BYTES:
-            yield index, shard
-            index, size, shard = index + 1, 0, {}
-        shard[name] = tensor.contiguous()
+        if size and size + tensor.nbytes > SHARD_BYTES:
+            yield shard if own else None
+            own, size, shard = next(dealt), 0, {}
+        if own:
+            shard[name] = tensor.cpu().contiguous()
         size += tensor.nbytes
-    yield index, shard
+    yield shard if own else None
 
 
-def _write_shard(folder: Path, kind: str, index: int, shard: dict[str, Tensor]) -> Path:
+def _write_shard(folder: Path, kind: str, index: int, shard: dict[str, Tensor]) -> Facts:
     path = folder / f"{kind}-{index:05d}.safetensors"
     save_file(shard, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     _written(path)
-    return path
+    return _facts(path)
+
+
+def _facts(path: Path) -> Facts:
+    return path.name, path.stat().st_size, sha256(path)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> Path:

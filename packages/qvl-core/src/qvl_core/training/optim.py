@@ -61,7 +61,7 @@ class Optimizer:
         return norm, finite
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """AdamW's state as `<parameter>/<key>`, gathered and on the CPU; drawn in the same order on every process."""
+        """AdamW's state as `<parameter>/<key>`, gathered; drawn in the same order on every process."""
         for name, parameter in self._parameters():
             if state := self._torch.state.get(parameter):
                 entries = (

@@ -2,8 +2,7 @@
 
 import logging
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self
@@ -208,14 +207,22 @@ class Session:
         return stop is not None and self.progress.stale >= stop.patience
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, once. Processes other than the first only help to gather."""
+        """Write a checkpoint of the present step, once."""
         self.log()  # a lasting non-finite loss must stop the run before it is saved
         if self._saved_step == self.step:
             return
-        tensors = self.engine.tensors()
-        if self.world.rank > 0:
-            _draw(tensors)
-        self.world.on_first(lambda: self._write(tensors))
+        state = {"progress": self.progress.to_json(), "engine": self.engine.state()}
+        with self._log.paused():
+            path = checkpoint.save(
+                self.run.checkpoints,
+                self.step,
+                tensors=self.engine.tensors(),
+                state=state,
+                identity=self.parts.identity,
+                base=self.parts.base,
+                world=self.world,
+            )
+        self.world.on_first(lambda: self._note_checkpoint(path))
         self._saved_step = self.step
 
     def stop(self) -> NoReturn:
@@ -319,17 +326,9 @@ class Session:
         if found is not None and self.progress.best_step is not None:
             checkpoint.adopt(found, self.progress.best_step, self.run.checkpoints)
 
-    def _write(self, tensors: Mapping[str, Iterator[tuple[str, Tensor]]]) -> None:
-        """Write the checkpoint of this step and remove old ones."""
-        folder, progress = self.run.checkpoints, self.progress
-        state = {"progress": progress.to_json(), "engine": self.engine.state()}
-        identity, base = self.parts.identity, self.parts.base
-        try:
-            with self._log.paused():
-                path = checkpoint.save(folder, self.step, tensors=tensors, state=state, identity=identity, base=base)
-        finally:
-            _draw(tensors)  # after a failure the other processes are still gathering
-        checkpoint.prune(folder, self.step, self.recipe.checkpoint.keep, progress.best_step)
+    def _note_checkpoint(self, path: Path) -> None:
+        """Remove old checkpoints, and say that there is a new one."""
+        checkpoint.prune(self.run.checkpoints, self.step, self.recipe.checkpoint.keep, self.progress.best_step)
         self._log.event(self.step, "checkpoint", path=str(path))
         for callback in self._callbacks:
             if callback.on_checkpoint:
@@ -377,8 +376,3 @@ def less_memory() -> str:
         "set train.recompute: true, lower batch.micro or batch.max_length, then set optim.name: adamw_8bit, or share "
         "the weights among devices with parallel.strategy: fsdp2"
     )
-
-
-def _draw(tensors: Mapping[str, Iterator[tuple[str, Tensor]]]) -> None:
-    for named in tensors.values():
-        deque(named, maxlen=0)

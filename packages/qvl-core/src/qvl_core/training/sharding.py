@@ -20,26 +20,23 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor on the CPU, gathered from all processes (a collective call) if they share it."""
+    """The full tensor, gathered from all processes (a collective call) if they share it."""
     return gathered(local(tensor), tensor)
 
 
 def gathered(part: Tensor, parameter: Tensor) -> Tensor:
-    """The full tensor on the CPU from each process's part, which is shared like `parameter` (a collective call)."""
+    """The full tensor from each process's part, which is shared like `parameter` (a collective call)."""
     part = part.detach()
     if isinstance(parameter, DTensor):
         mesh, placements = parameter.device_mesh, parameter.placements
-        return (
-            DTensor.from_local(part, mesh, placements, shape=parameter.shape, stride=parameter.stride())
-            .full_tensor()
-            .cpu()
-        )
+        shared = DTensor.from_local(part, mesh, placements, shape=parameter.shape, stride=parameter.stride())
+        return shared.full_tensor()
     if hasattr(parameter, "ds_tensor"):
         parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, part)
         shape = full_shape(parameter)
-        return torch.cat(parts)[: shape.numel()].view(shape).cpu()
-    return part.cpu()
+        return torch.cat(parts)[: shape.numel()].view(shape)
+    return part
 
 
 def like(tensor: Tensor, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 """After which a process that waits for the others gives up: one of them hangs."""
 PATIENCE = timedelta(days=2)
-"""The same while process 0 works alone: it may write 244 GB to a slow disk. That one of them died is seen at once."""
+"""The same while process 0 works alone: it may read 244 GB from a slow disk. That one of them died is seen at once."""
 
 
 @dataclass(frozen=True)
