@@ -158,13 +158,20 @@ def test_files_that_are_there_are_not_made_again_whenever_it_was_killed(
 
 
 def test_what_other_data_was_written_over_is_made_again(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
-    one, two, out = task(tmp_path / "one", (1,)), task(tmp_path / "two", (0,)), tmp_path / "out"
+    name, out = "rows_rank_000", tmp_path / "out"  # as an earlier extraction calls its rows
+    one, two = (rows.rename(rows.with_stem(name)) for rows in (task(tmp_path / "1", (1,)), task(tmp_path / "2", (0,))))
     extract(recipe(one, checkpoint), out, layout="files")
     first = everything(out)
     extract(recipe(two, checkpoint), out, layout="files")
-    assert everything(out)["rows_rank_000.jsonl"] != first["rows_rank_000.jsonl"]
+    assert everything(out)[f"{name}_rank_000.jsonl"] != first[f"{name}_rank_000.jsonl"]
     extract(recipe(one, checkpoint), out, layout="files")
-    assert everything(out)["rows_rank_000.jsonl"] == first["rows_rank_000.jsonl"]
+    assert everything(out)[f"{name}_rank_000.jsonl"] == first[f"{name}_rank_000.jsonl"]
+    written = mixtures(expanded(recipe(out, checkpoint).data))["train"]
+    assert filed.check_heads(written, {}, "") == []
+    for said in ("{", "[1]"):
+        (out / "files.json").write_text(said, encoding="utf-8")
+        with pytest.raises(BadInput, match=r"files.json: cannot be read; remove it, and write them again"):
+            filed.check_heads(written, {}, "")
 
 
 def test_names_of_files_are_those_that_every_system_allows(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:

@@ -171,7 +171,7 @@ def check_heads(mixture: Mixture, origin: Mapping[str, Any], fix: str) -> list[s
             unknown.append(str(file.parent))
             continue
         check_head(out, origin, fix)
-        stem, ranked, _ = file.stem.partition("_rank_")
+        stem, ranked, _ = file.stem.rpartition("_rank_")
         if ranked and _name(file.parent, stem, out) not in _head(out).get("held", {}):
             raise BadInput(f"{file}: is of an extraction that did not come to its end; {fix}.")
     return list(dict.fromkeys(unknown))
@@ -193,8 +193,8 @@ def _head(out: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        said: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
         raise BadInput(f"{file}: cannot be read; remove it, and {FILES_FIX}.") from None
     return said
 
