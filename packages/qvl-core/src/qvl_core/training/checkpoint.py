@@ -158,8 +158,9 @@ def _write_own(
 def read(path: Path) -> Checkpoint:
     """Check every byte of a checkpoint. Raises QVLError naming the file that is missing or damaged."""
     manifest = _read_manifest(path / "manifest.json")
-    for name, facts in manifest["files"].items():
-        _check(path / name, facts["bytes"], facts["sha256"])
+    with ThreadPoolExecutor() as pool:  # hashing takes a core, and longer than reading
+        files = manifest["files"].items()
+        deque(pool.map(lambda file: _check(path / file[0], file[1]["bytes"], file[1]["sha256"]), files), maxlen=0)
     state = _read_json(path / "state.json")
     return Checkpoint(
         path=path,
