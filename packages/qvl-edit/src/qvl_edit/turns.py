@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-ROOM = 6 * 2**30  # bytes for what is computed: three times what a picture of 1024 x 1024 pixels takes
+ROOM = 4 * 2**30  # bytes for what is computed: a picture of 1024 x 1024 pixels with one source takes a third of it
 
 
 @contextmanager
