@@ -97,7 +97,9 @@ class World:
         if self.size == 1:
             return work()
         assert self.store is not None
-        return on_each(work, PrefixStore(f"on_each {next(self._calls)}", self.store), self.rank, self.size)
+        result = on_each(work, PrefixStore(f"on_each {next(self._calls)}", self.store), self.rank, self.size)
+        self.gather(None)  # process 0 keeps the store: it must not leave before all have seen that all are done
+        return result
 
     def barrier(self) -> None:
         self.sum([0])
