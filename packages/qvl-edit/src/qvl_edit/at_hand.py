@@ -18,7 +18,7 @@ from qvl_edit.opening import ABOUT, RELEASED, checkpoint
 from qvl_edit.questions import sources_of, target_of
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.released import Configs, transformer_shapes
-from qvl_edit.slots import Coded, Told, Wanted, said
+from qvl_edit.slots import Coded, InSlot, Told, said
 from qvl_edit.stored import FIX, LATENTS_FIX, StoredEmbeddings, StoredLatents, about, about_latents
 from qvl_edit.texts import directed
 
@@ -51,7 +51,7 @@ class AtHand:
                     "recipe."
                 )
 
-    def of_slot(self, sample: Sample, wanted: Wanted) -> Iterator[str]:
+    def of_slot(self, sample: Sample, wanted: InSlot) -> Iterator[str]:
         """What there is of a slot, or why it cannot be used."""
         target, sources = directed(wanted.choice.text, target_of(sample), sources_of(sample))
         try:

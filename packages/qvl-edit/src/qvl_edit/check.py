@@ -37,7 +37,7 @@ from qvl_edit.questions import Asking
 from qvl_edit.recipe import EditRecipe
 from qvl_edit.released import Configs, configs, transformer_shapes
 from qvl_edit.sampling import Sampling
-from qvl_edit.slots import Corruption, EditBatches, Reading, Wanted, said
+from qvl_edit.slots import Corruption, EditBatches, InSlot, Reading, said
 from qvl_edit.tasks import expanded, tasks_of
 
 SHOWN = 4  # slots of the first step
@@ -120,7 +120,7 @@ def _nothing(*_: Any) -> tuple[torch.Tensor, ...]:
     raise AssertionError("no sample is read in full")
 
 
-def _first(batches: EditBatches) -> Iterator[Wanted]:
+def _first(batches: EditBatches) -> Iterator[InSlot]:
     """The first slots of the first step that can be used."""
     shown = 0
     for slot, draw in enumerate(batches.mixture.draw(0)):
@@ -135,7 +135,7 @@ def _first(batches: EditBatches) -> Iterator[Wanted]:
             return
 
 
-def _panel(batches: EditBatches, wanted: Wanted, stored: AtHand) -> Panel:
+def _panel(batches: EditBatches, wanted: InSlot, stored: AtHand) -> Panel:
     """A slot: its text, its pictures by size, its noise, and what is stored of it."""
     sample, text = batches.sample(wanted.draw), wanted.choice.text
     words = "left out" if wanted.choice.left_out else said(sample, wanted.choice)
@@ -158,7 +158,7 @@ def _panel(batches: EditBatches, wanted: Wanted, stored: AtHand) -> Panel:
     )
 
 
-def _side_by_side(batches: EditBatches, wanted: Wanted) -> Image.Image:
+def _side_by_side(batches: EditBatches, wanted: InSlot) -> Image.Image:
     """Sources and target of a slot at the sizes at which they are learned."""
     target, *sources = batches.pictures(wanted)
     shown = [*sources, target]

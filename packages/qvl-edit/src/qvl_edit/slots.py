@@ -37,7 +37,7 @@ Told = Callable[[Sample, Sequence[int], str], tuple[Tensor, ...]]
 """The embedding of a text about some of a sample's media, in pieces (L_i, D). Raises BadSample."""
 
 
-class Wanted(NamedTuple):
+class InSlot(NamedTuple):
     """What stands in a slot: a sample, one of its texts, and the sizes of its pictures as they are learned."""
 
     slot: int
@@ -51,7 +51,7 @@ class Plan:
     """One process's forwards of a step; an empty one is of a witness alone."""
 
     step: int
-    forwards: tuple[tuple[Wanted, ...], ...]
+    forwards: tuple[tuple[InSlot, ...], ...]
     bad: tuple[Bad, ...]
     together: bool  # with other processes, which wait for each forward
 
@@ -151,7 +151,7 @@ class EditBatches:
     micro: int | None = None
 
     def plan(self, step: int, rank: int, world: int) -> Plan:
-        found: list[Wanted] = []
+        found: list[InSlot] = []
         bad = [*self.tasks.bad] if step == rank == 0 else []  # never drawn, so told once
         for slot, draw in enumerate(self.mixture.draw(step)):
             try:
@@ -166,13 +166,13 @@ class EditBatches:
         micros = [self._micro(plan, forward) for forward in plan.forwards]
         return [Micro(None, 0, 0, (), 0, plan.bad), *micros] if plan.bad else micros
 
-    def wanted(self, step: int, slot: int, draw: Draw) -> Wanted:
+    def wanted(self, step: int, slot: int, draw: Draw) -> InSlot:
         """What stands in a slot, nothing opened but headers. Raises BadSample."""
         sample = self.tasks.mixture.outline(self.tasks.item(*draw))
         choice = choose(self.reading.texts(sample), self.mixture.seed, step, slot, self.dropout)
-        return Wanted(slot, draw, choice, self.reading.bucket(sample, choice.text))
+        return InSlot(slot, draw, choice, self.reading.bucket(sample, choice.text))
 
-    def example(self, step: int, wanted: Wanted) -> Example:
+    def example(self, step: int, wanted: InSlot) -> Example:
         """What is learned in a slot. Raises BadSample."""
         corruption, seed, slot = self.reading.corruption, self.mixture.seed, wanted.slot
         tokens = corruption.tokens(wanted.bucket)
@@ -180,13 +180,13 @@ class EditBatches:
         sample = self.sample(wanted.draw)
         return self.reading.example(sample, wanted.choice, wanted.bucket, noise, self.level(step, wanted))
 
-    def level(self, step: int, wanted: Wanted) -> float:
+    def level(self, step: int, wanted: InSlot) -> float:
         """Of the noise in a slot, in (0, 1]."""
         corruption = self.reading.corruption
         level = level_of(self.mixture.seed, step, wanted.slot, self.mixture.size, corruption.times)
         return corruption.shift(level, corruption.tokens(wanted.bucket))
 
-    def pictures(self, wanted: Wanted) -> list[Image]:
+    def pictures(self, wanted: InSlot) -> list[Image]:
         """Target and sources of a slot, as they are learned. Raises BadSample."""
         return self.reading.pictures(self.sample(wanted.draw), wanted.choice.text, wanted.bucket)
 
@@ -205,7 +205,7 @@ class EditBatches:
             ends.append(max(1, -(-round(train.epochs * len(self.mixture)) // self.mixture.size)))
         return min(ends)
 
-    def _micro(self, plan: Plan, forward: tuple[Wanted, ...]) -> Micro:
+    def _micro(self, plan: Plan, forward: tuple[InSlot, ...]) -> Micro:
         examples: list[Example] = []
         bad: list[Bad] = []
         for wanted in forward:
