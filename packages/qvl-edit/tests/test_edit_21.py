@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 from diffusers import DiffusionPipeline
 from edit_rows import task
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qvl_core.errors import BadInput
+from qvl_data.errors import BadSample
 from qvl_edit import cli
 from qvl_edit.batch import Example, collate
 from qvl_edit.embed import Embedder, EncoderInput
@@ -24,9 +27,12 @@ from qvl_edit.groups import unused
 from qvl_edit.latents import Vae, on_white
 from qvl_edit.loss import edit_losses
 from qvl_edit.model import OneStream
+from qvl_edit.opening import geometry_of
 from qvl_edit.packing import Grid
 from qvl_edit.pipeline import EditPipeline
 from qvl_edit.profile import Profile, read_profile
+from qvl_edit.recipe import Pictures
+from qvl_edit.saving import LORA
 from qvl_edit.times import Shift
 
 SIDE = 96
@@ -100,10 +106,16 @@ def test_hidden_states_are_those_before_the_norm(embedder: Embedder) -> None:
     torch.testing.assert_close(normed, states[dropped:], rtol=0, atol=1e-5)
 
 
-def test_a_processor_that_resizes_is_refused(pipe: Any, embedder: Embedder) -> None:
+def test_what_a_processor_resizes_is_refused(embedder: Embedder, checkpoint: Callable[..., Path]) -> None:
     small = Image.new("RGB", (40, 64))
-    with pytest.raises(BadInput, match=r"pictures.size: the text encoder's processor makes .* of 40 x 64"):
+    with pytest.raises(BadInput, match=r"the text encoder's processor makes .* pixels of 40 x 64"):
         embedder([EncoderInput(("make it red",), (small,))])
+    folder = checkpoint("image-2.1", "patches")
+    geometry = geometry_of(Pictures(size=128), read_profile(folder), folder)
+    assert geometry.seen == (4 * 4, 128 * 128)
+    assert geometry.vl((64, 64)) == (128, 128)
+    with pytest.raises(BadSample, match=r"takes 16 to 16,384 pixels as they are; set another pictures.size"):
+        geometry.fit((64, 64), [(120, 90)])
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -129,16 +141,45 @@ def test_a_steps_prediction_is_the_pipelines(count: int, pipe: Any, embedder: Em
         level = named["timestep"]
         noise = (named["hidden_states"][:, -count_of:] - (1 - level) * latents) / level
         one = Example(
-            id="a", bucket=bucket, pictures=pictures, told=told.whole(0), noise=noise[0].numpy(), level=float(level)
+            id="a", bucket=bucket, pictures=pictures, told=(told.whole(0),), noise=noise[0].numpy(), level=float(level)
         )
-        other = Example(
-            id="b", bucket=bucket, pictures=pictures, told=told.whole(0)[:-3], noise=noise[0].numpy(), level=0.5
-        )
+        other = replace(one, id="b", level=0.5)
         wanted = float((theirs[:, -count_of:] - (noise - latents)).square().mean())
         with torch.no_grad():
             for batch in (collate([one], coded=False), collate([other, one], coded=False)):
                 loss = edit_losses(pipe.transformer, batch, vae, call)[-1].item()
                 assert loss == pytest.approx(wanted, rel=1e-5)
+    longer = replace(one, told=(told.whole(0), told.whole(0)[-1:]))
+    with pytest.raises(ValueError, match="texts of one forward have one length"):
+        edit_losses(pipe.transformer, collate([one, longer], coded=False), vae, call)
+
+
+def test_a_picture_is_the_same_alone_and_beside_longer_texts(editor: EditPipeline) -> None:
+    texts = ["red", "make it red", "make it red, and much larger than it is", "flip it"]
+    one = SOURCES[0].resize((64, 64))
+    how: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 64, "width": 64}
+
+    def latents(*args: Any, **more: Any) -> list[Tensor]:
+        found: list[list[Tensor]] = [[], []]
+        editor(*args, **how, **more, on_step=lambda number, after: found[number - 1].extend(after))
+        return found[1]
+
+    alone = [latents(text, one, seed=seed)[0] for seed, text in enumerate(texts)]
+    order: list[int] = []
+    lengths = [editor.embedder.profile.length(editor.embedder.tokenizer, 1, text) for text in texts]
+    for length in dict.fromkeys(lengths):  # in which pictures are drawn
+        order += [place for place, other in enumerate(lengths) if other == length]
+    together = latents(texts, one, seed=list(range(4)))
+    assert len(set(lengths)) > 1
+    for place, found in zip(order, together, strict=True):
+        torch.testing.assert_close(found, alone[place], rtol=0, atol=1e-5)
+
+
+def test_lengths_are_those_of_embeddings(embedder: Embedder) -> None:
+    for count in range(4):
+        (told,) = embedder([EncoderInput(TEXTS, shown(count))])
+        for number, text in enumerate(TEXTS):
+            assert embedder.profile.length(embedder.tokenizer, count, text) == len(told.whole(number))
 
 
 def drawing(pipe: Any, sources: Sequence[Image.Image], size: tuple[int, int], guidance: float, **more: Any) -> Any:
@@ -157,11 +198,18 @@ def drawing(pipe: Any, sources: Sequence[Image.Image], size: tuple[int, int], gu
     )
 
 
-@pytest.mark.parametrize(("count", "guidance"), [(0, 1.0), (1, 1.0), (1, 4.0), (3, 4.0)])
+@pytest.fixture(scope="module")
+def editor(pipe: Any, embedder: Embedder, call: OneStream) -> EditPipeline:
+    return EditPipeline(pipe.transformer, call, Vae(pipe.vae), embedder, GEOMETRY, Shift.of(pipe.scheduler.config))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("count", [0, 1, 3])
 def test_pictures_are_drawn_as_the_pipeline_does(
-    count: int, guidance: float, pipe: Any, embedder: Embedder, call: OneStream
+    count: int, guidance: float, pipe: Any, editor: EditPipeline, call: OneStream
 ) -> None:
-    ours = EditPipeline(pipe.transformer, call, Vae(pipe.vae), embedder, GEOMETRY, Shift.of(pipe.scheduler.config))
+    ours = editor
+    assert not ours.sampling.guided  # 2.1 is drawn without, if nothing is said
     sources = SOURCES[:count]
     size = GEOMETRY.asked([(one.height, one.width) for one in sources]).target
     theirs: list[Tensor] = []
@@ -189,15 +237,13 @@ def test_what_no_step_changes_is_computed_once(pipe: Any, call: OneStream) -> No
     rng = torch.Generator().manual_seed(0)
     noisy, source = (torch.randn(2, 4, 64, generator=rng) for _ in range(2))
     told = torch.randn(2, sum(call.gaps[:1]) + 5, 128, generator=rng)
-    mask = torch.ones(2, told.shape[1], dtype=torch.bool)
-    mask[0, -2:] = False
     bucket = Geometry(area=32 * 32, vl_area=None, token=32).fit((32, 32), [(32, 32)])
     remembering = call.drawing(pipe.transformer)
     with torch.no_grad():
         for level in (1.0, 0.6, 0.2):
             levels = torch.full((2,), level)
-            wanted = call(pipe.transformer, noisy, [source], told, mask, levels, bucket)
-            found = remembering(pipe.transformer, noisy, [source], told, mask, levels, bucket)
+            wanted = call(pipe.transformer, noisy, [source], told, None, levels, bucket)
+            found = remembering(pipe.transformer, noisy, [source], told, None, levels, bucket)
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
@@ -237,13 +283,24 @@ def test_it_is_extracted_trained_drawn_and_exported(
         "tune={attn: {mode: lora, rank: 2}}",
     ]
     run = ["--out", str(tmp_path / "run")]
+    assert cli.app.run(["validate", *recipe, "--out", str(tmp_path / "validated")]) == 0
     assert cli.app.run(["check", *recipe]) == 0
     assert cli.app.run(["extract", *recipe]) == 0
     assert cli.app.run(["train", *recipe, *run]) == 0
     assert cli.app.run(["plan", *recipe]) == 0
+    changes = ["stored.latents=null", "batch.micro=1"]  # pictures, one in a forward
+    assert cli.app.run(["train", *recipe, *changes, "--out", str(tmp_path / "one")]) == 0
+    trained, one = (load_file(tmp_path / run / "final" / LORA) for run in ("run", "one"))
+    assert all(torch.allclose(trained[name], one[name], rtol=0, atol=1e-5) for name in trained)
     drawn = ["edit", str(tmp_path / "run"), "--prompt", "make it red", "--image", str(data.parent / "000-0.png")]
     assert cli.app.run([*drawn, "--out", str(tmp_path / "drawn")]) == 0
     assert cli.app.run(["export", str(tmp_path / "run"), "--merge", "--out", str(tmp_path / "whole")]) == 0
+    again = [*drawn, "--out", str(tmp_path / "again")]
+    assert cli.app.run([str(tmp_path / "whole") if word == str(tmp_path / "run") else word for word in again]) == 0
+    (first,), (second,) = (sorted((tmp_path / name).glob("*.png")) for name in ("drawn", "again"))
+    first, second = (np.asarray(Image.open(path), int) for path in (first, second))
+    assert np.abs(first - second).max() <= 1
+    assert cli.app.run(["evaluate", str(tmp_path / "run"), str(data), "--out", str(tmp_path / "evaluated")]) == 0
     capsys.readouterr()
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "whole").transformer
     base = DiffusionPipeline.from_pretrained(folder).transformer

@@ -151,8 +151,12 @@ def test_what_is_held_in_fewer_bits() -> None:
         ),
         (["tune={attn: {mode: lora, init: pissa}}"], "`tune.attn.init`: an adapter here begins at zero"),
         (["tune={attn: {mode: lora, init: loftq}}", "model.quantization=nf4"], "`tune.attn.init`: an adapter here"),
+        (["speed.offload_blocks=2"], "set train.recompute: true"),
         (["speed.offload_blocks=2", "parallel.strategy=fsdp2"], "fsdp2 shares weights among devices; set it to 0"),
-        (["speed.offload_blocks=2", "model.quantization=nf4"], "weights in fewer bits stay on the device"),
+        (
+            ["speed.offload_blocks=2", "train.recompute=true", "model.quantization=nf4"],
+            "weights in fewer bits stay on the device",
+        ),
         (["tune={unused: {mode: full}}"], "`tune.unused`: no prediction depends on it; remove it"),
     ],
 )

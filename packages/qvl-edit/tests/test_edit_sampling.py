@@ -246,10 +246,10 @@ def test_a_forward_holds_so_many_tokens_or_pictures(drawing: EditPipeline) -> No
     def of(side: int, sources: int) -> Conditions:
         return Conditions(torch.empty(0), None, Bucket((side, side), ((side, side),) * sources), (), 0)
 
-    grid = Grid(8, 2)
+    call = TwoStreams(Grid(8, 2))
     each = [of(512, 1), of(1024, 1), *[of(512, 1)] * 5, of(1024, 2), of(1024, 1), of(1024, 2)]
-    assert together(each, grid) == [[0, 2, 3, 4], [5, 6], [1], [8], [7], [9]]
-    assert together(each, grid, 2) == [[0, 2], [3, 4], [5, 6], [1, 8], [7, 9]]
+    assert together(each, call) == [[0, 2, 3, 4], [5, 6], [1], [8], [7], [9]]
+    assert together(each, call, 2) == [[0, 2], [3, 4], [5, 6], [1, 8], [7, 9]]
 
 
 def test_pictures_come_prompt_by_prompt_and_seeds_count_up(drawing: EditPipeline) -> None:

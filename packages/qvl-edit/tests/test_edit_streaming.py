@@ -1,6 +1,7 @@
 """Blocks whose weights wait compute what they compute otherwise, to the bit, and are there for their turn alone."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from qvl_edit.cut import Bucket
 from qvl_edit.groups import groups
 from qvl_edit.model import OneStream, TwoStreams
 from qvl_edit.packing import Grid
-from qvl_edit.streaming import stream, waiting
+from qvl_edit.streaming import Streamed, stream, waiting_blocks
 from qvl_edit.tiny import tiny_transformer
 from qvl_edit.tiny_21 import tiny_parts_21
 
@@ -22,15 +23,14 @@ CPU = torch.device("cpu")
 TUNE = {"attn": Group(mode="lora", rank=4)}
 
 
-def tuned(one_stream: bool, recompute: bool, tune: dict[str, Group] = TUNE) -> Any:
+def tuned(one_stream: bool, tune: dict[str, Group] = TUNE) -> Any:
     torch.manual_seed(0)
     model = tiny_parts_21("patches")["transformer"] if one_stream else tiny_transformer(12)
     apply_tune(model, tune, 0, groups=groups(tune, len(model.transformer_blocks)))
     for name, value in model.named_parameters():
         if "lora_B" in name:
             value.data.normal_(std=0.1)
-    if recompute:
-        model.enable_gradient_checkpointing()
+    model.enable_gradient_checkpointing()
     return model.train()
 
 
@@ -52,17 +52,14 @@ def learned(model: Any, one_stream: bool) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("one_stream", [False, True])
-@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_losses_and_gradients_are_the_same(count: int, recompute: bool, one_stream: bool) -> None:
-    model = tuned(one_stream, recompute)
+def test_losses_and_gradients_are_the_same(count: int, one_stream: bool) -> None:
+    model = tuned(one_stream)
     other = copy.deepcopy(model)
-    streamed = stream(other.transformer_blocks, count, CPU)
-    assert streamed is not None
-    assert streamed.there == []
+    stream(other, count, CPU)
+    assert sum(any(p.numel() for p in frozen(block)) for block in other.transformer_blocks) == 3 - count
     for wanted, found in zip(learned(model, one_stream), learned(other, one_stream), strict=True):
         assert torch.equal(wanted, found)
-    assert len(streamed.there) <= 2
     with torch.no_grad():  # and drawing, afterwards
         for wanted, found in zip(values(model, one_stream), values(other, one_stream), strict=True):
             assert torch.equal(wanted, found)
@@ -77,39 +74,57 @@ def values(model: Any, one_stream: bool) -> list[Tensor]:
     return [call(model, noisy, [], told, None, torch.tensor([level]), Bucket((16, 16))) for level in (1.0, 0.4)]
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_no_more_than_two_are_there_at_once(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tuned(False, recompute)
-    streamed = stream(model.transformer_blocks, 3, CPU)
-    assert streamed is not None
-    sizes = [{p.numel() for p in block.parameters() if not p.requires_grad} for block in model.transformer_blocks]
-    assert sizes == [{0}] * 3
-    counts, turns = [], []
+def frozen(block: Any) -> list[Any]:
+    return [p for p in block.parameters() if not p.requires_grad]
 
-    def turn(place: int, onward: int) -> None:
-        real(place, onward)
-        turns.append((place, onward))
-        there = [any(p.numel() for p in b.parameters() if not p.requires_grad) for b in model.transformer_blocks]
-        counts.append(sum(there))
 
-    real = streamed._turn
-    monkeypatch.setattr(streamed, "_turn", turn)
-    learned(model, False)
-    assert max(counts) == 2
-    assert (0, 1) in turns
-    assert (0, -1) in turns
+@pytest.mark.parametrize("one_stream", [False, True])
+def test_no_more_than_two_are_alive_at_once(one_stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks that have gone nothing keeps the memory, neither autograd nor a gradient."""
+    model = tuned(one_stream)
+    of_block = max(sum(p.nbytes for p in frozen(block)) for block in model.transformer_blocks)
+    copies: list[tuple[Any, int]] = []
+    alive, turns = [], []
+
+    def send_for(streamed: Streamed, place: int) -> None:
+        new = place not in streamed._there
+        real_send(streamed, place)
+        if new:
+            storages = [weight.data.untyped_storage() for weight in streamed._weights[place]]
+            copies.extend((storage._weak_ref(), storage.nbytes()) for storage in storages)
+
+    def turn(streamed: Streamed, place: int, following: int) -> None:
+        real_turn(streamed, place, following)
+        turns.append((place, following))
+        alive.append(sum(size for ref, size in copies if not torch.UntypedStorage._expired(ref)))
+
+    real_send, real_turn = Streamed._send_for, Streamed._turn
+    monkeypatch.setattr(Streamed, "_send_for", send_for)
+    monkeypatch.setattr(Streamed, "_turn", turn)
+    stream(model, 3, CPU)
+    learned(model, one_stream)
+    assert of_block < max(alive) <= 2 * of_block
+    assert {(0, 1), (1, 2), (2, 3), (2, 1), (1, 0), (0, -1)} == set(turns)
+    turns.clear()
+    with torch.no_grad():
+        values(model, one_stream)
+    assert turns == [(0, 1), (1, 2), (2, 0)] * 2
 
 
 def test_blocks_that_wait_are_spread() -> None:
-    assert waiting(0, 60) == []
-    assert waiting(3, 60) == [19, 39, 59]
-    assert waiting(60, 60) == list(range(60))
-    assert len(set(waiting(45, 60))) == 45
+    blocks = [torch.nn.Linear(1, 1).requires_grad_(False) for _ in range(60)]
+
+    def places(count: int) -> list[int]:
+        return [blocks.index(block) for block in waiting_blocks(SimpleNamespace(transformer_blocks=blocks), count)]
+
+    assert places(0) == []
+    assert places(3) == [19, 39, 59]
+    assert places(60) == list(range(60))
+    assert len(set(places(45))) == 45
 
 
 def test_what_cannot_wait_is_refused() -> None:
-    model = tuned(False, False, {"transformer": Group(mode="full")})
     with pytest.raises(BadInput, match="there are 3 blocks, and 4 cannot wait"):
-        stream(model.transformer_blocks, 4, CPU)
+        stream(tuned(False), 4, CPU)
     with pytest.raises(BadInput, match="nothing in these blocks is frozen"):
-        stream([model.transformer_blocks[0]], 1, CPU)
+        stream(tuned(True, {"transformer": Group(mode="full")}), 1, CPU)

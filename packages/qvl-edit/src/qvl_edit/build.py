@@ -23,7 +23,7 @@ from qvl_core.training.store import Store
 from qvl_core.training.world import World
 from qvl_data.sources import Mixture as Samples
 from qvl_data.sources import mixtures
-from qvl_edit.embed import open_pictures
+from qvl_edit.embed import open_pictures, open_tokenizer
 from qvl_edit.filed import FILES_FIX, FiledEmbeddings, check_heads
 from qvl_edit.groups import groups
 from qvl_edit.latents import Vae
@@ -39,7 +39,7 @@ from qvl_edit.recipe import EditModel, EditRecipe
 from qvl_edit.sampling import Sampling
 from qvl_edit.saving import save_adapters, save_transformer
 from qvl_edit.settings import Settings
-from qvl_edit.slots import Corruption, EditBatches, Reading, Told, content_of
+from qvl_edit.slots import Corruption, EditBatches, Reading, Told, any_length, content_of
 from qvl_edit.stored import FIX, LATENTS_FIX, StoredEmbeddings, StoredLatents, about, about_latents
 from qvl_edit.streaming import stream
 from qvl_edit.tasks import Tasks, expanded, tasks_of
@@ -64,7 +64,7 @@ def build(recipe: EditRecipe, run: RunFolder, world: World) -> Parts:
     settings = settings_of(recipe, folder, begun)
     transformer, table = open_transformer(recipe, begun, DTYPES[precision], world.device)
     base = fingerprint(transformer)
-    stream(transformer.transformer_blocks, recipe.speed.offload_blocks, world.device)
+    stream(transformer, recipe.speed.offload_blocks, world.device)
     batches = EditBatches(tasks, mixture, reading, recipe.mixture.dropout, recipe.batch.micro)
     steps = batches.steps_of(recipe.train)
     held_out = {name: samples for name, samples in lists.items() if name != "train"}
@@ -201,7 +201,8 @@ def reading_of(
     if recipe.stored.latents is not None:
         latents, origin = Path(recipe.stored.latents).expanduser(), about_latents(geometry, folder, dtype)
         coded = StoredLatents(world.on_first(lambda: Store.open(latents, origin, LATENTS_FIX)), call.grid)
-    return Reading(told, width, geometry, corruption, recipe.mixture.inverse, coded)
+    length = any_length if call.padded else partial(profile.length, open_tokenizer(folder, profile))
+    return Reading(told, width, geometry, corruption, recipe.mixture.inverse, coded, length)
 
 
 def _told(

@@ -38,6 +38,7 @@ from qvl_edit.recipe import EditRecipe
 from qvl_edit.released import Configs, configs, transformer_shapes
 from qvl_edit.sampling import Sampling
 from qvl_edit.slots import Corruption, EditBatches, InSlot, Reading, said
+from qvl_edit.streaming import waiting_blocks
 from qvl_edit.tasks import expanded, tasks_of
 
 SHOWN = 4  # slots of the first step
@@ -74,7 +75,7 @@ def check(recipe: EditRecipe, out: Path | None = None) -> None:
     mixture = Mixture(tasks.sources, recipe.batch.size, recipe.train.seed, weights.tasks, weights.sources)
     made = configs(recipe.model)
     check_data(recipe, lists["train"], mixture, made.profile)
-    geometry = sized(recipe.pictures, made.profile, made.grid)
+    geometry = sized(recipe.pictures, made.profile, made.grid, made.seen)
     looking = Looking({}, Asking(weights.inverse, weights.sources), made.profile, geometry)
     facts = {
         name: read_list(one, partial(_tokens, one, name == "train", looking, made.grid)) for name, one in lists.items()
@@ -171,7 +172,9 @@ def _side_by_side(batches: EditBatches, wanted: InSlot) -> Image.Image:
 
 
 def _tuned(recipe: EditRecipe, made: Configs) -> TuneTable:
-    """The table of what is trained, from shapes alone."""
+    """The table of what is trained, from shapes alone. Raises BadInput for blocks that cannot wait."""
     transformer = transformer_shapes(made)
     patterns = groups(recipe.tune, len(transformer.transformer_blocks))
-    return apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, patterns)
+    table = apply_tune(transformer, recipe.tune, recipe.train.seed, recipe.optim, patterns)
+    waiting_blocks(transformer, recipe.speed.offload_blocks)
+    return table

@@ -29,19 +29,22 @@ class Bucket(NamedTuple):
         return sum(height * width for height, width in self.sizes)
 
 
-def cut(buckets: Sequence[Bucket], micro: int | None, world: int = 1) -> list[tuple[int, ...]]:
+def cut(
+    buckets: Sequence[Bucket], micro: int | None, world: int = 1, lengths: Sequence[int] | None = None
+) -> list[tuple[int, ...]]:
     """The slots of each forward: at most `micro` of one bucket, the largest pictures first, then by slot.
 
     buckets  of each slot
     micro    default: all of a bucket; never more than leave each process a share
+    lengths  of each slot's text, where those of a forward have to be equal
     """
     most = max(1, math.ceil(len(buckets) / world))
     most = most if micro is None else min(micro, most)
-    slots: dict[Bucket, list[int]] = {}
-    for slot, bucket in enumerate(buckets):
-        slots.setdefault(bucket, []).append(slot)
-    ordered = sorted(slots, key=lambda bucket: (-bucket.area, bucket))
-    return [tuple(slots[bucket][at : at + most]) for bucket in ordered for at in range(0, len(slots[bucket]), most)]
+    slots: dict[tuple[Bucket, int], list[int]] = {}
+    for slot, alike in enumerate(zip(buckets, lengths or [0] * len(buckets), strict=True)):
+        slots.setdefault(alike, []).append(slot)
+    ordered = sorted(slots, key=lambda alike: (-alike[0].area, *alike))
+    return [tuple(slots[alike][at : at + most]) for alike in ordered for at in range(0, len(slots[alike]), most)]
 
 
 def deal(forwards: Sequence[tuple[int, ...]], rank: int, world: int) -> list[tuple[int, ...]]:

@@ -20,7 +20,6 @@ from qvl_edit.denoise import denoise, guided
 from qvl_edit.embed import padded
 from qvl_edit.latents import Vae
 from qvl_edit.model import Call
-from qvl_edit.packing import Grid
 from qvl_edit.sampling import Sampling
 from qvl_edit.times import Shift
 
@@ -60,7 +59,7 @@ def draw(
     on_step  is called with the number of a step and the latents (B, C, h, w) of those that are drawn together
     """
     found: dict[int, Tensor] = {}
-    for places in together(each, call.grid, batch):
+    for places in together(each, call, batch):
         latents = torch.empty(0)
         steps = drawn_latents(transformer, call, vae, [each[place] for place in places], shift, sampling)
         for number, latents in enumerate(steps, 1):
@@ -70,15 +69,17 @@ def draw(
     return [found[place] for place in range(len(each))]
 
 
-def together(each: Sequence[Conditions], grid: Grid, batch: int | None = None) -> list[list[int]]:
-    """Places of pictures of one bucket, `batch` or as many as have `TOKENS`. Buckets are in the order of the first."""
-    groups: dict[Bucket, list[int]] = {}
+def together(each: Sequence[Conditions], call: Call, batch: int | None = None) -> list[list[int]]:
+    """Places of pictures of one bucket, and of texts of one length where that has to be; `batch` or as many as have
+    `TOKENS`. Buckets are in the order of the first."""
+    groups: dict[tuple[Bucket, tuple[int, ...]], list[int]] = {}
     for place, one in enumerate(each):
-        groups.setdefault(one.bucket, []).append(place)
+        lengths = () if call.padded else tuple(len(said) for said in (one.told, one.untold) if said is not None)
+        groups.setdefault((one.bucket, lengths), []).append(place)
     return [
         places[start : start + most]
-        for bucket, places in groups.items()
-        for most in (batch or max(1, TOKENS // sum(map(grid.tokens, bucket.sizes))),)
+        for (bucket, _), places in groups.items()
+        for most in (batch or max(1, TOKENS // sum(map(call.grid.tokens, bucket.sizes))),)
         for start in range(0, len(places), most)
     ]
 

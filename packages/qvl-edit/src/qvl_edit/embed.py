@@ -152,9 +152,8 @@ class Embedder:
             size = (columns * self.pictures.patch_size, rows * self.pictures.patch_size)
             if size != picture.size:
                 raise BadInput(
-                    f"pictures.size: the text encoder's processor makes {size[0]} x {size[1]} pixels of "
-                    f"{picture.width} x {picture.height}, which {self.profile.name} has to be shown as they are; set a "
-                    "size within the limits of processor/preprocessor_config.json."
+                    f"image: the text encoder's processor makes {size[0]} x {size[1]} pixels of {picture.width} x "
+                    f"{picture.height}, which {self.profile.name} has to be shown as they are; choose another size."
                 )
 
     def _positions(self, ids: Tensor, types: Tensor, mask: Tensor, grid: Tensor | None) -> tuple[Tensor, Tensor]:

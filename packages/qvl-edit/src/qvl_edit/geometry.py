@@ -37,7 +37,8 @@ class Geometry:
     vl_area      pixels of a source for the text encoder; None: as for the autoencoder
     stretch      how far rounding may change the ratio of a picture's sides
     step         sides are multiples of it
-    token        those that are asked for are multiples of it: a token is 2 x 2 latent places
+    token        those that are asked for are multiples of it: two latent places
+    seen         fewest and most pixels that the text encoder's processor leaves as they are, if it has to
     """
 
     area: int = MEGAPIXEL
@@ -46,6 +47,7 @@ class Geometry:
     stretch: float = 0.07
     step: int = STEP
     token: int = 16
+    seen: tuple[int, int] | None = None
 
     def fit(self, target: Size, sources: Sequence[Size] = (), name: str = "") -> Bucket:
         """Sizes for the autoencoder.
@@ -67,6 +69,13 @@ class Geometry:
         if min(fitted) == 0:
             raise self._refused(source, fitted, name)
         return fitted
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """What decides the sizes that the text encoder is shown: pixels, and of what sides are multiples."""
+        if self.vl_area is None:
+            return self.source_area or self.area, self.step
+        return self.vl_area, STEP
 
     def asked(self, sources: Sequence[Size], height: int | None = None, width: int | None = None) -> Bucket:
         """Sizes of what is drawn, by default of the last source's shape, and of its sources. Raises BadSample."""
@@ -92,6 +101,12 @@ class Geometry:
         fitted = self._sides(self.source_area or self.area, source)
         if not self._bounded(source, fitted):
             raise self._refused(source, fitted, name)
+        if self.seen and not self.seen[0] <= fitted[0] * fitted[1] <= self.seen[1]:
+            problem = (
+                f"{source[1]} x {source[0]} pixels become {fitted[1]} x {fitted[0]}, and the text encoder's processor "
+                f"takes {self.seen[0]:,} to {self.seen[1]:,} pixels as they are; set another pictures.size"
+            )
+            raise BadSample("edit_size", problem, name)
         return fitted
 
     def _sides(self, area: int, shape: Size) -> Size:

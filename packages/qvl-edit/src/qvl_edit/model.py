@@ -27,11 +27,13 @@ class Call(ABC):
     grid      cuts pictures into its tokens
     rescaled  what guidance combines is brought back to its length
     width     key of the transformer's config with the width of what it is told
+    padded    texts of a forward may differ in length
     """
 
     grid: Grid
     rescaled: ClassVar[bool] = True
     width: ClassVar[str] = "joint_attention_dim"
+    padded: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(
@@ -90,13 +92,15 @@ class OneStream(Call):
     """Qwen-Image-2.1: one sequence of text and sources as they are told, and the target behind them.
 
     What stands before does not look at what comes after, nor see the noise's level: text and sources are the same at
-    each step of a drawing. `told` has no tokens of pictures: the sources' latents stand in their places.
+    each step of a drawing. `told` has no tokens of pictures: the sources' latents stand in their places. The target's
+    position is behind the text, padding included, so that padded texts would have it elsewhere: they are refused.
 
     gaps   tokens of text before each picture, the first one's from the beginning
     """
 
     rescaled: ClassVar[bool] = False
     width: ClassVar[str] = "context_in_dim"
+    padded: ClassVar[bool] = False
 
     gaps: tuple[int, ...] = ()
     remembered: QwenImage21KVCache | None = field(default=None, compare=False)
@@ -111,21 +115,18 @@ class OneStream(Call):
         levels: Tensor,
         bucket: Bucket,
     ) -> Tensor:
+        if told_mask is not None:
+            raise ValueError("texts of one forward have one length here; put those of another into another forward")
         dtype = transformer.dtype
         count, length, width = told.shape
         seen = self._seen(length, [source.shape[1] // SLOT for source in sources]).to(told.device)  # (L + seen,)
         states = told.new_zeros(count, len(seen), width)
         states[:, ~seen] = told
-        if told_mask is not None:
-            mask = told_mask.new_ones(count, len(seen))
-            mask[:, ~seen] = told_mask
-            told_mask = mask
         drawn = seen.new_ones(noisy.shape[1] // SLOT)
         shown = [(1, *self.grid.blocks(size)) for size in (*bucket.sources, bucket.target)]
         predicted: Tensor = transformer(
             hidden_states=torch.cat([*sources, noisy], 1).to(dtype),
             encoder_hidden_states=states.to(dtype),
-            encoder_hidden_states_mask=told_mask,
             timestep=levels.to(dtype),
             img_shapes=[shown] * count,
             img_mask=torch.cat([seen, drawn]).expand(count, -1),

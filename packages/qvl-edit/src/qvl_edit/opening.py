@@ -10,7 +10,7 @@ from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.load import find_folder
 from qvl_edit.geometry import STEP, Geometry
 from qvl_edit.packing import Grid
-from qvl_edit.profile import Profile, named, read_config, read_grid, read_profile
+from qvl_edit.profile import Profile, named, read_config, read_grid, read_profile, read_seen
 from qvl_edit.recipe import EditModel, Pictures
 from qvl_edit.tiny import tiny
 
@@ -26,6 +26,8 @@ class Described(NamedTuple):
     profile: Profile
     channels: int
     grid: Grid
+    seen: tuple[int, int] | None = None
+    """fewest and most pixels of a picture that the text encoder's processor leaves as they are, if it is known"""
 
 
 RELEASED = {
@@ -60,7 +62,7 @@ def geometry_of(pictures: Pictures, profile: Profile, folder: Path) -> Geometry:
     Sides are rounded as the pipelines do: to two tokens of Qwen-Image's autoencoder. What is drawn through a finer
     one is small, and would be bent by that: it is rounded to tokens.
     """
-    return sized(pictures, profile, read_grid(folder))
+    return sized(pictures, profile, read_grid(folder), read_seen(folder))
 
 
 def described(model: EditModel) -> Described:
@@ -69,10 +71,10 @@ def described(model: EditModel) -> Described:
         return known
     folder = find_folder(model.name, model.revision, "model.name", ABOUT)
     channels = read_config(folder / "vae" / "config.json")["z_dim"]
-    return Described(read_profile(folder), channels, read_grid(folder))
+    return Described(read_profile(folder), channels, read_grid(folder), read_seen(folder))
 
 
-def sized(pictures: Pictures, profile: Profile, grid: Grid) -> Geometry:
+def sized(pictures: Pictures, profile: Profile, grid: Grid, seen: tuple[int, int] | None = None) -> Geometry:
     """The same of a checkpoint that cuts pictures so. Raises BadInput for a size that it has not."""
     if pictures.vl_size and profile.vl_area is None:
         raise BadInput(f"pictures.vl_size: {profile.name} shows its encoders one size; set pictures.size alone.")
@@ -82,4 +84,5 @@ def sized(pictures: Pictures, profile: Profile, grid: Grid) -> Geometry:
         vl_area=pictures.vl_size**2 if pictures.vl_size else profile.vl_area,
         step=STEP if 2 * token == STEP else token,
         token=token,
+        seen=seen if profile.vl_area is None else None,
     )

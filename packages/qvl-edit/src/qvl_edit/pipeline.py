@@ -42,7 +42,7 @@ Prompt = tuple[str, tuple[Image.Image, ...]]
 class EditPipeline:
     """A model that edits, with all it needs.
 
-    sampling  what a call does not say
+    sampling  what a call does not say; default: as the checkpoint's pipeline draws
     """
 
     def __init__(
@@ -53,10 +53,11 @@ class EditPipeline:
         embedder: Embedder,
         geometry: Geometry,
         shift: Shift,
-        sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+        sampling: Sampling | None = None,
     ) -> None:
         self.transformer, self.call, self.vae, self.embedder = transformer.eval(), call, vae, embedder
-        self.geometry, self.shift, self.sampling = geometry, shift, sampling
+        self.geometry, self.shift = geometry, shift
+        self.sampling = sampling or Sampling(embedder.profile.guidance)
         self.device = next(transformer.parameters()).device
 
     @classmethod
@@ -94,8 +95,7 @@ class EditPipeline:
         if not fit(modules, self.device):
             modules = [self.vae]
             if not fit([self.vae, self.transformer], self.device):
-                blocks = self.transformer.transformer_blocks
-                stream(blocks, len(blocks), self.device)
+                stream(self.transformer, len(self.transformer.transformer_blocks), self.device)
                 modules.append(self.transformer)
         for module in modules:
             module.to(self.device)

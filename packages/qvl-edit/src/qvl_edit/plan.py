@@ -33,6 +33,7 @@ from qvl_core.qwen3vl.quantize import quantized_layers
 from qvl_core.recipe.blocks import Group
 from qvl_edit.profile import Profile
 from qvl_edit.recipe import EditQuantization, EditRecipe
+from qvl_edit.sampling import Sampling
 
 if TYPE_CHECKING:
     from qvl_edit.counting import Work
@@ -43,7 +44,7 @@ FRAME = 6  # tokens about a picture in a prompt
 VL_TOKEN = 28  # pixels along a side of a picture's token
 CODED = 4  # copies of its widest layer that an autoencoder has at once
 SMALLER = 512  # side of pictures that a knob turns to
-WAITING = 45  # blocks that one lets wait
+WAITING = 0.75  # part of the blocks that one lets wait
 BUS = (12e9, 50e9)  # bytes a second from host to device: PCIe 3 and 5, 16 lanes each
 CASTS, GATHERED = "16-bit copies of trained weights", "gathered weights"
 
@@ -67,7 +68,7 @@ class EditPlan(PicturePlan):
     def forward(self) -> str:
         several = "source" if self.sources == 1 else "sources"
         drawn = "" if self.learning == self.peak else f"Steps need {self.learning / GIB:.1f} GiB. "
-        waits = f"{self.waiting / GIB:.1f} GiB wait in the host's memory. " if self.waiting else ""
+        waits = f"{self.waiting / GIB:.1f} GiB of each process wait in the host's memory. " if self.waiting else ""
         return (
             f"{drawn}{waits}Forwards of {self.pictures} x {self.tokens:,} tokens: {self.side} x {self.side} pixels, "
             f"{self.sources} {several}"
@@ -87,6 +88,8 @@ def advice(recipe: EditRecipe) -> str:
 
 def _knobs(recipe: EditRecipe) -> Iterator[tuple[str, EditRecipe]]:
     """Those of editing that are not turned yet, one at a time."""
+    from qvl_edit.released import configs, transformer_shapes
+
     if recipe.pictures.size is None or recipe.pictures.size > SMALLER:
         yield f"pictures.size: {SMALLER}", knobs.changed(recipe, "pictures", size=SMALLER)
     full = any(group.mode == "full" for group in recipe.tune.values())
@@ -94,7 +97,10 @@ def _knobs(recipe: EditRecipe) -> Iterator[tuple[str, EditRecipe]]:
     if not full and whole and recipe.parallel.strategy not in ("fsdp2", "zero3"):
         yield "model.quantization: nf4", knobs.changed(recipe, "model", quantization=EditQuantization(kind="nf4"))
     if not full and whole and recipe.parallel.planned in ("single", "ddp"):
-        yield f"speed.offload_blocks: {WAITING}", knobs.changed(recipe, "speed", offload_blocks=WAITING)
+        count = int(WAITING * len(transformer_shapes(configs(recipe.model)).transformer_blocks))
+        waiting = knobs.changed(knobs.changed(recipe, "speed", offload_blocks=count), "train", recompute=True)
+        more = "" if recipe.train.recompute else " with train.recompute: true"
+        yield f"speed.offload_blocks: {count}{more}", waiting
     if full:
         yield "tune: {attn: {mode: lora}}", recipe.model_copy(update={"tune": {"attn": Group(mode="lora")}})
 
@@ -105,6 +111,7 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
     from qvl_edit.draw import TOKENS
     from qvl_edit.preview import SHOWN
     from qvl_edit.released import configs, shapes
+    from qvl_edit.streaming import ALIVE
 
     world, strategy = recipe.parallel.processes, recipe.parallel.planned
     half = recipe.train.precision != "fp32"
@@ -151,10 +158,11 @@ def predict(recipe: EditRecipe, on: Card | None = None, device: str = "cuda") ->
         "while pictures are encoded": in_backward | {"activations": 0 if encoded else coded, CASTS: 0, GATHERED: 0},
     }
     shown_together = min(SHOWN, max(1, TOKENS // work.tokens)) if world == 1 else 1
-    drawn = in_backward | {"activations": max(shown_together * block / pictures, coded), "gradients": between}
+    at_work = shown_together * (block / pictures + _remembered(recipe, made, transformer, work, own))
+    drawn = in_backward | {"activations": max(at_work, coded), "gradients": between}
     waits = _waiting(recipe, transformer, own)
     always: dict[str, float] = {
-        "frozen weights": _frozen(recipe, weights, low, own) - sum(waits) + sum(waits[:2]),
+        "frozen weights": _frozen(recipe, weights, low, own) - sum(waits) + sum(waits[:ALIVE]),
         "autoencoder": coding,
         "trained weights (fp32)": trained_bytes,
         "optimizer states": state_bytes(trained, recipe.optim),
@@ -227,7 +235,7 @@ def _work(recipe: EditRecipe, made: "Configs", pictures: int) -> "Work":
     from qvl_edit.model import Call, OneStream, TwoStreams
     from qvl_edit.opening import sized
 
-    geometry = sized(recipe.pictures, made.profile, made.grid)
+    geometry = sized(recipe.pictures, made.profile, made.grid, made.seen)
     sources = sources_at_most(recipe, made.profile)
     side = round(geometry.area**0.5)
     bucket = geometry.fit((side, side), [(side, side)] * sources)
@@ -275,13 +283,22 @@ def _frozen(recipe: EditRecipe, weights: Iterable[Any], low: Iterable[Any], own:
     return plain + sum(quantized_bytes(p.shape[0], p.shape[1], recipe.model.quantization, own) for p in packed.values())
 
 
-def _waiting(recipe: EditRecipe, transformer: Any, own: int) -> list[int]:
-    """Bytes of the frozen weights of each block that waits, the largest first: one computes, and one is on its way."""
-    from qvl_edit.streaming import waiting
+def _remembered(recipe: EditRecipe, made: "Configs", transformer: Any, work: "Work", own: int) -> int:
+    """Bytes of a picture's text and sources that one stream remembers between the steps of drawing: keys and values."""
+    if not made.profile.one_stream:
+        return 0
+    config, grid = transformer.config, work.call.grid
+    width = config.num_attention_heads * config.attention_head_dim
+    ways = 1 + Sampling.of(recipe.sampling, made.profile.guidance).guided
+    return ways * 2 * config.num_layers * width * own * (work.tokens - grid.tokens(work.bucket.target))
 
-    blocks = transformer.transformer_blocks
-    places = waiting(recipe.speed.offload_blocks, len(blocks))
-    sizes = (sum(p.numel() for p in blocks[place].parameters() if not p.requires_grad) for place in places)
+
+def _waiting(recipe: EditRecipe, transformer: Any, own: int) -> list[int]:
+    """Bytes of the frozen weights of each block that waits, the largest first. Raises BadInput for what cannot wait."""
+    from qvl_edit.streaming import waiting_blocks
+
+    blocks = waiting_blocks(transformer, recipe.speed.offload_blocks)
+    sizes = (sum(p.numel() for p in block.parameters() if not p.requires_grad) for block in blocks)
     return sorted((own * size for size in sizes), reverse=True)
 
 

@@ -76,10 +76,14 @@ class Profile:
         """The template of a row with so many source pictures."""
         return self.shown if pictures else self.alone
 
+    def length(self, tokenizer: Any, pictures: int, text: str) -> int:
+        """Tokens that the transformer is told of a text with so many pictures, but for those of the pictures."""
+        return self.template(pictures).length(text, pictures, tokenizer)
+
     def check(self, tokenizer: Any) -> None:
         """Raise BadInput for a tokenizer that another number of tokens would have to be dropped with."""
-        self.alone.check(tokenizer)
-        self.shown.check(tokenizer)
+        for template in {self.alone, self.shown}:
+            template.check(tokenizer)
 
     def about(self) -> dict[str, Any]:
         """What decides embeddings, beside pictures' sizes and the text encoder's weights: JSON for a manifest.
@@ -147,6 +151,18 @@ def read_grid(folder: Path) -> Grid:
         raise BadInput(f"{file}: does not say how often sides are halved (temperal_downsample); copy it again.")
     side = read_config(folder / "transformer" / "config.json").get("patch_size", Grid.side)
     return Grid(2 ** len(halved), side)
+
+
+def read_seen(folder: Path) -> tuple[int, int] | None:
+    """Fewest and most pixels that a checkpoint's image processor leaves as they are; None if it does not say."""
+    own, whole = (folder / "processor" / name for name in ("preprocessor_config.json", "processor_config.json"))
+    values = read_config(own) if own.is_file() else {}
+    if not values and whole.is_file():
+        values = read_config(whole).get("image_processor") or {}
+    size = values.get("size") or {}
+    fewest = size.get("shortest_edge", values.get("min_pixels"))
+    most = size.get("longest_edge", values.get("max_pixels"))
+    return (fewest, most) if isinstance(fewest, int) and isinstance(most, int) else None
 
 
 def read_config(file: Path) -> dict[str, Any]:

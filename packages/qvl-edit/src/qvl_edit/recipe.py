@@ -120,7 +120,7 @@ class EditSpeed(blocks.Speed):
 
     offload_blocks: Annotated[int, Field(ge=0)] = 0
     """Blocks of the transformer (of 60; 2.1: 32) whose frozen weights wait in the host's memory and come to the device
-    for their turn: for cards that do not hold all of them. Changes no number."""
+    for their turn: for cards that do not hold all of them. Needs `train.recompute`, and changes no number."""
 
     @model_validator(mode="before")
     @classmethod
@@ -181,6 +181,10 @@ class EditRecipe(blocks.Recipe):
             raise ValueError(
                 f"`speed.offload_blocks`: {self.parallel.planned} shares weights among devices; set it to 0, or "
                 "parallel.strategy: ddp"
+            )
+        if self.speed.offload_blocks and not self.train.recompute:
+            raise ValueError(
+                "`speed.offload_blocks`: the backward would keep all blocks on the device; set train.recompute: true"
             )
         if self.speed.offload_blocks and self.model.quantization is not None:
             raise ValueError("`speed.offload_blocks`: weights in fewer bits stay on the device; remove one of the two")

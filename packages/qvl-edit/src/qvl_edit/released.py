@@ -23,6 +23,7 @@ class Configs(NamedTuple):
     profile: Profile
     channels: int
     grid: Grid
+    seen: tuple[int, int] | None
     shift: Shift
     transformer: dict[str, Any]
 

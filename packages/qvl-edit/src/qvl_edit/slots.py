@@ -37,13 +37,20 @@ Told = Callable[[Sample, Sequence[int], str], tuple[Tensor, ...]]
 """The embedding of a text about some of a sample's media, in pieces (L_i, D). Raises BadSample."""
 
 
+def any_length(pictures: int, text: str) -> int:
+    """Texts of any length go together."""
+    return 0
+
+
 class InSlot(NamedTuple):
-    """What stands in a slot: a sample, one of its texts, and the sizes of its pictures as they are learned."""
+    """What stands in a slot: a sample, one of its texts with its length, and the sizes of its pictures as they are
+    learned."""
 
     slot: int
     draw: Draw
     choice: Choice
     bucket: Bucket
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class Reading:
     told     embeddings of texts and pictures, of width `width`
     inverse  the way back is learned, too
     coded    latents of one of a sample's media at a size, computed before; None: pictures are opened
+    length   of a text with so many pictures, where those of a forward have to be equal; else 0
     """
 
     told: Told
@@ -93,6 +101,7 @@ class Reading:
     corruption: Corruption
     inverse: bool = True
     coded: Coded | None = None
+    length: Callable[[int, str], int] = any_length
 
     def texts(self, sample: Sample) -> tuple[Text, ...]:
         """Those that a sample can be learned from. Raises BadSample if there are none."""
@@ -159,7 +168,9 @@ class EditBatches:
             except BadSample as error:
                 if slot % world == rank:
                     bad.append(self.bad_of(draw, error))
-        forwards = deal(cut([wanted.bucket for wanted in found], self.micro, world), rank, world)
+        forwards = deal(
+            cut([one.bucket for one in found], self.micro, world, [one.length for one in found]), rank, world
+        )
         return Plan(step, tuple(tuple(found[at] for at in forward) for forward in forwards), tuple(bad), world > 1)
 
     def build(self, plan: Plan) -> list[Micro]:
@@ -170,7 +181,8 @@ class EditBatches:
         """What stands in a slot, nothing opened but headers. Raises BadSample."""
         sample = self.tasks.mixture.outline(self.tasks.item(*draw))
         choice = choose(self.reading.texts(sample), self.mixture.seed, step, slot, self.dropout)
-        return InSlot(slot, draw, choice, self.reading.bucket(sample, choice.text))
+        bucket = self.reading.bucket(sample, choice.text)
+        return InSlot(slot, draw, choice, bucket, self.reading.length(len(bucket.sources), said(sample, choice)))
 
     def example(self, step: int, wanted: InSlot) -> Example:
         """What is learned in a slot. Raises BadSample."""

@@ -23,7 +23,7 @@ from qvl_data.hashing import media_key
 from qvl_data.media import media_name
 from qvl_data.sample import Sample
 from qvl_edit.cut import Size
-from qvl_edit.geometry import STEP, Geometry
+from qvl_edit.geometry import Geometry
 from qvl_edit.packing import Grid
 from qvl_edit.profile import Profile
 
@@ -111,6 +111,6 @@ def about(profile: Profile, geometry: Geometry, folder: Path, pictures: Any, dty
     return {
         **profile.about(),
         **({"text_encoder": weights_sha256(encoder)[:16]} if any(encoder.glob("*.safetensors")) else {}),
-        "resize": [geometry.vl_area or geometry.source_area or geometry.area, STEP, *limits] if limits else None,
+        "resize": [*geometry.shown, *limits] if limits else None,
         "dtype": str(dtype).removeprefix("torch."),
     }

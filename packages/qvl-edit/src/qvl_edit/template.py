@@ -87,6 +87,10 @@ class Template:
         """How many tokens are dropped before the transformer is shown the rest."""
         return len(_ids(self.opening.removesuffix(self.kept), tokenizer))
 
+    def length(self, said: str, pictures: int, tokenizer: Any) -> int:
+        """Tokens that are shown of a text with so many pictures, but for those of the pictures."""
+        return len(self.tokens(said, [0] * pictures, tokenizer).ids) - self.unshown(tokenizer)
+
     def gaps(self, pictures: int, tokenizer: Any) -> tuple[int, ...]:
         """Tokens that are shown before each of so many pictures: behind the one before it, or from the beginning."""
         seen = self.tokens("", [1] * pictures, tokenizer).types[self.unshown(tokenizer) :]

@@ -201,8 +201,8 @@ def validate(
     """
     data = _read_as(expanded(recipe.data), allow_root, columns)
     lists = {name: Listed(mixture) for name, mixture in mixtures(data).items()}
-    profile, _, scale = described(recipe.model)
-    geometry = sized(recipe.pictures, profile, scale)
+    profile, _, grid, seen = described(recipe.model)
+    geometry = sized(recipe.pictures, profile, grid, seen)
     asking = Asking(recipe.mixture.inverse, recipe.mixture.sources)
     met = Met()
     source = " + ".join(source.source for source in recipe.data.train)
