@@ -176,7 +176,7 @@ def test_what_autograd_keeps(
     _, transformer = real(tune, samples, recompute, one_stream)
     with monkeypatch.context() as patched:  # its own forward
         levels = torch.rand(samples)
-        patched.setattr(counting, "forward_21", lambda model, call, *given: call(model, *given, levels, BUCKET))
+        patched.setattr(counting, "forward_21", lambda model, call, *given: call(model, *given, None, levels, BUCKET))
         found = kept(transformer, partial(_forward, transformer, work, torch.float32))
     _, other = real(tune, samples, recompute, one_stream)
     assert count_saved(other.to("meta"), work, half=False, device="cpu") == pytest.approx(found, rel=0.02)

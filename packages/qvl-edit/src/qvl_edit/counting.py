@@ -96,10 +96,10 @@ def _forward(transformer: Any, work: Work, dtype: torch.dtype) -> Tensor:
     target, *sources = latents
     noise, levels = torch.empty(target.shape), torch.empty(work.samples)
     told = torch.empty(work.samples, work.text, transformer.config[work.call.width], dtype=dtype)
-    mask = torch.empty(work.samples, work.text, dtype=torch.bool) if work.samples > 1 else None
+    mask = torch.empty(work.samples, work.text, dtype=torch.bool) if work.samples > 1 and work.call.padded else None
     noisy = between(target, noise, levels)
     if isinstance(work.call, OneStream):
-        predicted = forward_21(transformer, work.call, noisy.to(dtype), sources, told, mask)
+        predicted = forward_21(transformer, work.call, noisy.to(dtype), sources, told)
     else:
         predicted = work.call(transformer, noisy, sources, told, mask, levels, work.bucket)
     losses: Tensor = velocity_losses(predicted, target, noise)

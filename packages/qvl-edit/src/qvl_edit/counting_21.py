@@ -10,14 +10,13 @@ from torch import Tensor
 from qvl_edit.model import SLOT, OneStream
 
 
-def forward_21(
-    transformer: Any, call: OneStream, noisy: Tensor, sources: Sequence[Tensor], told: Tensor, mask: Tensor | None
-) -> Tensor:
-    """(B, N, F), with the shapes of `QwenImage21Transformer2DModel`, of S tokens: text, sources and target.
+def forward_21(transformer: Any, call: OneStream, noisy: Tensor, sources: Sequence[Tensor], told: Tensor) -> Tensor:
+    """(B, N, F), with the shapes of `QwenImage21Transformer2DModel`, of S tokens: text, sources and target. Blocks are
+    called as that class calls them; what autograd keeps is held against its own forward (`test_edit_plan.py`).
 
     noisy    (B, N, F)
     sources  (B, M, F) each
-    told     (B, L, D), of which `mask` (B, L) are there
+    told     (B, L, D)
     """
     count, length, width = told.shape
     pictures = [*sources, noisy]
@@ -33,8 +32,7 @@ def forward_21(
     modulation = transformer.modulation(embedded)
     target = torch.empty(whole, dtype=torch.bool) if transformer.config.causal_condition else None
     turned = torch.empty(whole, sum(transformer.config.axes_dims_rope) // 2, dtype=torch.complex64)
-    valid = None if mask is None else torch.empty(count, whole, dtype=torch.bool)
-    given = (modulation, turned, None, target, None, None, None, list(_segments(call, length, sources)), valid)
+    given = (modulation, turned, None, target, None, None, None, list(_segments(call, length, sources)), None)
     for block in transformer.transformer_blocks:
         if transformer.gradient_checkpointing:
             joint = transformer._gradient_checkpointing_func(block, joint, *given)

@@ -76,8 +76,9 @@ class Embedder:
 
         tokenizer = open_tokenizer(folder, profile)
         profile.check(tokenizer)
+        pictures = open_pictures(folder, profile)
         model = load_part(getattr(transformers, profile.encoder), folder / "text_encoder", dtype)
-        return cls(model.to(device).eval().requires_grad_(False), tokenizer, open_pictures(folder, profile), profile)
+        return cls(model.to(device).eval().requires_grad_(False), tokenizer, pictures, profile)
 
     def __call__(self, asked: Sequence[EncoderInput]) -> list[Embedded]:
         """The embeddings of each, in the model's type and on its device. Raises BadInput for pictures of sizes that the

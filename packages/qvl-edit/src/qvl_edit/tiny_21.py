@@ -7,6 +7,8 @@ from typing import Any
 
 from qvl_edit.profile import IMAGE_21
 
+LOUD = 30  # of words: what random attention takes from the pictures before them would drown them
+
 
 def tiny_parts_21(coder: str) -> dict[str, Any]:
     """What `QwenImage21Pipeline` is made of, with weights by torch's random state."""
@@ -61,7 +63,9 @@ def tiny_text_encoder_21(tokenizer: Any, patch: int) -> Any:
 
     config = tiny_config(tokenizer)
     config.vision_config.patch_size = patch
-    return spread(Qwen3VLForConditionalGeneration(config).eval())
+    model = spread(Qwen3VLForConditionalGeneration(config).eval())
+    model.model.language_model.embed_tokens.weight.data.mul_(LOUD)
+    return model
 
 
 def tiny_vae_21() -> Any:
