@@ -71,7 +71,9 @@ def example(size: Size, channels: int, width: int) -> Example:
     target, source = rng.standard_normal((2, *latent), dtype=np.float32)
     noise = rng.standard_normal((CALL.grid.tokens(size), 4 * channels), dtype=np.float32)
     told = torch.from_numpy(rng.standard_normal((TEXT, width), dtype=np.float32))
-    return Example(id="0", bucket=Bucket(size, (size,)), pictures=(target, source), told=(told,), noise=noise, level=0.5)
+    return Example(
+        id="0", bucket=Bucket(size, (size,)), pictures=(target, source), told=(told,), noise=noise, level=0.5
+    )
 
 
 def measure(transformer: Any, device: str, size: Size, recompute: bool, steps: int = 2, waiting: int = 0) -> Measured:
