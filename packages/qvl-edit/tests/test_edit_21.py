@@ -26,7 +26,7 @@ from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.groups import unused
 from qvl_edit.latents import Vae, on_white
 from qvl_edit.loss import edit_losses
-from qvl_edit.model import OneStream
+from qvl_edit.model import Given, OneStream
 from qvl_edit.opening import geometry_of
 from qvl_edit.packing import Grid
 from qvl_edit.pipeline import EditPipeline
@@ -238,12 +238,13 @@ def test_what_no_step_changes_is_computed_once(pipe: Any, call: OneStream) -> No
     noisy, source = (torch.randn(2, 4, 64, generator=rng) for _ in range(2))
     told = torch.randn(2, sum(call.gaps[:1]) + 5, 128, generator=rng)
     bucket = Geometry(area=32 * 32, vl_area=None, token=32).fit((32, 32), [(32, 32)])
+    given = Given([source], told, None, bucket)
     remembering = call.drawing(pipe.transformer)
     with torch.no_grad():
         for level in (1.0, 0.6, 0.2):
             levels = torch.full((2,), level)
-            wanted = call(pipe.transformer, noisy, [source], told, None, levels, bucket)
-            found = remembering(pipe.transformer, noisy, [source], told, None, levels, bucket)
+            wanted = call(pipe.transformer, noisy, levels, given)
+            found = remembering(pipe.transformer, noisy, levels, given)
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
@@ -253,7 +254,8 @@ def test_a_prediction_depends_on_every_parameter(pipe: Any, call: OneStream) -> 
     told = torch.randn(2, call.gaps[0] + 5, 128, generator=rng)
     bucket = Geometry(area=32 * 32, vl_area=None, token=32).fit((32, 32), [(32, 32)])
     transformer = copy.deepcopy(pipe.transformer)
-    call(transformer, noisy, [source], told, None, torch.tensor([0.3, 0.9]), bucket).square().sum().backward()
+    predicted = call(transformer, noisy, torch.tensor([0.3, 0.9]), Given([source], told, None, bucket))
+    predicted.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in transformer.parameters())
     layers = len(transformer.transformer_blocks)
     assert not any(re.fullmatch(unused(layers), name) for name, _ in transformer.named_parameters())

@@ -22,7 +22,7 @@ from qvl_edit.embed import Embedder, EncoderInput
 from qvl_edit.geometry import Geometry, numbers, resized
 from qvl_edit.latents import Vae
 from qvl_edit.loss import edit_loss, edit_losses
-from qvl_edit.model import TwoStreams
+from qvl_edit.model import Given, TwoStreams
 from qvl_edit.packing import Grid
 from qvl_edit.profile import Profile
 from qvl_edit.recipe import RECIPE
@@ -146,7 +146,7 @@ def test_all_of_the_transformer_may_be_in_fewer_bits(kind: str, checkpoint: Call
         recipe = load(RECIPE, "tiny", [f"model.quantization={quantization}", "tune={attn: {mode: lora}}"], "qvl_edit")
         model, _ = open_transformer(recipe, checkpoint() / "transformer", torch.float32, torch.device("cpu"))
         with torch.no_grad():
-            predicted.append(CALL(model, noisy, [source], told, None, torch.tensor([0.6]), bucket))
+            predicted.append(CALL(model, noisy, torch.tensor([0.6]), Given([source], told, None, bucket)))
     assert 1e-3 < (predicted[1] - predicted[0]).norm() / predicted[0].norm() < 0.2
 
 

@@ -1,7 +1,7 @@
 """The plan: exact counts of the released models, bytes against a real step of the tiny one, and the table of estimates
 that was made before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from qvl_edit import counting
 from qvl_edit.counting import Work, _forward, count_saved
 from qvl_edit.cut import Bucket
 from qvl_edit.groups import groups
-from qvl_edit.model import OneStream, TwoStreams
+from qvl_edit.model import Given, OneStream, TwoStreams
 from qvl_edit.packing import Grid
 from qvl_edit.plan import EditPlan, operations, predict
 from qvl_edit.recipe import RECIPE, EditRecipe
@@ -176,7 +176,11 @@ def test_what_autograd_keeps(
     _, transformer = real(tune, samples, recompute, one_stream)
     with monkeypatch.context() as patched:  # its own forward
         levels = torch.rand(samples)
-        patched.setattr(counting, "forward_21", lambda model, call, *given: call(model, *given, None, levels, BUCKET))
+
+        def own(model: Any, call: OneStream, noisy: Tensor, sources: Sequence[Tensor], told: Tensor) -> Tensor:
+            return call(model, noisy, levels, Given(sources, told, None, BUCKET))
+
+        patched.setattr(counting, "forward_21", own)
         found = kept(transformer, partial(_forward, transformer, work, torch.float32))
     _, other = real(tune, samples, recompute, one_stream)
     assert count_saved(other.to("meta"), work, half=False, device="cpu") == pytest.approx(found, rel=0.02)

@@ -13,7 +13,7 @@ from qvl_core.qwen3vl.lora import apply_tune
 from qvl_core.recipe.blocks import Group
 from qvl_edit.cut import Bucket
 from qvl_edit.groups import groups
-from qvl_edit.model import OneStream, TwoStreams
+from qvl_edit.model import Given, OneStream, TwoStreams
 from qvl_edit.packing import Grid
 from qvl_edit.streaming import Streamed, stream, waiting_blocks
 from qvl_edit.tiny import tiny_transformer
@@ -44,7 +44,7 @@ def learned(model: Any, one_stream: bool) -> list[Tensor]:
         noisy = torch.randn(2, call.grid.tokens((16, 16)), features, generator=rng)
         source = torch.randn(2, call.grid.tokens((16, 8)), features, generator=rng)
         told = torch.randn(2, 12, width, generator=rng)
-        made = call(model, noisy, [source], told, None, torch.tensor([0.3, 0.8]), bucket)
+        made = call(model, noisy, torch.tensor([0.3, 0.8]), Given([source], told, None, bucket))
         loss = made.square().mean()
         loss.backward()
         losses.append(loss.detach())
@@ -71,7 +71,8 @@ def values(model: Any, one_stream: bool) -> list[Tensor]:
     torch.manual_seed(2)
     noisy = torch.randn(1, call.grid.tokens((16, 16)), features)
     told = torch.randn(1, 5, width)
-    return [call(model, noisy, [], told, None, torch.tensor([level]), Bucket((16, 16))) for level in (1.0, 0.4)]
+    given = Given([], told, None, Bucket((16, 16)))
+    return [call(model, noisy, torch.tensor([level]), given) for level in (1.0, 0.4)]
 
 
 def frozen(block: Any) -> list[Any]:

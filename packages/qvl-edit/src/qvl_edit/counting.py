@@ -20,7 +20,7 @@ from qvl_core.training.operations import counting
 from qvl_edit.counting_21 import forward_21
 from qvl_edit.cut import Bucket
 from qvl_edit.flow import between, velocity_losses
-from qvl_edit.model import Call, OneStream
+from qvl_edit.model import Call, Given, OneStream
 
 PART = "transformer"
 
@@ -101,7 +101,7 @@ def _forward(transformer: Any, work: Work, dtype: torch.dtype) -> Tensor:
     if isinstance(work.call, OneStream):
         predicted = forward_21(transformer, work.call, noisy.to(dtype), sources, told)
     else:
-        predicted = work.call(transformer, noisy, sources, told, mask, levels, work.bucket)
+        predicted = work.call(transformer, noisy, levels, Given(sources, told, mask, work.bucket))
     losses: Tensor = velocity_losses(predicted, target, noise)
     return losses.sum()
 

@@ -19,7 +19,7 @@ from qvl_edit.cut import Bucket
 from qvl_edit.denoise import denoise, guided
 from qvl_edit.embed import padded
 from qvl_edit.latents import Vae
-from qvl_edit.model import Call
+from qvl_edit.model import Call, Given
 from qvl_edit.sampling import Sampling
 from qvl_edit.times import Shift
 
@@ -94,11 +94,10 @@ def drawn_latents(
     sources = [grid.pack(vae.encode(torch.from_numpy(np.stack(one)).to(device))) for one in shown]  # (B, M, F)
 
     def saying(embeddings: Sequence[Tensor]) -> Callable[[Tensor, float], Tensor]:
-        (states, mask), step = _stacked(embeddings, device), call.drawing(transformer)
+        given, step = Given(sources, *_stacked(embeddings, device), bucket), call.drawing(transformer)
 
         def direction(latents: Tensor, level: float) -> Tensor:
-            levels = torch.full((len(latents),), level, device=device)
-            return step(transformer, latents, sources, states, mask, levels, bucket).float()
+            return step(transformer, latents, torch.full((len(latents),), level, device=device), given).float()
 
         return direction
 

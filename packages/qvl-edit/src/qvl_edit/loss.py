@@ -8,7 +8,7 @@ from qvl_core.training.parts import Loss
 from qvl_edit.batch import EditBatch
 from qvl_edit.flow import between, velocity_losses
 from qvl_edit.latents import Vae
-from qvl_edit.model import Call
+from qvl_edit.model import Call, Given
 
 
 def edit_loss(transformer: Any, batch: EditBatch, vae: Vae, call: Call) -> Loss:
@@ -21,5 +21,6 @@ def edit_losses(transformer: Any, batch: EditBatch, vae: Vae, call: Call) -> Ten
     code = vae.normed if batch.coded else vae.encode
     target, *sources = (call.grid.pack(code(each)) for each in batch.pictures)  # (B, N, F)
     noisy = between(target, batch.noise, batch.levels)
-    predicted = call(transformer, noisy, sources, batch.told, batch.told_mask, batch.levels, batch.bucket)
+    given = Given(sources, batch.told, batch.told_mask, batch.bucket)
+    predicted = call(transformer, noisy, batch.levels, given)
     return velocity_losses(predicted, target, batch.noise)

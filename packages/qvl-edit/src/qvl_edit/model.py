@@ -1,7 +1,7 @@
 """One call of the transformer, as diffusers' pipelines make it.
 
     call = open_call(folder)
-    predicted = call(transformer, noisy, sources, told, told_mask, levels, bucket)      # (B, N, F)
+    predicted = call(transformer, noisy, levels, Given(sources, told, told_mask, bucket))      # (B, N, F)
 
 Shapes: B samples; N tokens of a target and M of a source, of F features; L tokens of a text, of width D.
 """
@@ -21,6 +21,21 @@ from qvl_edit.profile import Profile
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a prediction goes by, beside the noisy targets: the same at all steps of a drawing.
+
+    sources         (B, M, F) of each source
+    told, its mask  (B, L, D) and (B, L), true where there is a token; None where nothing is padded
+    bucket          sizes of all samples, in pixels
+    """
+
+    sources: Sequence[Tensor]
+    told: Tensor
+    mask: Tensor | None
+    bucket: Bucket
+
+
+@dataclass(frozen=True)
 class Call(ABC):
     """How a transformer is called.
 
@@ -36,22 +51,10 @@ class Call(ABC):
     padded: ClassVar[bool] = True
 
     @abstractmethod
-    def __call__(
-        self,
-        transformer: Any,
-        noisy: Tensor,
-        sources: Sequence[Tensor],
-        told: Tensor,
-        told_mask: Tensor | None,
-        levels: Tensor,
-        bucket: Bucket,
-    ) -> Tensor:
+    def __call__(self, transformer: Any, noisy: Tensor, levels: Tensor, given: Given) -> Tensor:
         """(B, N, F): the direction from picture to noise at targets with noise of `levels` (B,) in (0, 1].
 
-        noisy           (B, N, F)
-        sources         (B, M, F) of each source
-        told, its mask  (B, L, D) and (B, L), true where there is a token; None where nothing is padded
-        bucket          sizes of all samples, in pixels
+        noisy  (B, N, F)
         """
 
     def drawing(self, transformer: Any) -> "Call":
@@ -62,23 +65,14 @@ class Call(ABC):
 class TwoStreams(Call):
     """Qwen-Image and Qwen-Image-Edit: pictures, the target first, beside the text, which has a stream of its own."""
 
-    def __call__(
-        self,
-        transformer: Any,
-        noisy: Tensor,
-        sources: Sequence[Tensor],
-        told: Tensor,
-        told_mask: Tensor | None,
-        levels: Tensor,
-        bucket: Bucket,
-    ) -> Tensor:
+    def __call__(self, transformer: Any, noisy: Tensor, levels: Tensor, given: Given) -> Tensor:
         dtype = transformer.dtype  # the first parameter may be in fewer bits
         predicted: Tensor = transformer(
-            hidden_states=torch.cat([noisy, *sources], 1).to(dtype),
-            encoder_hidden_states=told.to(dtype),
-            encoder_hidden_states_mask=told_mask,
+            hidden_states=torch.cat([noisy, *given.sources], 1).to(dtype),
+            encoder_hidden_states=given.told.to(dtype),
+            encoder_hidden_states_mask=given.mask,
             timestep=levels.to(dtype),
-            img_shapes=[[(1, *self.grid.blocks(size)) for size in bucket.sizes]] * len(noisy),
+            img_shapes=[[(1, *self.grid.blocks(size)) for size in given.bucket.sizes]] * len(noisy),
             return_dict=False,
         )[0]
         return predicted[:, : noisy.shape[1]]
@@ -105,19 +99,10 @@ class OneStream(Call):
     gaps: tuple[int, ...] = ()
     remembered: QwenImage21KVCache | None = field(default=None, compare=False)
 
-    def __call__(
-        self,
-        transformer: Any,
-        noisy: Tensor,
-        sources: Sequence[Tensor],
-        told: Tensor,
-        told_mask: Tensor | None,
-        levels: Tensor,
-        bucket: Bucket,
-    ) -> Tensor:
-        if told_mask is not None:
+    def __call__(self, transformer: Any, noisy: Tensor, levels: Tensor, given: Given) -> Tensor:
+        if given.mask is not None:
             raise ValueError("texts of one forward have one length here; put those of another into another forward")
-        dtype = transformer.dtype
+        dtype, told, sources, bucket = transformer.dtype, given.told, given.sources, given.bucket
         count, length, width = told.shape
         seen = self._seen(length, [source.shape[1] // SLOT for source in sources]).to(told.device)  # (L + seen,)
         states = told.new_zeros(count, len(seen), width)
