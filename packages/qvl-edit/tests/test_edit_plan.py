@@ -15,6 +15,7 @@ from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.lora import apply_tune, parameter_groups
 from qvl_core.recipe.load import load
 from qvl_core.recipe.shipped import shipped
+from qvl_core.testing import kept
 from qvl_core.training.operations import counting as counting_operations
 from qvl_core.training.optim import Optimizer
 from qvl_edit import counting
@@ -146,22 +147,6 @@ def real(tune: str, samples: int, recompute: bool, one_stream: bool = False) -> 
     if recompute:
         transformer.enable_gradient_checkpointing()
     return recipe, transformer.train()
-
-
-def kept(model: Any, forward: Callable[[], Tensor]) -> int:
-    """Bytes of the storages that autograd keeps of a forward, weights left out; a backward follows."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    alive: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        alive.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = forward()
-    found = sum(t.untyped_storage().nbytes() for address, t in alive.items() if address not in weights)
-    loss.backward()
-    return found
 
 
 @pytest.mark.parametrize("one_stream", [False, True])

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -11,13 +10,14 @@ import pytest
 import torch
 from drawing_verbs import qvl_metaquery
 from sketches import drawn, written
-from torch import Tensor, nn
+from torch import nn
 
 from qvl_core.errors import BadInput
 from qvl_core.qwen3vl.lora import apply_tune, parameter_groups
 from qvl_core.qwen3vl.tiny import tiny as tiny_mllm
 from qvl_core.recipe.load import load
 from qvl_core.run import RunFolder
+from qvl_core.testing import kept
 from qvl_core.training.optim import Optimizer
 from qvl_core.training.world import processes
 from qvl_data.sources import mixtures
@@ -125,7 +125,7 @@ def step(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Stepped]:
         collate = collation(opened.processor, coded=False)
         batch = collate([samples.encode(position) for position in range(4)])
         model = opened.model.train()
-        saved = kept(model, partial(drawing_loss, model, batch, opened.coder))
+        saved = kept(model, lambda: drawing_loss(model, batch, opened.coder).total)
         gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
         optimizer = Optimizer(parameter_groups(model, recipe.tune, recipe.optim, GROUPS), recipe)
         optimizer.update(1.0, None, torch.tensor(1.0), torch.tensor(0.0))
@@ -136,22 +136,6 @@ def step(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Stepped]:
 
 
 FIXED = ("batch.size=4", "flow.dropout=0", "queries.number=24")
-
-
-def kept(model: nn.Module, forward: Callable[[], Any]) -> int:
-    """Bytes of the storages that autograd keeps of a forward, weights left out; a backward follows."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    alive: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        alive.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = forward().total
-    found = sum(t.untyped_storage().nbytes() for address, t in alive.items() if address not in weights)
-    loss.backward()
-    return found
 
 
 @pytest.mark.parametrize("name", HOW)

@@ -4,12 +4,18 @@ with operations() as done:                  # names, in the order of the calls
     write(folder)
 with operations(die_at=len(done)):          # the last one is never done
     write(folder)
+
+And what autograd keeps of a forward: `kept(model, lambda: loss(model, batch))`.
 """
 
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 OPERATIONS = ("replace", "rename", "fsync", "unlink", "truncate", "mkdir")
 """Functions of `os` that change or sync files."""
@@ -42,3 +48,21 @@ def operations(die_at: int = 0, names: Sequence[str] = OPERATIONS) -> Iterator[l
     finally:
         for name, function in real.items():
             setattr(os, name, function)
+
+
+def kept(model: "nn.Module", forward: "Callable[[], Tensor]") -> int:
+    """Bytes of the storages that autograd keeps of a forward, weights left out; a backward of its loss follows."""
+    import torch
+
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    alive: dict[int, Tensor] = {}
+
+    def keep(tensor: "Tensor") -> "Tensor":
+        alive.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward()
+    found = sum(t.untyped_storage().nbytes() for address, t in alive.items() if address not in weights)
+    loss.backward()
+    return found
