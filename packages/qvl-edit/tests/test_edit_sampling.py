@@ -219,7 +219,9 @@ def test_blocks_come_one_after_the_other_where_there_is_no_room_for_all(
     other.sampling = drawing.sampling
     other.transformer.requires_grad_(False)  # as `from_pretrained` leaves it
     monkeypatch.setattr(pipeline_room, "fit", lambda modules, device: False)
-    other.to("cpu")
+    other.to("cpu:0").to("cpu:0")  # tensors name it otherwise
+    with pytest.raises(BadInput, match="blocks come to cpu:0 one by one; open it anew for meta"):
+        other.to("meta")
     assert not any(weight.numel() for weight in other.transformer.transformer_blocks.parameters())
     for _ in range(2):
         found, wanted = (latents_of(each, ["red", "blue"], SOURCES[0]) for each in (other, drawing))

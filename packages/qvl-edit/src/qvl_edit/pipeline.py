@@ -9,6 +9,7 @@ a seed of its own: it is the same alone and in a batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,6 +60,7 @@ class EditPipeline:
         self.geometry, self.shift = geometry, shift
         self.sampling = sampling or Sampling(embedder.profile.guidance)
         self.device = next(transformer.parameters()).device
+        self._streamed = False
 
     @classmethod
     def from_pretrained(
@@ -90,13 +92,22 @@ class EditPipeline:
     def to(self, device: "str | torch.device") -> Self:
         """Draw on a device from now on. Where it has no room for all, the text encoder and the transformer stay where
         they are, and take turns on it; where it has none for the transformer, its blocks come one after the other."""
-        self.device = torch.device(device)
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:  # as tensors name it
+            device = torch.device("cuda", torch.cuda.current_device())
+        if self._streamed and device != self.device:
+            raise BadInput(
+                f"device: the transformer's blocks come to {self.device} one by one; open it anew for {device}."
+            )
+        self.device = device
         modules: list[torch.nn.Module] = [self.vae, self.transformer, self.embedder.model]
-        if not fit(modules, self.device):
+        if self._streamed or not fit(modules, self.device):
             modules = [self.vae]
-            if not fit([self.vae, self.transformer], self.device):
-                stream(self.transformer, len(self.transformer.transformer_blocks), self.device)
+            if self._streamed or not fit([self.vae, self.transformer], self.device):
                 modules.append(self.transformer)
+                if not self._streamed:
+                    stream(self.transformer, len(self.transformer.transformer_blocks), self.device)
+                    self._streamed = True
         for module in modules:
             module.to(self.device)
         return self
@@ -155,7 +166,7 @@ class EditPipeline:
             untold = told[sampling.negative, _key(shown)] if sampling.guided else None
             own = seeds[number * num_images :][:num_images]
             each += [Conditions(told[text, _key(shown)], untold, bucket, sources, seed) for seed in own]
-        with there(self.transformer, self.device):
+        with nullcontext() if self._streamed else there(self.transformer, self.device):
             drawn = draw(self.transformer, self.call, self.vae, each, self.shift, sampling, on_step, batch_size)
         check_finite(all(bool(pixels.isfinite().all()) for pixels in drawn), self.transformer.dtype)
         return Drawn([picture for pixels in drawn for picture in pictures(pixels[None].cpu().numpy())])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from qvl_core.errors import BadInput
 
+PIECE = 2**30  # bytes
 ALIVE = 3  # blocks on the device at once: one that ends, one that computes, one on its way
 
 
@@ -33,8 +34,9 @@ class Streamed:
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._there: dict[int, Any] = {}
         self._left: deque[Any] = deque()
+        locked = _Locked(device)
         for place, block in enumerate(blocks):
-            self._host.append([_locked(weight.data, device) for weight in self._weights[place]])
+            self._host.append([locked.copy(weight.data) for weight in self._weights[place]])
             self._leave(place)
             block.register_forward_pre_hook(partial(self._before, place), with_kwargs=True)
             block.register_forward_hook(partial(self._behind, place))
@@ -112,14 +114,22 @@ def _frozen(block: nn.Module) -> Iterator[nn.Parameter]:
     return (weight for weight in block.parameters() if not weight.requires_grad)
 
 
-def _locked(weight: Tensor, device: torch.device) -> Tensor:
-    """A copy in the host's memory, kept there in its own size for copies that nobody waits for: what torch pins itself
-    is rounded up to a power of two, half as much again for the largest blocks. Where the system allows no more, copies
-    are slower."""
-    host = torch.empty_like(weight, device="cpu", requires_grad=False).copy_(weight)
-    if device.type == "cuda":
-        torch.cuda.cudart().cudaHostRegister(host.data_ptr(), host.nbytes, 0)
-    return host
+class _Locked:
+    """The host's memory that copies to a device need nobody to wait for. It is taken in pieces of 1 GiB, since torch
+    rounds each one up to a power of two: half as much again for weights one by one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._lock = device.type == "cuda"
+        self._rest = torch.empty(0, dtype=torch.uint8)
+
+    def copy(self, weight: Tensor) -> Tensor:
+        if not self._lock:
+            return weight
+        size = -(-weight.nbytes // 64) * 64  # every weight begins where all types may
+        if size > len(self._rest):
+            self._rest = torch.empty(max(PIECE, size), dtype=torch.uint8, pin_memory=True)
+        place, self._rest = self._rest[: weight.nbytes], self._rest[size:]
+        return place.view(weight.dtype).view(weight.shape).copy_(weight)
 
 
 def _in_backward() -> bool:

@@ -34,9 +34,10 @@ def fit(modules: Iterable[nn.Module], device: torch.device) -> bool:
     """Whether a device has room for all of them, and for what they compute."""
     if device.type != "cuda":
         return True
-    missing = sum(t.nbytes for module in modules for t in _tensors(module) if t.device.type != "cuda")
+    missing = sum(t.nbytes for module in modules for t in _tensors(module) if t.device != device)
     free, _ = torch.cuda.mem_get_info(device)
-    return missing + ROOM <= free
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for the next to come
+    return missing == 0 or missing + ROOM <= free + kept
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
